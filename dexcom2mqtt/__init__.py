@@ -1,0 +1,1 @@
+"""dexcom2mqtt brings continuous glucose readings from Dexcom Share to MQTT."""
