@@ -1,0 +1,155 @@
+"""Time: what it is, and waiting for it to pass.
+
+Two times are kept apart. ``Clock.now()`` counts seconds since the machine started and never jumps; everything
+is scheduled by it. The time of day is Share's (``ShareTime``), since a Raspberry Pi has no clock of its own
+and the system's may be years off. No other module reads a clock or sleeps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+_SLICE: Final = 10.0
+"""Real seconds after which a wait looks at the clock again: waiting itself does not count suspended time."""
+
+_FIRST_PLAUSIBLE: Final = 946_684_800  # the year 2000 in Unix seconds
+_LAST_PLAUSIBLE: Final = 4_102_444_800  # the year 2100
+
+_REAL_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Stopped(BaseException):
+    """The program is to end. It derives from BaseException so that no handler of errors takes it for one."""
+
+
+class Clock:
+    """The time since the machine started, suspended time included, and the stop that ends every wait.
+
+    ``speed`` makes a whole program run faster than real time, for demonstration and tests.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
+        self._stopped = False
+        self._alarms: list[Alarm] = []
+
+    def now(self) -> float:
+        """Return the seconds since the machine started, times ``speed``."""
+        return time.clock_gettime(_REAL_CLOCK) * self.speed
+
+    def real(self, seconds: float) -> float:
+        """Return how many real seconds ``seconds`` of this clock take."""
+        return seconds / self.speed
+
+    def alarm(self) -> Alarm:
+        """Return a new alarm, for one thread to wait on."""
+        alarm = Alarm(self)
+        self._alarms.append(alarm)
+        if self._stopped:
+            alarm.ring()
+        return alarm
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the program is to end."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """End every wait, now and from now on, with ``Stopped``."""
+        self._stopped = True
+        for alarm in self._alarms:
+            alarm.ring()
+
+
+class Alarm:
+    """A wait of one thread, which ends by time, by ``ring`` from another thread, or by the stop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rung = threading.Event()
+
+    def ring(self) -> None:
+        """End the current wait, or the next one if there is none."""
+        self._rung.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for ``seconds`` of the clock; return whether it was rung before that. Raises Stopped."""
+        end = self._clock.now() + seconds
+        rung = self._rung.is_set()
+        while not rung and (left := self._clock.real(end - self._clock.now())) > 0:
+            rung = self._rung.wait(min(left, _SLICE))
+        if self._clock.stopped:
+            raise Stopped
+        if rung:
+            self._rung.clear()
+        return rung
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for ``seconds`` whatever rings, for a library that wants to sleep. Raises Stopped."""
+        end = self._clock.now() + seconds
+        rung = False
+        while (left := end - self._clock.now()) > 0:
+            rung = self.wait(left) or rung
+        if rung:
+            self.ring()
+
+
+class ShareTime:
+    """The time of day as one Share server tells it in the ``Date`` header of its answers.
+
+    A header is cut to whole seconds, so each only says between which two bounds the time lies. The estimate is
+    moved no further than into those bounds: it settles within a fraction of a second and then keeps still.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset: float | None = None
+
+    def tell(self, date: str | None, sent: float) -> None:
+        """Take a ``Date`` header of an answer to what was sent at ``sent`` and has just been received.
+
+        A header that is missing or makes no sense is ignored.
+        """
+        instant = parse_http_date(date)
+        if instant is None or not _FIRST_PLAUSIBLE < instant < _LAST_PLAUSIBLE:
+            return
+        earliest = instant - self._clock.now()
+        latest = instant + 1 - sent
+        estimate = (earliest + latest) / 2 if self._offset is None else self._offset
+        self._offset = min(max(estimate, earliest), latest)
+
+    @property
+    def known(self) -> bool:
+        """Whether the server has told the time yet."""
+        return self._offset is not None
+
+    def unix(self, at: float) -> float | None:
+        """Turn a time of the clock into Unix seconds; None while the time is unknown."""
+        return None if self._offset is None else at + self._offset
+
+    def at(self, unix: float) -> float | None:
+        """Turn Unix seconds into a time of the clock; None while the time is unknown."""
+        return None if self._offset is None else unix - self._offset
+
+    def now(self) -> float | None:
+        """Return the time of day in Unix seconds; None while it is unknown."""
+        return self.unix(self._clock.now())
+
+
+def parse_http_date(text: str | None) -> float | None:
+    """Turn the date of an HTTP header into Unix seconds; None where it is none."""
+    try:
+        parsed = parsedate_to_datetime(text or "")
+        # An HTTP date is always in GMT, also where it does not say so.
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+def iso(unix: float | None) -> str | None:
+    """Write Unix seconds as ISO 8601 in UTC, in whole seconds; None stays None."""
+    return None if unix is None else datetime.fromtimestamp(int(unix), UTC).isoformat()
