@@ -1,0 +1,94 @@
+"""The readings of one account over the last 24 hours: what is new, what is double, what is missing.
+
+Pure: it is told what time it is, and neither fetches nor publishes.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dexcom2mqtt.readings import Reading
+
+DAY: Final = 24 * 3600
+"""How long a reading is kept, in seconds: Share remembers no longer."""
+
+_SLACK: Final = 300  # the answer to a read takes a while, and Share's day ends when it was asked
+_FUTURE: Final = 300
+_DOUBLE: Final = 30
+_GAP: Final = 450
+_DELTA_NEAREST_TO: Final = 300
+_DELTA_BETWEEN: Final = (150, 600)
+
+
+class Ledger:
+    """The readings of one account, each kept for 24 hours. Times are Unix seconds as Share tells them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Reading] = {}  # by date, in order
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What is kept, oldest first."""
+        return tuple(self._kept.values())
+
+    @property
+    def newest(self) -> Reading | None:
+        """The newest reading, or None."""
+        return next(reversed(self._kept.values()), None)
+
+    def add(self, readings: Iterable[Reading], now: float) -> list[Reading]:
+        """Keep what is new and return it, oldest first.
+
+        A reading is identified by its date. One is a double, and dropped, if a kept one of equal value lies
+        within 30 s of it: a sensor worn with a watch and a phone is uploaded twice. One that is more than
+        5 minutes in the future or more than a day old is dropped too.
+        """
+        new: list[Reading] = []
+        for reading in sorted(readings, key=lambda reading: reading.date):
+            at = reading.date / 1000
+            if now - DAY - _SLACK <= at <= now + _FUTURE and not self._has(reading):
+                self._kept[reading.date] = reading
+                new.append(reading)
+        self._kept = {date: self._kept[date] for date in sorted(self._kept) if date / 1000 >= now - DAY - _SLACK}
+        return new
+
+    def delta(self, reading: Reading) -> int | None:
+        """Return how many mg/dL ``reading`` is above the one about five minutes before it.
+
+        That is the one nearest to 300 s earlier among those 150 to 600 s earlier (of two, the older). None
+        where there is none, or where either is out of the sensor's range and so no measurement.
+        """
+        least, most = _DELTA_BETWEEN
+        distances = {
+            (reading.date - earlier.date) / 1000: earlier
+            for earlier in self._kept.values()
+            if least <= (reading.date - earlier.date) / 1000 <= most
+        }
+        if not distances:
+            return None
+        earlier = distances[min(distances, key=lambda seconds: (abs(seconds - _DELTA_NEAREST_TO), -seconds))]
+        if reading.out_of_range or earlier.out_of_range:
+            return None
+        return reading.mg_dl - earlier.mg_dl
+
+    def minutes_to_read(self, now: float) -> int:
+        """Return how many minutes Share has to be asked for, so that every gap may still be filled.
+
+        A gap is a distance of more than 7.5 minutes; a phone that was away uploads later what it missed.
+        """
+        if not self._kept:
+            return DAY // 60
+        dates = list(self._kept)
+        since = next((a for a, b in pairwise(dates) if b - a > _GAP * 1000), dates[-1])
+        return min(max(math.ceil((now - since / 1000) / 60) + 1, 1), DAY // 60)
+
+    def _has(self, reading: Reading) -> bool:
+        return reading.date in self._kept or any(
+            kept.mg_dl == reading.mg_dl and abs(kept.date - reading.date) <= _DOUBLE * 1000
+            for kept in self._kept.values()
+        )

@@ -1,0 +1,114 @@
+"""What the broker should hold: topic by topic, and what has to be sent for it to be so.
+
+The broker is a mirror of this picture, not a queue of what happened: after a reconnect the picture is sent
+anew, so that nothing old can follow something new. Messages expire into their successors here, so staleness,
+sending again and the expiry that MQTT 5 tells the broker are one mechanism, without timers.
+
+It neither connects nor knows the time: it is asked what is to be sent now.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dexcom2mqtt.messages import Message
+
+_SAME_EXPIRY: Final = 1.0  # second: the finest that MQTT can express
+
+
+class Mirror:
+    """The picture of all retained messages. Any thread may put; one thread takes.
+
+    ``last`` is the topic that goes last when the whole picture is sent. ``changed`` is called after a put that
+    gave something to send.
+    """
+
+    def __init__(self, last: str, changed: Callable[[], None] = lambda: None) -> None:
+        self._last = last
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._picture: dict[str, Message] = {}  # in the order in which it was put
+        self._unsent: dict[str, None] = {}  # topics, in the order in which they are to go
+        self._closed = False
+        self._next_expiry = math.inf  # no message expires before that
+
+    def put(self, messages: Iterable[Message], *, only_missing: bool = False) -> None:
+        """Change the picture, and send what is different in the order given.
+
+        With ``only_missing``, topics that the picture already has are left as they are.
+        """
+        with self._lock:
+            for message in () if self._closed else messages:
+                if only_missing and message.topic in self._picture:
+                    continue
+                if not _same(self._picture.get(message.topic), message):
+                    self._replace(message)
+            changed = bool(self._unsent)
+        if changed:
+            self._changed()
+
+    def close(self, messages: Iterable[Message]) -> None:
+        """Put the last messages; whatever is put after them is ignored."""
+        self.put(messages)
+        self._closed = True
+
+    @property
+    def unsent(self) -> bool:
+        """Whether there is something to send that was put but not taken."""
+        with self._lock:
+            return bool(self._unsent)
+
+    def send_all(self) -> None:
+        """Send the whole picture anew, as after a connect; whatever was under way may have been lost."""
+        with self._lock:
+            self._unsent = dict.fromkeys(sorted(self._picture, key=lambda topic: topic == self._last))
+
+    def take(self, now: float, most: int) -> list[Message]:
+        """Return at most that many messages to send now, and take them for sent."""
+        with self._lock:
+            self._expire(now)
+            topics = list(islice(self._unsent, most))
+            for topic in topics:
+                del self._unsent[topic]
+            return [self._picture[topic] for topic in topics]
+
+    def next_expiry(self) -> float:
+        """Return when to take again even if nothing was put: no message expires before that."""
+        with self._lock:
+            return self._next_expiry
+
+    def _replace(self, message: Message) -> None:
+        for topics in (self._picture, self._unsent):
+            topics.pop(message.topic, None)
+        self._picture[message.topic] = message
+        self._unsent[message.topic] = None
+        if message.expires_at is not None:
+            self._next_expiry = min(self._next_expiry, message.expires_at)
+
+    def _expire(self, now: float) -> None:
+        if now < self._next_expiry:
+            return
+        mortal = [(at, message) for message in self._picture.values() if (at := message.expires_at) is not None]
+        for at, message in sorted(mortal, key=itemgetter(0)):
+            if at > now:
+                self._next_expiry = at
+                return
+            if message.successor is not None:
+                self._replace(message.successor)
+            else:
+                del self._picture[message.topic]
+                self._unsent.pop(message.topic, None)
+        self._next_expiry = math.inf
+
+
+def _same(a: Message | None, b: Message) -> bool:
+    if a is None or a.payload != b.payload or (a.expires_at is None) != (b.expires_at is None):
+        return False
+    return abs((a.expires_at or 0) - (b.expires_at or 0)) < _SAME_EXPIRY

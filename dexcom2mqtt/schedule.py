@@ -1,0 +1,125 @@
+"""When to do what: the next poll, the next attempt to sign in, how long to wait after which failure.
+
+Pure: times are seconds of the caller's clock, and chance is a parameter. It does not wait; it says until when.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERVAL: Final = 300.0
+"""Seconds from one reading to the next: the sensors' own rhythm."""
+DELAY: Final = 15.0
+"""Seconds after a reading is due when it is first asked for; most are readable 8 to 25 s after they were taken."""
+FULL_READ_EVERY: Final = 3600.0
+"""Seconds between two polls that read all 24 hours, in case something was missed."""
+REFRESH_EVERY: Final = 30.0
+"""Seconds that have to pass between two polls that were asked for."""
+
+_LATE_TRIES: Final = (20.0, 60.0, 140.0)
+
+_MINUTE: Final = 60.0
+_HOUR: Final = 3600.0
+_DAY: Final = 86400.0
+
+LOCKED_OUT: Final = 20 * _MINUTE
+"""Seconds without any sign-in after Share has locked an account: it does so for 15 to 20 minutes."""
+WRONG_CLOCK: Final = 30.0
+"""Seconds between two tries while this machine's wrong clock makes TLS fail."""
+_BACKOFF_FIRST: Final = 5.0
+_BACKOFF_MOST: Final = 300.0
+
+_RATE_LIMIT_DEFAULT: Final = 5 * _MINUTE
+_RATE_LIMIT_LEAST: Final = _MINUTE
+_RATE_LIMIT_MOST: Final = _HOUR
+
+_RENEWALS_AN_HOUR: Final = 12
+_ATTEMPTS_AN_HOUR: Final = 3
+_ATTEMPTS_A_DAY: Final = 12
+
+
+def next_poll(newest: float | None, now: float) -> float:
+    """Return when to poll next, after a poll that worked, given when the newest reading was taken.
+
+    A reading is asked for when it is due. Where it is late, a few tries follow with growing gaps; then it is
+    asked for calmly, once each time one would be due, which also finds the old rhythm again after a gap.
+    """
+    if newest is None:
+        return now + INTERVAL
+    due = newest + INTERVAL + DELAY
+    missed = max(0, int((now - due) // INTERVAL))
+    tries = [due + INTERVAL * missed, due + INTERVAL * (missed + 1)]
+    if missed == 0:
+        tries[1:1] = [due + late for late in _LATE_TRIES]
+    return min(next(at for at in tries if at > now), now + INTERVAL + DELAY)
+
+
+def backoff(failures: int, chance: Callable[[], float]) -> float:
+    """Return how many seconds to wait after that many failed polls in a row: 5 at first, never above 300.
+
+    ``chance`` gives a number from 0 to 1; it spreads out those who failed at the same moment.
+    """
+    most = min(_BACKOFF_FIRST * float(2 ** min(failures - 1, 10)), _BACKOFF_MOST)
+    return most * (0.5 + chance() / 2)
+
+
+def rate_limit(retry_after: float | None) -> float:
+    """Return how many seconds to leave a server alone that asked for ``retry_after`` of them (None: no word)."""
+    if retry_after is None:
+        return _RATE_LIMIT_DEFAULT
+    return min(max(retry_after, _RATE_LIMIT_LEAST), _RATE_LIMIT_MOST)
+
+
+class SignIns:
+    """The sign-ins of one account, and when the next one is allowed.
+
+    Trying a wrong password again and again locks the account, and every further try renews the lock. So what
+    never worked is tried 3 times in an hour and 12 times a day at most. After it has worked once, a rejection
+    is no proof of a wrong password: the next try follows after 5 minutes, then one every 30 minutes. A session
+    that keeps getting lost is renewed 12 times an hour at most.
+    """
+
+    def __init__(self) -> None:
+        self.rejected: list[float] = []
+        """When requests with the password were rejected, of the last 24 hours."""
+        self._all: list[float] = []
+        self._worked = False
+        self._rejected_in_a_row = 0
+        self._locked_until = 0.0
+
+    def note(self, now: float, *, requests: int, accepted: bool | None) -> None:
+        """Take note of a sign-in with that many requests; ``accepted`` is None where Share did not say."""
+        self._all = [at for at in self._all if at > now - _HOUR] + [now]
+        self.rejected = [at for at in self.rejected if at > now - _DAY]
+        if accepted:
+            self._worked = True
+            self._rejected_in_a_row = 0
+        elif accepted is False:
+            self._rejected_in_a_row += 1
+            self.rejected += [now] * requests
+
+    def lock_out(self, now: float) -> None:
+        """Take note that Share has locked the account."""
+        self._locked_until = now + LOCKED_OUT
+
+    def allowed_at(self, requests: int) -> float:
+        """Return from when on a sign-in is allowed that takes that many requests with the password."""
+        earliest = [self._locked_until, _room_at(self._all, _RENEWALS_AN_HOUR, 1, _HOUR)]
+        if self._rejected_in_a_row and self._worked:
+            earliest.append(self.rejected[-1] + (5 if self._rejected_in_a_row == 1 else 30) * _MINUTE)
+        elif self._rejected_in_a_row:
+            # Two more in the first hour, then spread over the day rather than spent at once.
+            spread = 20 * _MINUTE if self._rejected_in_a_row < _ATTEMPTS_AN_HOUR else 2.5 * _HOUR
+            earliest.append(self.rejected[-1] + spread)
+            earliest.append(_room_at(self.rejected, _ATTEMPTS_AN_HOUR, requests, _HOUR))
+            earliest.append(_room_at(self.rejected, _ATTEMPTS_A_DAY, requests, _DAY))
+        return max(earliest)
+
+
+def _room_at(times: list[float], most: int, more: int, within: float) -> float:
+    """Return from when on ``more`` fit beside ``times``, given that at most ``most`` may lie ``within``."""
+    excess = len(times) + more - most
+    return times[excess - 1] + within if excess > 0 else 0.0

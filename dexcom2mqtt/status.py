@@ -1,0 +1,81 @@
+"""How an account is doing: one table from each state to what happened and what to do about it.
+
+The log, the topic ``status``, systemd's status line and ``check`` all speak from this table. Nothing here
+quotes what Share said, and nothing holds a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+REMEDIES: Final = {
+    "starting": "Waiting for the first answer of Share.",
+    "ok": "Readings arrive.",
+    "no_readings": (
+        "Share answers, but has no new reading. The sensor may be warming up, or the phone may be off or without "
+        "network. If there never was a reading: in the Dexcom app, sharing must be on and have at least one "
+        "follower, and the credentials must be those of the person who wears the sensor, not a follower's."
+    ),
+    "sensor_error": (
+        "The sensor sends error codes in place of readings. Look at the Dexcom app: it says what the sensor needs."
+    ),
+    "unavailable": (
+        "Share cannot be reached or is out of order. Nothing to do unless it lasts: then check this machine's "
+        "network and name resolution."
+    ),
+    "rate_limited": (
+        "Share asks for fewer requests, so it is left alone for a while. If this repeats, stop other programs that "
+        "read the same account or use the same internet connection for Share."
+    ),
+    "credentials_rejected": (
+        "Share does not accept the credentials. Check the region first (us, ous, jp), then user name and password; "
+        "a phone number is written with + and the country code; the credentials are those of the person who wears "
+        "the sensor, not a follower's. After a change, restart. Sign-ins are rationed, so that the account is not "
+        "locked."
+    ),
+    "locked_out": (
+        "Share has locked the account for a while after too many failed sign-ins. No sign-in is tried for 20 "
+        "minutes. Check the credentials, and stop other programs that sign in with an old password."
+    ),
+    "unexpected_response": (
+        "Share answered something that was not understood: maintenance, or a change of the service. Trying goes "
+        "on. If it lasts for a day, look for a newer version of dexcom2mqtt."
+    ),
+}
+"""What happened and what to do, by the value of ``share``."""
+
+_WRONG_CLOCK: Final = (
+    "This machine's clock seems to be wrong: set it, or let the machine reach a time server. Trying goes on."
+)
+BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account starts anew after five minutes."
+
+_WELL: Final = frozenset({"starting", "ok"})
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How an account is doing. Times are Unix seconds as Share tells them, or None while it has not."""
+
+    share: str = "starting"
+    message: str = REMEDIES["starting"]
+    since: float | None = None
+    last_reading_at: float | None = None
+    last_success_at: float | None = None
+    next_poll_at: float | None = None
+    delay: float | None = None
+    """How many seconds after it was taken a reading becomes readable, as learned; None until then."""
+    requests_24h: int = 0
+    logins_24h: int = 0
+    rejected: tuple[int, ...] = ()
+    """When sign-ins were rejected in the last 24 hours, in Unix seconds."""
+
+    @property
+    def well(self) -> bool:
+        """Whether there is nothing to worry about."""
+        return self.share in _WELL
+
+
+def tell(happened: str, share: str, *, wrong_clock: bool = False) -> str:
+    """Join what happened and what to do about it."""
+    return f"{happened[:1].upper()}{happened[1:]}. {_WRONG_CLOCK if wrong_clock else REMEDIES[share]}"
