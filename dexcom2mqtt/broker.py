@@ -1,0 +1,425 @@
+"""The connection to the MQTT broker: protocol, TLS, will, retries, acknowledgements, subscriptions.
+
+It keeps the broker equal to the mirror, for ever: whatever happens to a connection, another one follows. It
+knows nothing of glucose. Everything of paho happens in one thread, so that its callbacks and its failures are
+seen where they arise; each connection is a client of its own, so that nothing of an old one can follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import select
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from dexcom2mqtt.clock import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Mqtt, Tls
+    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.mirror import Mirror
+
+_log = logging.getLogger(__name__)
+
+Protocol = Literal["5", "3.1.1"]
+
+_CONNECT_SECONDS: Final = 5.0
+_CONNACK_SECONDS: Final = 10.0
+_WINDOW: Final = 20
+"""Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
+_BACKOFF_MOST: Final = 30.0
+_TAKEN_OVER_WAIT: Final = 60.0
+_SETTLED: Final = 30.0
+"""Seconds after which a connection counts as a good one, and the next failure as a first."""
+_TAKEN_OVER_SETTLED: Final = 300.0
+_PROTOCOL_REFUSED: Final = 0x84
+_SESSION_TAKEN_OVER: Final = 0x8E
+_FAILURE: Final = 0x80
+_CLOSED_WITHOUT_ANSWER: Final = 2
+_POLL_SECONDS: Final = 1.0
+_FAREWELL_SECONDS: Final = 1.2
+
+BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message of a subscription."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a connection came to nothing, or to an end, in words for a person."""
+
+    text: str
+    protocol_refused: bool = False
+    closed_without_answer: bool = False
+    taken_over: bool = False
+
+
+class TlsFileError(Exception):
+    """A file of the TLS settings is no good; the text names the key and the file."""
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Make a TLS context of its settings. Raises TlsFileError."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+    except OSError as error:
+        raise TlsFileError(f"mqtt.tls.ca_file: {tls.ca_file} holds no certificate in PEM ({error})") from None
+    if tls.cert_file:
+        try:
+            # An empty password makes an encrypted key an error; without it, OpenSSL would ask on the terminal.
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+        except OSError as error:
+            files = f"{tls.cert_file} and {tls.key_file}" if tls.key_file else tls.cert_file
+            raise TlsFileError(
+                f"mqtt.tls.cert_file, key_file: {files} are no certificate with its unencrypted key in PEM ({error})"
+            ) from None
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Broker:
+    """Keeps the MQTT broker equal to ``mirror`` until the clock stops.
+
+    ``will`` is what the broker publishes if the connection ends without a farewell. ``connected`` is called
+    with the protocol after each connect, before the picture is sent; ``received`` with each message of
+    ``subscriptions``. Both are called in the broker's thread and must not block.
+
+    Raises TlsFileError.
+    """
+
+    def __init__(  # noqa: PLR0913  # by name, and each has its user
+        self,
+        mqtt: Mqtt,
+        clock: Clock,
+        mirror: Mirror,
+        *,
+        will: Message,
+        subscriptions: Sequence[str] = (),
+        connected: Callable[[Protocol], None] = lambda _: None,
+        received: Callable[[Received], None] = lambda _: None,
+    ) -> None:
+        self._mqtt = mqtt
+        self._clock = clock
+        self._mirror = mirror
+        self._will = will
+        self._subscriptions = subscriptions
+        self._connected = connected
+        self._received = received
+        self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
+        self._alarm = clock.alarm()
+        self._wake_out, self._wake_in = socket.socketpair()
+        for end in (self._wake_out, self._wake_in):
+            end.settimeout(0)
+        self._ended = threading.Event()
+        self._protocol: Protocol = "3.1.1" if mqtt.protocol == "3.1.1" else "5"
+        self._decided = mqtt.protocol != "auto"
+        self._closed_without_answer = 0
+        self._failures = 0
+        self._trouble: str | None = None
+        self._taken_over = False
+        self._denied: set[str] = set()
+
+    def wake(self) -> None:
+        """Look at the mirror now; for any thread."""
+        with contextlib.suppress(BlockingIOError):  # it is full of such calls already
+            self._wake_in.send(b".")
+
+    def run(self) -> None:
+        """Connect, and connect again, until the clock stops; returns when the farewell is over."""
+        try:
+            while not self._clock.stopped:
+                began = self._clock.now()
+                protocol = self._protocol
+                failure = self._connect_and_serve()
+                if failure is not None and not (failure.protocol_refused and protocol != self._protocol):
+                    self._alarm.wait(self._pause_after(failure, self._clock.now() - began))
+        except Stopped:
+            pass
+        finally:
+            self._ended.set()
+
+    def join(self) -> None:
+        """Wait until the farewell is over, but no longer than it may take."""
+        self.wake()
+        self._ended.wait(_FAREWELL_SECONDS + 0.2)
+
+    def _connect_and_serve(self) -> _Failure | None:
+        """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
+        protocol = self._protocol
+        with _Connection(self._mqtt, protocol, self._tls, self._will) as connection:
+            failure = connection.open(self._clock)
+            if failure is not None:
+                self._reconsider(failure)
+                return failure
+            self._decided = True
+            self._say_connected(protocol)
+            for topic in self._subscriptions:
+                connection.client.subscribe(topic, qos=0)
+            self._connected(protocol)
+            self._mirror.send_all()
+            return self._serve(connection)
+
+    def _serve(self, connection: _Connection) -> _Failure | None:
+        farewell_until = math.inf
+        while connection.failure is None:
+            now = self._clock.now()
+            for message in self._mirror.take(now, connection.room):
+                connection.publish(message, self._clock)
+            if self._clock.stopped:
+                farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
+                if connection.idle and not self._mirror.unsent:
+                    connection.client.disconnect()
+                    return None
+                if now >= farewell_until:
+                    return None  # the socket is closed without DISCONNECT, so that the will speaks
+            until = min(self._mirror.next_expiry(), farewell_until)
+            connection.work(min(max(self._clock.real(until - now), 0), _POLL_SECONDS), self._wake_out)
+            for received in connection.take_received():
+                self._received(received)
+            for topic, reason in connection.take_denied():
+                self._say_denied(topic, reason)
+        return connection.failure
+
+    def _reconsider(self, failure: _Failure) -> None:
+        """Choose the protocol of the next attempt: 5 unless the broker refuses it or keeps hanging up on it."""
+        if self._decided:
+            return
+        if failure.protocol_refused and self._protocol == "5":
+            self._protocol = "3.1.1"
+            self._closed_without_answer = 0
+        elif self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:  # that was 3.1.1, and no better
+            self._protocol = "5"
+            self._closed_without_answer = 0
+        elif failure.closed_without_answer and self._protocol == "5":
+            self._closed_without_answer += 1
+            if self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:
+                self._protocol = "3.1.1"
+
+    def _pause_after(self, failure: _Failure, lasted: float) -> float:
+        """Say what happened, once, and return how many seconds to wait before the next attempt."""
+        if lasted > _TAKEN_OVER_SETTLED:
+            self._trouble = None
+        self._taken_over = failure.taken_over
+        if failure.text != self._trouble:
+            _log.log(logging.ERROR if failure.taken_over else logging.WARNING, "%s", failure.text)
+            self._trouble = failure.text
+        self._failures = 1 if lasted > _SETTLED else self._failures + 1
+        if failure.taken_over:
+            return _TAKEN_OVER_WAIT
+        most = min(2.0 ** min(self._failures - 1, 10), _BACKOFF_MOST)
+        return most * random.uniform(0.5, 1.0)  # noqa: S311  # spreads out clients, guards nothing
+
+    def _say_connected(self, protocol: Protocol) -> None:
+        self._denied.clear()
+        if self._taken_over:  # the other client will be back: that is one line, and not one for each time
+            return
+        self._trouble = None
+        _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
+
+    def _say_denied(self, topic: str, reason: str) -> None:
+        if topic not in self._denied:
+            self._denied.add(topic)
+            _log.error(
+                "the broker does not take messages on %s (%s): its access control list must let the user of "
+                "this daemon write there",
+                topic,
+                reason,
+            )
+
+
+class _Connection:
+    """One connection of one paho client, from its opening to its end."""
+
+    def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message) -> None:
+        self._mqtt = mqtt
+        self._protocol = protocol
+        self._place = f"the broker at {mqtt.host}:{mqtt.port}"
+        self._answered = False
+        self._window = _WINDOW
+        self._on_their_way: dict[int, str] = {}
+        self._received: list[Received] = []
+        self._denied: list[tuple[str, str]] = []
+        self.failure: _Failure | None = None
+        self.client = client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=mqtt.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = _CONNECT_SECONDS
+        client.max_inflight_messages_set(_WINDOW)
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if mqtt.username is not None:
+            password = None if mqtt.password is None else mqtt.password.get_secret_value()
+            client.username_pw_set(mqtt.username.get_secret_value(), password)
+        if tls is not None:
+            client.tls_set_context(tls)
+            client.tls_insecure_set(not tls.check_hostname)
+        # The callbacks only take note: what follows from it happens outside of paho, where it can be seen.
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sock = self.client.socket()
+        if sock is not None:
+            sock.close()
+
+    def open(self, clock: Clock) -> _Failure | None:
+        """Connect and wait for the broker's answer. Return why it came to nothing, or None."""
+        try:
+            self.client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
+        except (OSError, ValueError) as error:
+            return _Failure(f"cannot connect to {self._place}: {_explain(error)}")
+        until = clock.now() + _CONNACK_SECONDS * clock.speed
+        while not self._answered and self.failure is None:
+            left = clock.real(until - clock.now())
+            if left <= 0:
+                return _Failure(f"{self._place} takes connections but does not answer; is it overloaded or frozen?")
+            if clock.stopped:
+                raise Stopped
+            self.work(min(left, _POLL_SECONDS))
+        return self.failure
+
+    @property
+    def room(self) -> int:
+        """How many more messages may be on their way."""
+        return self._window - len(self._on_their_way)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every message that was sent is acknowledged."""
+        return not self._on_their_way
+
+    def publish(self, message: Message, clock: Clock) -> None:
+        """Send a retained message, QoS 1, with the expiry that is left to it."""
+        properties = None
+        if self._protocol == "5" and message.expires_at is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            left = clock.real(message.expires_at - clock.now())
+            properties.MessageExpiryInterval = max(1, math.ceil(left))
+        info = self.client.publish(message.topic, message.payload, qos=1, retain=True, properties=properties)
+        self._on_their_way[info.mid] = message.topic
+
+    def work(self, seconds: float, wake: socket.socket | None = None) -> None:
+        """Let paho read and write for up to ``seconds``; return early where something happened."""
+        sock = self.client.socket()
+        if sock is None:
+            self._end(f"the connection to {self._place} was lost")
+            return
+        poll = select.poll()  # unlike select, it takes any number of open files
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self.client.want_write() else 0))
+        if wake is not None:
+            poll.register(wake, select.POLLIN)
+        pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = dict(poll.poll(0 if pending else math.ceil(seconds * 1000)))
+        if wake is not None and wake.fileno() in ready:
+            wake.recv(4096)
+        events = ready.get(sock.fileno(), 0)
+        try:
+            if pending or events & ~select.POLLOUT:
+                self.client.loop_read()
+            if events & select.POLLOUT:
+                self.client.loop_write()
+            self.client.loop_misc()
+        except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
+            self._end(f"{self._place} sent something that is no MQTT ({type(error).__name__})")
+
+    def take_received(self) -> list[Received]:
+        """Return the messages that came since the last call."""
+        taken, self._received = self._received, []
+        return taken
+
+    def take_denied(self) -> list[tuple[str, str]]:
+        """Return the topics, with the reason, of the messages that were refused since the last call."""
+        taken, self._denied = self._denied, []
+        return taken
+
+    def _end(self, text: str, *, refused: bool = False, closed: bool = False, taken_over: bool = False) -> None:
+        if self.failure is None:
+            self.failure = _Failure(text, refused, closed, taken_over)
+
+    def _on_connect(
+        self, _client: object, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        self._answered = True
+        if not reason.is_failure:
+            self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+        elif reason.value == _PROTOCOL_REFUSED:
+            self._end(f"{self._place} does not take MQTT {self._protocol}", refused=True)
+        elif reason.value in BAD_CREDENTIALS:
+            self._end(f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password")
+        else:
+            self._end(f"{self._place} refuses the connection ({reason})")
+
+    def _on_disconnect(
+        self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
+    ) -> None:
+        if not self._answered:
+            self._end(
+                f"{self._place} closed the connection without an answer; is mqtt.port the right one?", closed=True
+            )
+        elif flags.is_disconnect_packet_from_server and reason.value == _SESSION_TAKEN_OVER:
+            self._end(
+                f"another program has connected to {self._place} as "
+                f"{self._mqtt.client_id}: stop it, or give this one an mqtt.client_id of its own",
+                taken_over=True,
+            )
+        else:
+            self._end(f"the connection to {self._place} was lost")
+
+    def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
+        topic = self._on_their_way.pop(mid, None)
+        if topic is not None and reason.value >= _FAILURE:
+            self._denied.append((topic, str(reason)))
+
+    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        self._received.append(Received(message.topic, bytes(message.payload), message.retain))
+
+
+def _explain(error: Exception) -> str:  # noqa: PLR0911  # a table of causes
+    """Say what failed while connecting, and what to look at."""
+    match error:
+        case socket.gaierror():
+            return "its name cannot be looked up; check mqtt.host"
+        case ConnectionRefusedError():
+            return "nothing listens there; is the broker running? check mqtt.host and mqtt.port"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not accepted ({error.verify_message}); check mqtt.tls and this machine's clock"
+        case ssl.SSLError():
+            return f"the encrypted connection fails ({error.reason}); check mqtt.port and mqtt.tls"
+        case TimeoutError():
+            return "no answer; check mqtt.host, mqtt.port, and any firewall between"
+        case OSError():
+            return error.strerror or type(error).__name__
+        case _:
+            return f"{type(error).__name__}; check mqtt.host"

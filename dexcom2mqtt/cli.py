@@ -1,0 +1,158 @@
+"""The command line: commands, the set-up of logging, exit codes.
+
+Each command imports what it needs when it runs, so that a small one starts fast on a Raspberry Pi.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dexcom2mqtt.config import Settings
+
+FAILED: Final = 1
+MISCONFIGURED: Final = 78  # EX_CONFIG of sysexits.h
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
+    given = _parser().parse_args(arguments)
+    command = {"run": _run, "demo": _demo, "schema": _schema}[given.command]
+    return command(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    # The options are taken before and after the command; a default would overwrite what came before it.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help="the configuration; else $DEXCOM2MQTT_CONFIG, ./config.yaml, /etc/dexcom2mqtt/config.yaml",
+    )
+    common.add_argument("--log-level", choices=_LEVELS, help="how much is logged, in place of the configuration's")
+    parser = argparse.ArgumentParser(
+        prog="dexcom2mqtt", description="Bring glucose readings from Dexcom Share to MQTT.", parents=[common]
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.set_defaults(command="run", config=None, log_level=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common])
+        command.set_defaults(command=name)
+        return command
+
+    add("run", "poll and publish, in the foreground, until SIGTERM or SIGINT (the default)")
+    demo = add("demo", "see it work with no account and no broker: everything simulated, on this machine alone")
+    demo.add_argument("--speed", type=_speed, default=60.0, metavar="N", help="how many times faster (default 60)")
+    demo.add_argument("--duration", type=_duration, metavar="S", help="end after that many real seconds")
+    demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default a free one)")
+    add("schema", "print the JSON Schema of the configuration, for editors")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from dexcom2mqtt.daemon import version  # noqa: PLC0415  # only what a command needs
+
+        parser.exit(message=f"{version()}\n")
+
+
+def _number(text: str, least: float, most: float) -> float:
+    number = float(text)
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
+    return number
+
+
+def _speed(text: str) -> float:
+    return _number(text, 0.1, 3600)
+
+
+def _duration(text: str) -> float:
+    return _number(text, 0, 1e9)
+
+
+def _port(text: str) -> int:
+    return int(_number(text, 0, 65535))
+
+
+def _run(given: argparse.Namespace) -> int:
+    # Before anything that takes time: a stop during the start is a stop, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    settings = _load(given)
+    if settings is None:
+        return MISCONFIGURED
+    from dexcom2mqtt import broker, daemon  # noqa: PLC0415  # only what a command needs
+
+    try:
+        code = daemon.run(settings)
+    except broker.TlsFileError as error:
+        return _complain([str(error)])
+    # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
+    # none run while the interpreter is taken apart, is what ends the process in time and with this code.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _demo(given: argparse.Namespace) -> int:
+    set_up_logging(given.log_level or "warning")
+    try:
+        from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries come with an extra
+    except ImportError as error:
+        print(
+            f"dexcom2mqtt: the demo needs {error.name}; install it with the extra: pip install 'dexcom2mqtt[demo]'",
+            file=sys.stderr,
+        )
+        return FAILED
+    return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
+
+
+def _schema(_given: argparse.Namespace) -> int:
+    from dexcom2mqtt.config import schema  # noqa: PLC0415  # only what a command needs
+
+    print(schema())
+    return 0
+
+
+def _load(given: argparse.Namespace) -> Settings | None:
+    """Read the configuration and set up logging; None, and every mistake on standard error, where it is no good."""
+    from dexcom2mqtt import config  # noqa: PLC0415  # only what a command needs
+
+    try:
+        settings = config.load(given.config)
+    except config.ConfigError as error:
+        _complain(error.mistakes)
+        return None
+    set_up_logging(given.log_level or settings.log_level)
+    for warning in settings.warnings:
+        logging.getLogger("dexcom2mqtt").warning("%s", warning)
+    return settings
+
+
+def _complain(mistakes: Sequence[str]) -> int:
+    print("dexcom2mqtt: the configuration cannot be used:", file=sys.stderr)
+    for mistake in mistakes:
+        print(f"  {mistake}", file=sys.stderr)
+    return MISCONFIGURED
+
+
+def set_up_logging(level: str) -> None:
+    """Log to standard error at ``level``; libraries stay at warning, and urllib3 silent: it logs URLs whole."""
+    # systemd's journal has the time already.
+    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(format=f"{time}%(levelname)-7s %(message)s", level=logging.WARNING)
+    logging.getLogger("dexcom2mqtt").setLevel(level.upper())
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)

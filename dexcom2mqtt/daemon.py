@@ -1,0 +1,177 @@
+"""The daemon: build the parts, let them run, keep telling the broker that they do, stop them.
+
+Composition only. Each account has a thread, the broker has one, and the main thread waits for a signal. All
+are daemon threads: the stop waits for none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.broker import Broker, Received
+from dexcom2mqtt.clock import Clock, Stopped
+from dexcom2mqtt.messages import Topics
+from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.poller import Poller, without_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dexcom2mqtt.broker import Protocol
+    from dexcom2mqtt.config import Settings
+
+_log = logging.getLogger(__name__)
+
+STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+"""The signals that end the daemon."""
+
+_WAIT_FOR_SHARE: Final = 10.0
+_HEARTBEAT: Final = 60.0
+_HEARTBEAT_EXPIRY: Final = 180.0
+_TICK: Final = 1.0
+_FIRST_TICKS: Final = 0.05
+
+
+def version() -> str:
+    """Return the version of dexcom2mqtt."""
+    return importlib.metadata.version("dexcom2mqtt")
+
+
+class Daemon:
+    """Everything that polls and publishes; ``start`` it, ``tick`` it once a second, ``stop`` it.
+
+    Raises TlsFileError.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._topics = Topics(settings.mqtt.base_topic)
+        self._settings = settings
+        self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
+        rate_limits: dict[str, float] = {}
+        self._pollers = {
+            key: Poller(
+                key,
+                account,
+                clock=self._clock,
+                topics=self._topics,
+                put=self._mirror.put,
+                stale_after=settings.stale_after * 60.0,
+                rate_limits=rate_limits,
+            )
+            for key, account in settings.accounts.items()
+        }
+        self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
+        self._broker = Broker(
+            settings.mqtt,
+            self._clock,
+            self._mirror,
+            will=messages.bridge_offline(self._topics),
+            subscriptions=tuple(self._refreshes),
+            connected=self._take_protocol,
+            received=self._take_received,
+        )
+        self._protocol: Protocol | None = None
+        self._started = self._clock.now()
+        self._online = False
+        self._next_heartbeat = 0.0
+        self.broken = False
+        """Whether a thread ended that must not."""
+
+    def start(self) -> None:
+        """Start the threads."""
+        threading.excepthook = self._take_exception
+        self._started = self._clock.now()
+        # If broker and daemon lost power together, the broker still says online: not before it is true again.
+        self._mirror.put([messages.bridge_offline(self._topics)])
+        self._spawn("broker", self._broker.run)
+        for key, poller in self._pollers.items():
+            self._spawn(key, poller.run)
+
+    def tick(self) -> float:
+        """Do what is due now; return after how many real seconds to come again."""
+        now = self._clock.now()
+        if not self._online:
+            answered = all(poller.answered.is_set() for poller in self._pollers.values())
+            if not answered and self._clock.real(now - self._started) < _WAIT_FOR_SHARE:
+                return _FIRST_TICKS
+            self._online = True
+            self._put_what_is_missing()
+        self._put_info()
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + _HEARTBEAT
+            self._mirror.put([messages.bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
+        return min(_TICK, self._clock.real(_HEARTBEAT / 4))
+
+    def stop(self) -> None:
+        """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
+        gone = [messages.unavailable(self._topics, key) for key in self._pollers]
+        self._mirror.close([*gone, messages.bridge_offline(self._topics)])
+        self._clock.stop()
+        self._broker.join()
+
+    def _put_what_is_missing(self) -> None:
+        """Declare every account without a current reading as such: what the broker still holds may be old."""
+        for key, account in self._settings.accounts.items():
+            nothing = messages.stale_messages(self._topics, key, messages.without_reading(account))
+            self._mirror.put(nothing, only_missing=True)
+
+    def _put_info(self) -> None:
+        times = (poller.time.unix(self._started) for poller in self._pollers.values())
+        info = messages.bridge_info(
+            self._topics,
+            version=version(),
+            started_at=next((at for at in times if at is not None), None),
+            protocol=self._protocol,
+            accounts=self._pollers,
+        )
+        self._mirror.put([info])
+
+    def _take_protocol(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        if self._online:
+            self._put_info()
+
+    def _take_received(self, message: Received) -> None:
+        poller = self._refreshes.get(message.topic)
+        if poller is not None and not message.retained:
+            poller.refresh()
+
+    def _wake(self) -> None:
+        self._broker.wake()
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        def until_stopped() -> None:
+            with contextlib.suppress(Stopped):
+                run()
+
+        threading.Thread(target=until_stopped, name=name, daemon=True).start()
+
+    def _take_exception(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            _log.critical("a thread ended that must not; please report it:\n%s", without_text(args.exc_value))
+        self.broken = True
+
+
+def run(settings: Settings, clock: Clock | None = None) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; return the exit code.
+
+    The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock.
+    Raises TlsFileError.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    daemon = Daemon(settings, clock)
+    _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
+    daemon.start()
+    pause = daemon.tick()
+    while not signal.sigtimedwait(STOP, pause) and not daemon.broken:
+        pause = daemon.tick()
+    daemon.stop()
+    _log.info("stopped")
+    return 1 if daemon.broken else 0

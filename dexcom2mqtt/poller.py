@@ -1,0 +1,314 @@
+"""One account, for ever: when it is due, fetch, keep what is new, publish, say how it is going.
+
+This is the only place where Share, the ledger, the schedule, the status and the messages meet; each of them
+knows nothing of the others. It runs in a thread of its own, so that no account waits for another.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import traceback
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import tenacity
+
+from dexcom2mqtt import messages, schedule, status
+from dexcom2mqtt.ledger import Ledger
+from dexcom2mqtt.share import (
+    Batch,
+    CredentialsRejectedError,
+    LockedOutError,
+    RateLimitedError,
+    ShareClient,
+    ShareError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from dexcom2mqtt.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pydantic import SecretStr
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.messages import Message, Topics
+    from dexcom2mqtt.readings import Reading
+
+_log = logging.getLogger(__name__)
+
+_DAY: Final = 86400.0
+_QUICK_TRIES: Final = 3
+_AFTER_A_BUG: Final = 300.0
+_BUGS_AN_HOUR: Final = 3
+_STATES: Final[dict[type[ShareError], str]] = {
+    UnavailableError: "unavailable",
+    CredentialsRejectedError: "credentials_rejected",
+    LockedOutError: "locked_out",
+    RateLimitedError: "rate_limited",
+    UnexpectedResponseError: "unexpected_response",
+}
+
+
+def worth_a_quick_retry(error: BaseException) -> bool:
+    """Tell whether trying again within seconds may help and cannot harm: only where Share stumbled."""
+    return isinstance(error, UnavailableError) and not error.wrong_clock
+
+
+class Poller:
+    """Polls one account and puts what is to be published, through ``put``, until the clock stops.
+
+    ``rate_limits`` says until when each server wants to be left alone; the accounts share it. ``stale_after`` is
+    in seconds.
+    """
+
+    def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
+        self,
+        key: str,
+        account: Account,
+        *,
+        clock: Clock,
+        topics: Topics,
+        put: Callable[[Iterable[Message]], None],
+        stale_after: float,
+        rate_limits: dict[str, float],
+    ) -> None:
+        self.key = key
+        self._account = account
+        self._clock = clock
+        self._topics = topics
+        self._put = put
+        self._stale_after = stale_after
+        self._rate_limits = rate_limits
+        self._alarm = clock.alarm()
+        self._client = ShareClient(
+            username=_plain(account.username),
+            account_id=_plain(account.account_id),
+            password=account.password.get_secret_value(),
+            region=account.region,
+            base_url=account.share_url,
+            clock=clock,
+        )
+        self.time = self._client.time
+        """The time of day, as this account's server tells it."""
+        self.answered = threading.Event()
+        """Set once the first poll is over, however it went."""
+        self._ledger = Ledger()
+        self._sign_ins = schedule.SignIns()
+        self._status = Status()
+        self._since = clock.now()
+        self._last_success: float | None = None
+        self._next_poll = clock.now()
+        self._last_poll = -schedule.REFRESH_EVERY
+        self._last_full_read: float | None = None
+        self._failures = 0
+        self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
+
+    def refresh(self) -> None:
+        """Ask for a poll now; for any thread. It comes as soon as the limits allow."""
+        self._alarm.ring()
+
+    def run(self) -> None:
+        """Poll until the clock stops, then raise Stopped.
+
+        An exception that nobody expected is a bug: it is logged without its text, which might hold a secret, and
+        the account starts anew after five minutes. The third within an hour is raised.
+        """
+        bugs: list[float] = []
+        while True:
+            try:
+                self._run()
+            except Exception as error:
+                now = self._clock.now()
+                bugs = [at for at in bugs if at > now - 3600] + [now]
+                _log.error("%s: a bug in dexcom2mqtt; please report it:\n%s", self.key, without_text(error))
+                if len(bugs) >= _BUGS_AN_HOUR:
+                    raise
+                self._become("unexpected_response", status.BUG)
+                self._publish_status(now + _AFTER_A_BUG)
+                self.answered.set()
+                self._alarm.sleep(_AFTER_A_BUG)
+
+    def _run(self) -> None:
+        while True:
+            self._last_poll = self._clock.now()
+            wanted = self._poll()
+            self._publish_status(max(wanted, self._not_before()))
+            self.answered.set()
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the next poll, or for a refresh as far as it is allowed."""
+        while (left := max(self._next_poll, self._not_before()) - self._clock.now()) > 0:
+            if self._alarm.wait(left):
+                _log.debug("%s: asked to poll now", self.key)
+                self._next_poll = min(self._next_poll, self._last_poll + schedule.REFRESH_EVERY)
+
+    def _not_before(self) -> float:
+        """Return before when no poll may be made, whoever asks for it."""
+        sign_in = 0.0 if self._client.signed_in else self._sign_ins.allowed_at(self._client.sign_in_requests)
+        return max(sign_in, self._rate_limits.get(self._client.host, 0.0))
+
+    def _poll(self) -> float:
+        """Fetch and publish. Return when to poll next, as far as this account alone is concerned."""
+        try:
+            batch = self._fetch()
+        except ShareError as error:
+            return self._take_failure(error)
+        return self._take_batch(batch)
+
+    def _fetch(self) -> Batch:
+        now = self._clock.now()
+        full = self._last_full_read is None or now - self._last_full_read >= schedule.FULL_READ_EVERY
+        today = self.time.now()
+        minutes = 1440 if full or today is None else self._ledger.minutes_to_read(today)
+        tries = _QUICK_TRIES if self._last_success is not None and self._failures == 0 else 1
+        retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(worth_a_quick_retry),
+            stop=tenacity.stop_after_attempt(tries),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=8),
+            sleep=self._alarm.sleep,
+            reraise=True,
+        )
+        batch: Batch = retry(self._fetch_once, minutes)
+        _log.debug(
+            "%s: the last %s min hold %s readings, %s error codes, %s malformed records",
+            self.key,
+            minutes,
+            len(batch.readings),
+            len(batch.error_codes),
+            batch.malformed,
+        )
+        if full:
+            self._last_full_read = now
+        return batch
+
+    def _fetch_once(self, minutes: int) -> Batch:
+        """Fetch, and take note of what it took: sign-ins are rationed, so each one counts."""
+        client, now = self._client, self._clock.now()
+        may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
+        if not client.signed_in and not may_sign_in:
+            raise UnavailableError(f"{client.host} has ended the session too often; the next sign-in has to wait")
+        requests, logins = client.requests, client.logins
+        accepted: bool | None = None
+        try:
+            batch = client.fetch(minutes, renew=may_sign_in)
+        except CredentialsRejectedError:
+            accepted = False
+            raise
+        except LockedOutError:
+            self._sign_ins.lock_out(self._clock.now())
+            raise
+        finally:
+            self._calls.append((now, client.requests - requests, client.logins - logins))
+            if client.logins > logins:
+                accepted = True if client.signed_in else accepted
+                self._sign_ins.note(self._clock.now(), requests=client.logins - logins, accepted=accepted)
+        return batch
+
+    def _take_batch(self, batch: Batch) -> float:
+        now = self._clock.now()
+        self._failures = 0
+        self._last_success = now
+        today = self.time.now()
+        if today is None and batch.readings:  # Share told no time: then nothing is fresh, but all is kept
+            today = batch.readings[-1].date / 1000
+        known = self._ledger.newest
+        new = self._ledger.add(batch.readings, today or 0.0)
+        newest = self._ledger.newest
+        self._log_new(new, newest is not known)
+        self._become(self._judge(batch, newest, today))
+        if newest is None:
+            return schedule.next_poll(None, now)
+        if new:
+            self._publish_state(newest)
+        return schedule.next_poll(self.time.at(newest.date / 1000), now)
+
+    def _judge(self, batch: Batch, newest: Reading | None, today: float | None) -> str:
+        if newest is not None and today is not None and today - newest.date / 1000 <= self._stale_after:
+            return "ok"
+        if batch.error_codes and (newest is None or batch.error_codes[-1] > newest.date):
+            return "sensor_error"
+        if batch.malformed and not batch.readings:
+            return "unexpected_response"
+        return "no_readings"
+
+    def _take_failure(self, error: ShareError) -> float:
+        now = self._clock.now()
+        self._failures += 1
+        share = _STATES[type(error)]
+        wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
+        self._become(share, status.tell(str(error), share, wrong_clock=wrong_clock))
+        if isinstance(error, RateLimitedError):
+            self._rate_limits[self._client.host] = now + schedule.rate_limit(error.retry_after)
+            return now
+        if isinstance(error, CredentialsRejectedError | LockedOutError):
+            return now
+        if wrong_clock:
+            return now + schedule.WRONG_CLOCK
+        return now + schedule.backoff(self._failures, random.random)
+
+    def _publish_state(self, newest: Reading) -> None:
+        state = messages.state_of(newest, self._ledger.delta(newest), self._account)
+        taken = self.time.at(newest.date / 1000)
+        if taken is None:
+            self._put(messages.stale_messages(self._topics, self.key, state))
+        else:
+            self._put(messages.fresh_messages(self._topics, self.key, state, taken + self._stale_after))
+
+    def _become(self, share: str, message: str | None = None) -> None:
+        """Take on a state, and log it if it is another one."""
+        before = self._status
+        self._status = replace(before, share=share, message=message or status.REMEDIES[share])
+        if share == before.share:
+            return
+        self._since = self._clock.now()
+        if not self._status.well:
+            _log.warning("%s: %s: %s", self.key, share, self._status.message)
+        elif not before.well:
+            _log.info("%s: well again", self.key)
+
+    def _publish_status(self, next_poll: float) -> None:
+        self._next_poll = next_poll
+        now = self._clock.now()
+        while self._calls and self._calls[0][0] <= now - _DAY:
+            self._calls.popleft()
+        newest = self._ledger.newest
+        unix = self.time.unix
+        self._status = replace(
+            self._status,
+            since=unix(self._since),
+            last_reading_at=None if newest is None else newest.date / 1000,
+            last_success_at=None if self._last_success is None else unix(self._last_success),
+            next_poll_at=unix(next_poll),
+            requests_24h=sum(requests for _, requests, _ in self._calls),
+            logins_24h=sum(logins for _, _, logins in self._calls),
+            rejected=tuple(int(at) for rejected in self._sign_ins.rejected if (at := unix(rejected)) is not None),
+        )
+        self._put([messages.status_message(self._topics, self.key, self._status)])
+
+    def _log_new(self, new: list[Reading], newest_is_new: bool) -> None:  # noqa: FBT001
+        late = len(new)
+        if newest_is_new:
+            late -= 1
+            reading = new[-1]
+            _log.info(
+                "%s: %s %s %s", self.key, reading.value(self._account.unit), self._account.unit, reading.arrow or ""
+            )
+        if late:
+            _log.info("%s: %s earlier readings", self.key, late)
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def without_text(error: BaseException) -> str:
+    """Write a traceback with the exception's type but not its text, which might hold a secret."""
+    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+    return f"{frames}{type(error).__name__}"
