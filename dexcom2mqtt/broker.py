@@ -50,6 +50,7 @@ _SETTLED: Final = 30.0
 _TAKEN_OVER_SETTLED: Final = 300.0
 _PROTOCOL_REFUSED: Final = 0x84
 _SESSION_TAKEN_OVER: Final = 0x8E
+_CLOSED: Final = 0x80  # paho's word for a connection that ended without one
 _FAILURE: Final = 0x80
 _CLOSED_WITHOUT_ANSWER: Final = 2
 _POLL_SECONDS: Final = 1.0
@@ -74,6 +75,7 @@ class _Failure:
     text: str
     protocol_refused: bool = False
     closed_without_answer: bool = False
+    closed_while_idle: bool = False
     taken_over: bool = False
 
 
@@ -146,7 +148,7 @@ class Broker:
 
     def wake(self) -> None:
         """Look at the mirror now; for any thread."""
-        with contextlib.suppress(BlockingIOError):  # it is full of such calls already
+        with contextlib.suppress(OSError):  # it is full of such calls already, or all is over
             self._wake_in.send(b".")
 
     def run(self) -> None:
@@ -161,6 +163,8 @@ class Broker:
         except Stopped:
             pass
         finally:
+            self._wake_in.close()
+            self._wake_out.close()
             self._ended.set()
 
     def join(self) -> None:
@@ -182,7 +186,30 @@ class Broker:
                 connection.client.subscribe(topic, qos=0)
             self._connected(protocol)
             self._mirror.send_all()
-            return self._serve(connection)
+            failure = self._serve(connection)
+        if failure is not None and (failure.taken_over or (failure.closed_while_idle and self._answers_others())):
+            return self._taken_over_failure()
+        return failure
+
+    def _answers_others(self) -> bool:
+        """Tell whether the broker, right after it closed our connection, lets another client in.
+
+        MQTT 3.1.1 and mosquitto before 2.1 do not say that a connection was taken over. But a broker that ends
+        closes its port before its connections, and this comes at once: if it answers, it did not end.
+        """
+        other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
+        with _Connection(other, self._protocol, self._tls) as connection:
+            if connection.open(self._clock) is not None:
+                return False
+            connection.client.disconnect()
+            return True
+
+    def _taken_over_failure(self) -> _Failure:
+        return _Failure(
+            f"another program has connected to the broker at {self._mqtt.host}:{self._mqtt.port} as "
+            f"{self._mqtt.client_id}: stop it, or give this one an mqtt.client_id of its own",
+            taken_over=True,
+        )
 
     def _serve(self, connection: _Connection) -> _Failure | None:
         farewell_until = math.inf
@@ -255,7 +282,7 @@ class Broker:
 class _Connection:
     """One connection of one paho client, from its opening to its end."""
 
-    def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message) -> None:
+    def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None = None) -> None:
         self._mqtt = mqtt
         self._protocol = protocol
         self._place = f"the broker at {mqtt.host}:{mqtt.port}"
@@ -273,7 +300,8 @@ class _Connection:
         )
         client.connect_timeout = _CONNECT_SECONDS
         client.max_inflight_messages_set(_WINDOW)
-        client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if will is not None:
+            client.will_set(will.topic, will.payload, qos=1, retain=True)
         if mqtt.username is not None:
             password = None if mqtt.password is None else mqtt.password.get_secret_value()
             client.username_pw_set(mqtt.username.get_secret_value(), password)
@@ -334,7 +362,7 @@ class _Connection:
         """Let paho read and write for up to ``seconds``; return early where something happened."""
         sock = self.client.socket()
         if sock is None:
-            self._end(f"the connection to {self._place} was lost")
+            self._end(_Failure(f"the connection to {self._place} was lost"))
             return
         poll = select.poll()  # unlike select, it takes any number of open files
         poll.register(sock, select.POLLIN | (select.POLLOUT if self.client.want_write() else 0))
@@ -352,7 +380,7 @@ class _Connection:
                 self.client.loop_write()
             self.client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            self._end(f"{self._place} sent something that is no MQTT ({type(error).__name__})")
+            self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
 
     def take_received(self) -> list[Received]:
         """Return the messages that came since the last call."""
@@ -364,9 +392,9 @@ class _Connection:
         taken, self._denied = self._denied, []
         return taken
 
-    def _end(self, text: str, *, refused: bool = False, closed: bool = False, taken_over: bool = False) -> None:
+    def _end(self, failure: _Failure) -> None:
         if self.failure is None:
-            self.failure = _Failure(text, refused, closed, taken_over)
+            self.failure = failure
 
     def _on_connect(
         self, _client: object, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
@@ -375,27 +403,23 @@ class _Connection:
         if not reason.is_failure:
             self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
         elif reason.value == _PROTOCOL_REFUSED:
-            self._end(f"{self._place} does not take MQTT {self._protocol}", refused=True)
+            self._end(_Failure(f"{self._place} does not take MQTT {self._protocol}", protocol_refused=True))
         elif reason.value in BAD_CREDENTIALS:
-            self._end(f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password")
+            self._end(_Failure(f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"))
         else:
-            self._end(f"{self._place} refuses the connection ({reason})")
+            self._end(_Failure(f"{self._place} refuses the connection ({reason})"))
 
     def _on_disconnect(
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
+        lost = f"the connection to {self._place} was lost"
         if not self._answered:
-            self._end(
-                f"{self._place} closed the connection without an answer; is mqtt.port the right one?", closed=True
-            )
-        elif flags.is_disconnect_packet_from_server and reason.value == _SESSION_TAKEN_OVER:
-            self._end(
-                f"another program has connected to {self._place} as "
-                f"{self._mqtt.client_id}: stop it, or give this one an mqtt.client_id of its own",
-                taken_over=True,
-            )
+            text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
+            self._end(_Failure(text, closed_without_answer=True))
+        elif flags.is_disconnect_packet_from_server:
+            self._end(_Failure(f"{lost} ({reason})", taken_over=reason.value == _SESSION_TAKEN_OVER))
         else:
-            self._end(f"the connection to {self._place} was lost")
+            self._end(_Failure(lost, closed_while_idle=self.idle and reason.value == _CLOSED))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         topic = self._on_their_way.pop(mid, None)

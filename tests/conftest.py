@@ -1,0 +1,37 @@
+"""Fixtures: a real broker, and the simulated Share service over real HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.processes import MOSQUITTO, Mosquitto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Start a mosquitto with the given lines of configuration; it ends with the test."""
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed; install the package mosquitto to run this test")
+    started: list[Mosquitto] = []
+
+    def start(*settings: str, **options: bool) -> Mosquitto:
+        folder = tmp_path / f"mosquitto{len(started)}"
+        folder.mkdir()
+        started.append(Mosquitto(folder, *settings, **options))
+        return started[-1]
+
+    yield start
+    for mosquitto in started:
+        mosquitto.kill()
+
+
+@pytest.fixture
+def mosquitto(start_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
+    """Return a running broker that lets everybody in."""
+    return start_mosquitto()
