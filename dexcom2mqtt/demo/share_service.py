@@ -1,0 +1,906 @@
+"""The simulated Dexcom Share service: the three calls, as they were recorded, over real HTTP on loopback.
+
+Owns accounts, sessions, lock-outs, the arrival of readings, the log of what was asked, and everything that can
+go wrong on the way. Must not know the client it serves, nor share code with it: a mistake made twice would not
+show. Its time is the clock it is given, which may run faster than real time.
+
+What goes wrong is composed of small functions of two kinds. A `Fault` stands between a request and its answer:
+
+    service.fault = only(status(429, {"Retry-After": "120"}), call="read", since=noon, until=noon + 600)
+
+A `Distortion` changes the readings of an account before Share learns of them:
+
+    service.distort(during(noon, noon + 3600, late(until=noon + 3600)), "anna")
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.server
+import itertools
+import json
+import math
+import signal
+import socket
+import socketserver
+import struct
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from dexcom2mqtt.demo.glucose import Glucose, trend_word, uniform
+
+if TYPE_CHECKING:
+    from email.message import Message
+    from types import TracebackType
+
+APPLICATION_IDS = frozenset({"d89443d2-327c-4a6f-89e5-496bbb0317db", "d8665ade-9673-4e27-9ff6-92db4ce13d13"})
+ZERO_UUID = "00000000-0000-0000-0000-000000000000"
+
+_ROOT = "/ShareWebServices/Services"
+_CALLS = {
+    f"{_ROOT}/General/AuthenticatePublisherAccount": "authenticate",
+    f"{_ROOT}/General/LoginPublisherAccountById": "login",
+    f"{_ROOT}/Publisher/ReadPublisherLatestGlucoseValues": "read",
+}
+_DAY = 24 * 3600.0
+_CADENCE = 300.0  # seconds from one reading to the next
+_MAX_MINUTES, _MAX_COUNT = 1440, 288
+_LOGGED = 100_000  # requests remembered: a run of weeks must not grow
+_LEGACY_TRENDS = (  # a trend's number was its place
+    *("None", "DoubleUp", "SingleUp", "FortyFiveUp", "Flat", "FortyFiveDown", "SingleDown", "DoubleDown"),
+    *("NotComputable", "RateOutOfRange"),
+)
+_PHASE, _DRIFT, _JITTER, _DELAY = range(100, 104)  # series of random numbers, none of them the glucose's
+
+
+# Accounts and their readings
+
+Delay = Callable[[float], float]
+"""Makes of a random number in [0, 1), drawn for each reading, the seconds until Share knows the reading."""
+
+
+def usual_delay(fixed: float = 8.0, mean: float = 2.0) -> Delay:
+    """Return the delay of a phone with good coverage: `fixed` seconds and an exponential rest, `mean` seconds."""
+    return lambda u: fixed - mean * math.log(1 - u)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedAccount:
+    """A publisher of Share: the credentials, and what the readings are made from.
+
+    `account_id` is a UUID, by default one made from the user name; `session_lifetime` is in seconds; `legacy`
+    answers in the format before 2021-12.
+    """
+
+    username: str
+    password: str
+    account_id: str = ""
+    seed: int = 1
+    zone_offset_min: int = -240
+    session_lifetime: float = _DAY
+    delay: Delay = field(default_factory=usual_delay)
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.account_id:
+            object.__setattr__(self, "account_id", str(uuid.uuid5(uuid.NAMESPACE_DNS, self.username)))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A reading: `taken` in Unix milliseconds, `value` in mg/dL; Share knows it from `arrives` on, Unix seconds."""
+
+    taken: int
+    value: int
+    trend: str = "Flat"
+    arrives: float = -math.inf
+
+
+def series(account: SimulatedAccount, since: float, until: float) -> Iterator[Record]:
+    """Yield the account's own readings taken from `since` until before `until`, Unix seconds, oldest first."""
+    glucose = Glucose(account.seed, account.zone_offset_min)
+    first = math.floor(since / _CADENCE) - 1
+    before = glucose.level_at(_taken(account.seed, first - 1))
+    for slot in range(first, math.ceil(until / _CADENCE) + 1):
+        taken = _taken(account.seed, slot)
+        level = glucose.level_at(taken)
+        if since <= taken < until:
+            trend = trend_word((level - before) / (_CADENCE / 60))
+            arrives = taken + account.delay(uniform(account.seed, _DELAY, slot))
+            yield Record(round(taken * 1000), round(level), trend, arrives)
+        before = level
+
+
+def _taken(seed: int, slot: int) -> float:
+    """Return when the reading of a slot is taken: on the sensor's own grid, within half a second."""
+    drift = math.sin(slot / 40 + uniform(seed, _DRIFT, 0)) / 4
+    jitter = (uniform(seed, _JITTER, slot) - 0.5) / 2
+    return (slot + uniform(seed, _PHASE, 0)) * _CADENCE + drift + jitter
+
+
+def _as_json(record: Record, account: SimulatedAccount) -> dict[str, object]:
+    hours, minutes = divmod(abs(account.zone_offset_min), 60)
+    zone = f"{'-' if account.zone_offset_min < 0 else '+'}{hours:02}{minutes:02}"
+    if account.legacy:
+        shown = record.taken - 23_000  # as recorded: the receiver's clock went apart from Share's
+        trend = _LEGACY_TRENDS.index(record.trend) if record.trend in _LEGACY_TRENDS else record.trend
+        return {
+            "DT": f"/Date({shown}{zone})/",
+            "ST": f"/Date({shown + 3_600_000})/",
+            "Trend": trend,
+            "Value": record.value,
+            "WT": f"/Date({record.taken})/",
+        }
+    return {
+        "WT": f"Date({record.taken})",
+        "ST": f"Date({record.taken})",
+        "DT": f"Date({record.taken}{zone})",
+        "Value": record.value,
+        "Trend": record.trend,
+    }
+
+
+# What can happen to readings
+
+Distortion = Callable[[list[Record]], list[Record]]
+"""Makes of the readings that were taken those that Share gets, in any order."""
+
+
+def unchanged(records: list[Record]) -> list[Record]:
+    """Leave the readings as they are."""
+    return records
+
+
+def missing(_records: list[Record]) -> list[Record]:
+    """Let there be none: the sensor warms up, sharing is off, nobody follows."""
+    return []
+
+
+def during(since: float, until: float, distortion: Distortion) -> Distortion:
+    """Return `distortion` of the readings taken from `since` until before `until`, Unix seconds."""
+
+    def inside(record: Record) -> bool:
+        return since * 1000 <= record.taken < until * 1000
+
+    def distort(records: list[Record]) -> list[Record]:
+        return list(itertools.filterfalse(inside, records)) + distortion(list(filter(inside, records)))
+
+    return distort
+
+
+def together(*distortions: Distortion) -> Distortion:
+    """Return the distortions one after the other."""
+
+    def distort(records: list[Record]) -> list[Record]:
+        for distortion in distortions:
+            records = distortion(records)
+        return records
+
+    return distort
+
+
+def late(until: float) -> Distortion:
+    """Hold the readings back until `until`, Unix seconds: the phone was off and uploads what it missed."""
+    return lambda records: [replace(record, arrives=max(record.arrives, until)) for record in records]
+
+
+def doubled(after: float = 9.5) -> Distortion:
+    """Give each reading once more, `after` seconds later: a G7 on a watch and on a phone."""
+    return calibrated(by=0, after=after)
+
+
+def calibrated(by: int, after: float = 60.0) -> Distortion:
+    """Put a second reading into each slot, `after` seconds after the first and `by` mg/dL above it."""
+
+    def second(record: Record) -> Record:
+        taken = record.taken + round(after * 1000)
+        return replace(record, taken=taken, value=record.value + by, arrives=record.arrives + after)
+
+    return lambda records: records + [second(record) for record in records]
+
+
+def valued(value: int) -> Distortion:
+    """Give each reading this value: below 39 an error code, 39 LOW, 401 HIGH."""
+    return lambda records: [replace(record, value=value) for record in records]
+
+
+def trending(word: str) -> Distortion:
+    """Give each reading this trend word, known or unknown."""
+    return lambda records: [replace(record, trend=word) for record in records]
+
+
+# Requests and answers
+
+Delivery = Callable[[socket.socket, bytes, bytes], bool]
+"""Puts an answer's head and body on a connection, and tells whether that may serve another request."""
+
+
+def whole(connection: socket.socket, head: bytes, body: bytes) -> bool:
+    """Deliver the answer at once."""
+    connection.sendall(head + body)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked: `time` by the service's clock; `call` is authenticate, login, read, or an unknown path."""
+
+    time: float
+    call: str
+    account: SimulatedAccount | None
+    query: Mapping[str, str]
+    fields: Mapping[str, object]
+    accepts_gzip: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer. Its headers go above the usual ones; None takes one away.
+
+    `outcome` is what the log calls it: `ok`, the `Code` of an error, or the name of a fault.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    outcome: str = "ok"
+    chunked: bool = False
+    compress: bool = True  # where the client allows it
+    delivery: Delivery = whole
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """A request as the log keeps it; `account` is the user name, None where it is nobody's."""
+
+    time: float
+    call: str
+    account: str | None
+    minutes: int | None
+    max_count: int | None
+    password: bool
+    status: int
+    outcome: str
+
+
+# What can happen to answers
+
+Respond = Callable[[Request], Response]
+Fault = Callable[[Request, Respond], Response]
+"""Answers in the service's stead; what the service would answer is there for the asking."""
+
+
+def no_fault(request: Request, respond: Respond) -> Response:
+    """Answer as the service does."""
+    return respond(request)
+
+
+def only(  # noqa: PLR0913  # one filter, its conditions named where it is used
+    fault: Fault,
+    *,
+    call: str | None = None,
+    account: str | None = None,
+    since: float = -math.inf,
+    until: float = math.inf,
+    times: int | None = None,
+) -> Fault:
+    """Return `fault` for the requests that meet all the conditions given.
+
+    `account` is a user name; `since` and `until` are Unix seconds by the service's clock; `times` takes only the
+    first so many of the requests that meet the others.
+    """
+    met = itertools.count()  # next() is atomic, and requests come in many threads
+
+    def matches(request: Request) -> bool:
+        username = request.account.username if request.account else None
+        return (
+            call in (None, request.call)
+            and account in (None, username)
+            and since <= request.time < until
+            and (times is None or next(met) < times)
+        )
+
+    return lambda request, respond: fault(request, respond) if matches(request) else respond(request)
+
+
+def chain(*faults: Fault) -> Fault:
+    """Return the faults as one; each takes for the service's answer what those after it make of that."""
+
+    def before(fault: Fault, respond: Respond) -> Respond:
+        return lambda request: fault(request, respond)
+
+    def answer(request: Request, respond: Respond) -> Response:
+        for fault in reversed(faults):
+            respond = before(fault, respond)
+        return respond(request)
+
+    return answer
+
+
+def status(code: int, headers: Mapping[str, str] | None = None, content: bytes = b"") -> Fault:
+    """Answer with this status without looking at the request; `headers` such as Retry-After."""
+    response = Response(code, content, dict(headers or {}), outcome=str(code))
+    return lambda _request, _respond: response
+
+
+def html(code: int) -> Fault:
+    """Answer as Cloudflare does: a page for people."""
+    page = f"<!DOCTYPE html>\n<html><head><title>{code}</title></head><body>cloudflare</body></html>\n"
+    return status(code, {"Content-Type": "text/html; charset=UTF-8"}, page.encode())
+
+
+def body(content: bytes) -> Fault:
+    """Answer 200 with this body: empty, `null`, `[]`, something that is not JSON."""
+    response = Response(body=content, outcome="body")
+    return lambda _request, _respond: response
+
+
+def zero_uuid() -> Fault:
+    """Answer 200 with the all-zero UUID: credentials not accepted."""
+    return body(_json(ZERO_UUID))
+
+
+def error(code: str, message: str = "") -> Fault:
+    """Answer one of Share's errors without looking at the request."""
+    return lambda request, _respond: _error(request, code, message)
+
+
+def password_changed() -> Fault:
+    """Let no password be right: it was changed meanwhile, and each try counts towards a lock-out."""
+
+    def change(request: Request, respond: Respond) -> Response:
+        fields = {name: f"not {value}" if name == "password" else value for name, value in request.fields.items()}
+        return respond(replace(request, fields=fields))
+
+    return change
+
+
+def altered(change: Callable[[Response], Response]) -> Fault:
+    """Answer with what `change` makes of the service's answer."""
+    return lambda request, respond: change(respond(request))
+
+
+def edited(edit: Callable[[Any], object]) -> Fault:
+    """Answer with what `edit` makes of the JSON: one reading spoiled, another order; errors stay as they are."""
+
+    def change(answer: Response) -> Response:
+        if answer.status != HTTPStatus.OK or not answer.body:
+            return answer
+        return replace(answer, body=_json(edit(json.loads(answer.body))), outcome="edited")
+
+    return altered(change)
+
+
+def truncated() -> Fault:
+    """Answer with half the JSON, as if that were all."""
+    return altered(lambda answer: replace(answer, body=answer.body[: len(answer.body) // 2], outcome="truncated"))
+
+
+def padded(size: int = 2**20 + 1, *, compress: bool = False) -> Fault:
+    """Answer with blanks behind the JSON, so that the body has at least `size` bytes once decompressed."""
+    return altered(lambda answer: replace(answer, body=answer.body.ljust(size), compress=compress, outcome="padded"))
+
+
+def header(name: str, value: str | None) -> Fault:
+    """Answer as the service does, with this header set, or taken away where `value` is None."""
+    return altered(lambda answer: replace(answer, headers={**answer.headers, name: value}))
+
+
+def date_offset(seconds: float) -> Fault:
+    """Answer as the service does, with a `Date` that is wrong by this much."""
+    return lambda request, respond: header("Date", http_date(request.time + seconds))(request, respond)
+
+
+def hang() -> Fault:
+    """Serve the request, and say nothing until the client goes away."""
+
+    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
+        connection.recv(1, socket.MSG_PEEK)  # returns when the client or the service closes the connection
+        return False
+
+    return _delivered(deliver, "hang")
+
+
+def drip(interval: float = 1.0) -> Fault:
+    """Answer with the body's bytes one by one, `interval` real seconds apart."""
+
+    def deliver(connection: socket.socket, head: bytes, content: bytes) -> bool:
+        connection.sendall(head)
+        for byte in content:
+            connection.sendall(bytes([byte]))
+            if not _waited(connection, interval):
+                return False
+        return True
+
+    return _delivered(deliver, "drip")
+
+
+def drop() -> Fault:
+    """Serve the request, and close the connection before the answer."""
+    return _delivered(lambda _connection, _head, _content: False, "drop")
+
+
+def cut() -> Fault:
+    """Close the connection in the middle of the answer's body."""
+
+    def deliver(connection: socket.socket, head: bytes, content: bytes) -> bool:
+        connection.sendall(head + content[: len(content) // 2])
+        return False
+
+    return _delivered(deliver, "cut")
+
+
+def reset() -> Fault:
+    """Serve the request, and reset the connection before the answer."""
+
+    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        return False
+
+    return _delivered(deliver, "reset")
+
+
+def http_date(t: float) -> str:
+    """Return a Unix time as HTTP writes it, for `Date` and `Retry-After`."""
+    return formatdate(t, usegmt=True)
+
+
+def _delivered(delivery: Delivery, outcome: str) -> Fault:
+    return altered(lambda answer: replace(answer, delivery=delivery, outcome=outcome))
+
+
+def _waited(connection: socket.socket, seconds: float) -> bool:
+    """Wait `seconds`; return False, at once, when the client or the service closes the connection meanwhile."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) != b""
+    except TimeoutError:
+        return True
+    finally:
+        connection.settimeout(None)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _error(request: Request, code: str, message: str) -> Response:
+    thrown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(request.time))
+    exception = {
+        "DateThrownLocal": thrown,
+        "DateThrown": f"{thrown}Z",
+        "ErrorCode": code,
+        "Message": message,
+        "FullText": f"com.dexcom.udp.common.data.exception.OnlineException: {message}",
+    }
+    content = {
+        "Code": code,
+        "Message": message,
+        "SubCode": json.dumps({"OnlineException": exception}, indent=4),
+        "TypeName": "FaultException",
+    }
+    return Response(500, _json(content), outcome=code)
+
+
+# The service
+
+
+class _RefusalError(Exception):
+    """A request that Share answers with an error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True, eq=False)
+class _Publisher:
+    """What the service knows of an account by now."""
+
+    account: SimulatedAccount
+    distortion: Distortion = unchanged
+    added: list[Record] = field(default_factory=list)
+    rejections: int = 0
+    locked_until: float = -math.inf
+
+
+@dataclass(slots=True)
+class _Session:
+    owner: _Publisher
+    expires: float
+
+
+class SimulatedShare:
+    """Dexcom Share for some accounts, on a port of 127.0.0.1.
+
+    `now` is the service's clock in Unix seconds; readings go back to 24 hours before the construction. A port of 0
+    takes a free one and keeps it: closed and started again, the service is the same one at the same place.
+    After `max_rejections` wrong passwords without a right one in between, sign-ins are locked for `lock_seconds`,
+    and every further try renews the lock.
+
+    `fault` may be set at any time, from any thread; likewise every method may be called.
+    """
+
+    def __init__(
+        self,
+        accounts: Iterable[SimulatedAccount],
+        now: Callable[[], float],
+        port: int = 0,
+        *,
+        max_rejections: int = 5,
+        lock_seconds: float = 900.0,
+    ) -> None:
+        self.fault: Fault = no_fault
+        self._now = now
+        self._port = port
+        self._max_rejections = max_rejections
+        self._lock_seconds = lock_seconds
+        self._begin = now() - _DAY
+        self._publishers = {account.username: _Publisher(account) for account in accounts}
+        self._by_id = {each.account.account_id.lower(): each for each in self._publishers.values()}
+        self._sessions: dict[str, _Session] = {}
+        self._log: deque[LoggedRequest] = deque(maxlen=_LOGGED)
+        self._guard = threading.Lock()  # over everything above that changes
+        self._server: _Server | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The URL below which the calls are, without a slash at its end; right once the service has started."""
+        return f"http://127.0.0.1:{self._port}{_ROOT}"
+
+    @property
+    def requests(self) -> list[LoggedRequest]:
+        """The newest 100 000 requests, oldest first."""
+        with self._guard:
+            return list(self._log)
+
+    def count(self, since: float = -math.inf, **conditions: object) -> int:
+        """Return how many logged requests since then (Unix seconds) have all these values, as in `password=True`."""
+        return sum(
+            entry.time >= since and all(getattr(entry, name) == value for name, value in conditions.items())
+            for entry in self.requests
+        )
+
+    def add(self, username: str, *records: Record) -> None:
+        """Give an account further readings, exactly as they are: no distortion touches them."""
+        oldest = (self._now() - _DAY) * 1000 - _CADENCE * 1000
+        with self._guard:
+            publisher = self._publishers[username]
+            publisher.added = [record for record in (*publisher.added, *records) if record.taken >= oldest]
+
+    def distort(self, distortion: Distortion, username: str | None = None) -> None:
+        """Let this distortion, instead of the one before, change one account's readings, or everyone's."""
+        with self._guard:
+            for publisher in self._chosen(username):
+                publisher.distortion = distortion
+
+    def drop_sessions(self, username: str | None = None) -> None:
+        """Forget the sessions of one account, or all: `SessionIdNotFound`."""
+        with self._guard:
+            chosen = self._chosen(username)
+            self._sessions = {key: each for key, each in self._sessions.items() if each.owner not in chosen}
+
+    def expire_sessions(self, username: str | None = None) -> None:
+        """Let the sessions of one account, or all, be over: `SessionNotValid`."""
+        with self._guard:
+            for session in self._sessions.values():
+                if session.owner in self._chosen(username):
+                    session.expires = -math.inf
+
+    def start(self) -> None:
+        """Serve from now on; raises `OSError` where the port is taken."""
+        self._server = _Server(self._port, self._handle)
+        self._port = self._server.server_address[1]
+        self._server.start()
+
+    def close(self) -> None:
+        """Refuse connections, and end the present ones at once, whatever hangs on them."""
+        if self._server:
+            self._server.close()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chosen(self, username: str | None) -> list[_Publisher]:
+        return list(self._publishers.values()) if username is None else [self._publishers[username]]
+
+    def _handle(self, path: str, headers: Message, content: bytes) -> tuple[bytes, bytes, Delivery]:
+        request = self._understood(path, headers, content)
+        response = self.fault(request, self._respond)
+        entry = LoggedRequest(
+            request.time,
+            request.call,
+            request.account.username if request.account else None,
+            _number(request.query, "minutes"),
+            _number(request.query, "maxCount"),
+            "password" in request.fields,
+            response.status,
+            response.outcome,
+        )
+        with self._guard:
+            self._log.append(entry)
+        return *_on_the_wire(request, response), response.delivery
+
+    def _understood(self, path: str, headers: Message, content: bytes) -> Request:
+        url = urlsplit(path)
+        call = _CALLS.get(url.path, url.path)
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        fields = _object(content)
+        with self._guard:
+            publisher = self._whose(call, query, fields)
+        return Request(
+            time=self._now(),
+            call=call,
+            account=publisher.account if publisher else None,
+            query=query,
+            fields=fields,
+            accepts_gzip="gzip" in headers.get("Accept-Encoding", ""),
+        )
+
+    def _whose(self, call: str, query: Mapping[str, str], fields: Mapping[str, object]) -> _Publisher | None:
+        match call:
+            case "authenticate":
+                return self._publishers.get(str(fields.get("accountName")))
+            case "login":
+                return self._by_id.get(str(fields.get("accountId")).lower())
+            case "read" if session := self._sessions.get(query.get("sessionId", "")):
+                return session.owner
+        return None
+
+    def _respond(self, request: Request) -> Response:
+        answer = {"authenticate": self._authenticate, "login": self._login, "read": self._read}.get(request.call)
+        if answer is None:
+            return Response(404, outcome="404")
+        try:
+            with self._guard:
+                return answer(request)
+        except _RefusalError as refusal:
+            return _error(request, refusal.code, refusal.message)
+
+    def _authenticate(self, request: Request) -> Response:
+        _check_arguments(request, "accountName", "password")
+        if request.account is None:
+            _reject_password()
+        self._check_password(request.account, request)
+        return Response(body=_json(request.account.account_id))
+
+    def _login(self, request: Request) -> Response:
+        account_id = str(request.fields.get("accountId", ""))
+        if account_id in ("", ZERO_UUID):
+            return Response(body=_json(ZERO_UUID), outcome="zero UUID")
+        _check_uuid(account_id)
+        _check_arguments(request, "password")
+        if request.account is None:
+            raise _RefusalError(
+                "SSO_InternalError",
+                "Synchronization of SSO account during authenticate call failed Time out issue.  "
+                f"AccountId={account_id} Error encountered accessing Keycloak endpoint: UAM_ERROR: "
+                f"HttpStatus='401 UNAUTHORIZED(401)' Msg=Cannot Authenticate by AccountId='{account_id}'",
+            )
+        self._check_password(request.account, request)
+        return Response(body=_json(self._new_session(request.account, request.time)))
+
+    def _check_password(self, account: SimulatedAccount, request: Request) -> None:
+        publisher = self._publishers[account.username]
+        if request.time < publisher.locked_until:
+            publisher.locked_until = request.time + self._lock_seconds
+            raise _RefusalError("SSO_AuthenticateMaxAttemptsExceeded", "Maximum authentication attempts exceeded")
+        if request.fields["password"] == account.password:
+            publisher.rejections = 0
+            return
+        publisher.rejections += 1
+        if publisher.rejections >= self._max_rejections:
+            publisher.rejections = 0
+            publisher.locked_until = request.time + self._lock_seconds
+        _reject_password()
+
+    def _new_session(self, account: SimulatedAccount, now: float) -> str:
+        remembered = {key: each for key, each in self._sessions.items() if each.expires > now - _DAY}
+        session_id = str(uuid.uuid4())
+        session = _Session(self._publishers[account.username], now + account.session_lifetime)
+        self._sessions = {**remembered, session_id: session}
+        return session_id
+
+    def _read(self, request: Request) -> Response:
+        session_id = request.query.get("sessionId", "")
+        if session_id == ZERO_UUID:
+            return Response(outcome="zero UUID")
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise _RefusalError("SessionIdNotFound", f"Failed to find session object. [SessionId = {session_id}]")
+        if session.expires <= request.time:
+            raise _RefusalError("SessionNotValid", f"Session not active or timed out. [SessionId = {session_id}]")
+        minutes = _checked_number(request, "minutes", _MAX_MINUTES)
+        count = _checked_number(request, "maxCount", _MAX_COUNT)
+        records = self._known(session.owner, request.time, request.time - minutes * 60)
+        newest = sorted(records, key=lambda record: record.taken, reverse=True)[:count]
+        return Response(body=_json([_as_json(each, session.owner.account) for each in newest]), chunked=True)
+
+    def _known(self, publisher: _Publisher, now: float, since: float) -> list[Record]:
+        """Return the readings taken after `since` that Share knows by now."""
+        # One slot more than asked for: a distortion may move a reading into the time asked for.
+        taken = list(series(publisher.account, max(since - _CADENCE, self._begin), now))
+        records = publisher.distortion(taken) + publisher.added
+        return [record for record in records if record.taken > since * 1000 and record.arrives <= now]
+
+
+def _reject_password() -> NoReturn:
+    raise _RefusalError("AccountPasswordInvalid", "Publisher account password failed")
+
+
+def _check_arguments(request: Request, *names: str) -> None:
+    for name in names:
+        value = request.fields.get(name)
+        if not isinstance(value, str) or not value:
+            raise _RefusalError("InvalidArgument", f"Missing required field(s): {name}")
+    if request.fields.get("applicationId") not in APPLICATION_IDS:
+        raise _RefusalError("InvalidArgument", "Missing required field(s): applicationId")
+
+
+def _check_uuid(text: str) -> None:
+    with suppress(ValueError):
+        if str(uuid.UUID(text)) == text.lower():
+            return
+    raise _RefusalError(
+        "InvalidArgument",
+        "Missing required field(s): JSON parse error: Cannot deserialize value of type `java.util.UUID` "
+        f'from String "{text}": UUID has to be represented by standard 36-char representation',
+    )
+
+
+def _checked_number(request: Request, name: str, limit: int) -> int:
+    number = _number(request.query, name)
+    if number is None or number > limit:
+        raise _RefusalError("InvalidArgument", f"Invalid argument: {name}")
+    return number
+
+
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _object(content: bytes) -> dict[str, object]:
+    """Return the JSON object that is a request's body, empty where it is something else."""
+    with suppress(ValueError):
+        value = json.loads(content)
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+# HTTP
+
+
+def _on_the_wire(request: Request, response: Response) -> tuple[bytes, bytes]:
+    """Return an answer's head and body as they travel."""
+    content = response.body
+    headers: dict[str, str | None] = {
+        "Date": http_date(request.time),
+        "Content-Type": "application/json",
+        "Server": "cloudflare",
+    }
+    if content and response.compress and request.accepts_gzip:
+        content = gzip.compress(content, 1, mtime=0)
+        headers["Content-Encoding"] = "gzip"
+    if content and response.chunked:
+        content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+        headers["Transfer-Encoding"] = "chunked"
+    else:
+        headers["Content-Length"] = str(len(content))
+    headers.update({name.title(): value for name, value in response.headers.items()})
+    lines = [f"HTTP/1.1 {response.status} {_reason(response.status)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if value is not None]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1"), content
+
+
+def _reason(code: int) -> str:
+    with suppress(ValueError):
+        return HTTPStatus(code).phrase
+    return "Unknown"
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    """A thread per connection; unlike `HTTPServer` it asks no name server for its own name."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 1024  # many accounts may sign in at the same moment
+
+    def __init__(self, port: int, handle: Callable[[str, Message, bytes], tuple[bytes, bytes, Delivery]]) -> None:
+        self.handle = handle
+        self._connections: set[socket.socket] = set()
+        self._changed = threading.Condition()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def start(self) -> None:
+        threading.Thread(target=self.serve_forever, args=(0.02,), name="share", daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+        with self._changed:
+            for connection in self._connections:
+                with suppress(OSError):  # the client was faster
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._changed.wait_for(lambda: not self._connections, timeout=0.5)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, client = super().get_request()
+        with self._changed:
+            self._connections.add(connection)
+        return connection, client
+
+    def close_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        super().close_request(request)
+        with self._changed:
+            self._connections.discard(request)
+            self._changed.notify_all()
+
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that goes away is no mistake of ours
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        head, answer, deliver = self.server.handle(self.path, self.headers, content)
+        if not deliver(self.connection, head, answer):
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
+        """Say nothing: the service keeps a log of its own."""
+
+
+# Alone, as a process
+
+
+def accelerated(speed: float) -> Callable[[], float]:
+    """Return a clock in Unix seconds that is right now and runs `speed` times too fast."""
+    begin, started = time.time(), time.monotonic()
+    return lambda: begin + (time.monotonic() - started) * speed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve one account until SIGTERM or SIGINT; the base URL on standard output says that it is ready."""
+    parser = argparse.ArgumentParser(description="The simulated Dexcom Share service.")
+    parser.add_argument("--username", required=True)
+    parser.add_argument("--password", required=True)
+    parser.add_argument("--account-id", default="")
+    parser.add_argument("--speed", type=float, default=1.0, help="how much faster than real time its clock runs")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    options = parser.parse_args(arguments)
+    stop = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # before the threads, which inherit it
+    account = SimulatedAccount(options.username, options.password, options.account_id)
+    with SimulatedShare([account], accelerated(options.speed), options.port) as service:
+        print(service.base_url, flush=True)  # what a parent process waits for
+        signal.sigwait(stop)
+
+
+if __name__ == "__main__":
+    main()
