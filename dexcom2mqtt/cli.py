@@ -26,13 +26,13 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
-    given = _parser().parse_args(arguments)
+    # The options are taken before and after the command; a default of theirs would overwrite what came before it.
+    given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
     command = {"run": _run, "demo": _demo, "schema": _schema}[given.command]
     return command(given)
 
 
 def _parser() -> argparse.ArgumentParser:
-    # The options are taken before and after the command; a default would overwrite what came before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--config",
@@ -45,7 +45,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="dexcom2mqtt", description="Bring glucose readings from Dexcom Share to MQTT.", parents=[common]
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    parser.set_defaults(command="run", config=None, log_level=None)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -66,7 +65,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from dexcom2mqtt.daemon import version  # noqa: PLC0415  # only what a command needs
 
-        parser.exit(message=f"{version()}\n")
+        print(version())
+        parser.exit()
 
 
 def _number(text: str, least: float, most: float) -> float:

@@ -79,6 +79,7 @@ class Daemon:
         )
         self._protocol: Protocol | None = None
         self._started = self._clock.now()
+        self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
         self._online = False
         self._next_heartbeat = 0.0
         self.broken = False
@@ -123,11 +124,13 @@ class Daemon:
             self._mirror.put(nothing, only_missing=True)
 
     def _put_info(self) -> None:
-        times = (poller.time.unix(self._started) for poller in self._pollers.values())
+        if self._started_at is None:
+            times = (poller.time.unix(self._started) for poller in self._pollers.values())
+            self._started_at = next((at for at in times if at is not None), None)
         info = messages.bridge_info(
             self._topics,
             version=version(),
-            started_at=next((at for at in times if at is not None), None),
+            started_at=self._started_at,
             protocol=self._protocol,
             accounts=self._pollers,
         )

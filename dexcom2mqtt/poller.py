@@ -268,6 +268,7 @@ class Poller:
         if share == before.share:
             return
         self._since = self._clock.now()
+        self._status = replace(self._status, since=None)
         if not self._status.well:
             _log.warning("%s: %s: %s", self.key, share, self._status.message)
         elif not before.well:
@@ -282,7 +283,7 @@ class Poller:
         unix = self.time.unix
         self._status = replace(
             self._status,
-            since=unix(self._since),
+            since=self._status.since or unix(self._since),  # once, for Share's time is told ever more exactly
             last_reading_at=None if newest is None else newest.date / 1000,
             last_success_at=None if self._last_success is None else unix(self._last_success),
             next_poll_at=unix(next_poll),

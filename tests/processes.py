@@ -169,12 +169,18 @@ class Subscriber:
         if login:
             client.username_pw_set(*login)
         set_up(client)
-        client.on_connect = lambda *_: client.subscribe("#")
-        client.on_subscribe = lambda *_: self._subscribed.set()
+        client.on_connect = self._subscribe
+        client.on_subscribe = self._confirm
         client.on_message = self._take
         client.connect("127.0.0.1", port)
         client.loop_start()
         assert self._subscribed.wait(5), "the subscriber could not subscribe"
+
+    def _subscribe(self, client: paho.Client, *_: object) -> None:
+        client.subscribe("#")
+
+    def _confirm(self, *_: object) -> None:
+        self._subscribed.set()
 
     def _take(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         expiry = getattr(message.properties, "MessageExpiryInterval", None)
@@ -238,5 +244,5 @@ def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
 
 def daemon(config: Path, output: Path, *arguments: str, speed: float = 1.0, **environ: str) -> Process:
     """Start the daemon with a clock that runs `speed` times as fast as real time."""
-    command = [sys.executable, "-m", "tests.launcher", "--config", config, *arguments]
+    command: list[str | Path] = [sys.executable, "-m", "tests.launcher", "--config", config, *arguments]
     return Process(command, output, {"SPEED": str(speed)} | environ)
