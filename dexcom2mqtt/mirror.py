@@ -26,7 +26,7 @@ _SAME_EXPIRY: Final = 1.0  # second: the finest that MQTT can express
 class Mirror:
     """The picture of all retained messages. Any thread may put; one thread takes.
 
-    ``last`` is the topic that goes last when the whole picture is sent. ``changed`` is called after a put that
+    ``last`` is the topic that is sent only when all others are. ``changed`` is called after a put that
     gave something to send.
     """
 
@@ -35,6 +35,7 @@ class Mirror:
         self._changed = changed
         self._lock = threading.Lock()
         self._picture: dict[str, Message] = {}  # in the order in which it was put
+        self._announced: dict[str, Message] = {}  # as they were when they were last to be sent
         self._unsent: dict[str, None] = {}  # topics, in the order in which they are to go
         self._closed = False
         self._next_expiry = math.inf  # no message expires before that
@@ -48,8 +49,9 @@ class Mirror:
             for message in () if self._closed else messages:
                 if only_missing and message.topic in self._picture:
                     continue
-                if not _same(self._picture.get(message.topic), message):
-                    self._replace(message)
+                self._show(message)
+                if not _same(self._announced.get(message.topic), message):
+                    self._send(message)
             changed = bool(self._unsent)
         if changed:
             self._changed()
@@ -68,13 +70,15 @@ class Mirror:
     def send_all(self) -> None:
         """Send the whole picture anew, as after a connect; whatever was under way may have been lost."""
         with self._lock:
-            self._unsent = dict.fromkeys(sorted(self._picture, key=lambda topic: topic == self._last))
+            self._unsent = dict.fromkeys(self._picture)
 
     def take(self, now: float, most: int) -> list[Message]:
         """Return at most that many messages to send now, and take them for sent."""
         with self._lock:
             self._expire(now)
-            topics = list(islice(self._unsent, most))
+            topics = list(islice((topic for topic in self._unsent if topic != self._last), most))
+            if self._last in self._unsent and len(topics) == len(self._unsent) - 1 < most:
+                topics.append(self._last)
             for topic in topics:
                 del self._unsent[topic]
             return [self._picture[topic] for topic in topics]
@@ -84,28 +88,31 @@ class Mirror:
         with self._lock:
             return self._next_expiry
 
-    def _replace(self, message: Message) -> None:
-        for topics in (self._picture, self._unsent):
-            topics.pop(message.topic, None)
+    def _show(self, message: Message) -> None:
+        """Take a message into the picture, behind all others; those put together expire in their order."""
+        self._picture.pop(message.topic, None)
         self._picture[message.topic] = message
-        self._unsent[message.topic] = None
         if message.expires_at is not None:
             self._next_expiry = min(self._next_expiry, message.expires_at)
 
+    def _send(self, message: Message) -> None:
+        self._announced[message.topic] = message
+        self._unsent.pop(message.topic, None)
+        self._unsent[message.topic] = None
+
     def _expire(self, now: float) -> None:
-        if now < self._next_expiry:
-            return
-        mortal = [(at, message) for message in self._picture.values() if (at := message.expires_at) is not None]
-        for at, message in sorted(mortal, key=itemgetter(0)):
-            if at > now:
-                self._next_expiry = at
-                return
-            if message.successor is not None:
-                self._replace(message.successor)
-            else:
-                del self._picture[message.topic]
-                self._unsent.pop(message.topic, None)
-        self._next_expiry = math.inf
+        while self._next_expiry <= now:
+            mortal = [(at, message) for message in self._picture.values() if (at := message.expires_at) is not None]
+            self._next_expiry = math.inf
+            for at, message in sorted(mortal, key=itemgetter(0)):
+                if at > now:
+                    self._next_expiry = min(self._next_expiry, at)
+                elif message.successor is not None:
+                    self._show(message.successor)
+                    self._send(message.successor)
+                else:
+                    for topics in (self._picture, self._announced, self._unsent):
+                        topics.pop(message.topic, None)
 
 
 def _same(a: Message | None, b: Message) -> bool:

@@ -31,6 +31,8 @@ HIGH_MG_DL: Final = 401
 
 _LARGEST_MG_DL: Final = 2000
 _LAST_MS: Final = 4_102_444_800_000  # the year 2100
+_NOT_SPELLED: Final = re.compile(r"[\s_]|(?<=\w)-")
+_LARGEST_TREND: Final = 10**9  # Python refuses to write very large integers
 _LONGEST_WORD: Final = 64
 _WIDEST_OFFSET_MIN: Final = 14 * 60  # Kiribati
 _DATE: Final = re.compile(r"/?Date\((\d{1,15})([+-]\d{4})?\)/?", re.ASCII)
@@ -62,7 +64,9 @@ _DIRECTIONS: Final = (  # the index is the number that Share sends and pydexcom 
 _NO_DIRECTION: Final = 0
 _UNKNOWN_DIRECTION: Final = 8
 _NUMBER_OF_WORD: Final = {direction.word: number for number, direction in enumerate(_DIRECTIONS)}
-_NUMBER_OF_SPELLING: Final = {word.casefold(): number for word, number in _NUMBER_OF_WORD.items()}
+_NUMBER_OF_SPELLING: Final = {
+    spelling: number for word, number in _NUMBER_OF_WORD.items() for spelling in (word.casefold(), str(number))
+}
 
 TRENDS: Final = tuple(direction.trend for direction in _DIRECTIONS if direction.trend is not None)
 """The seven trends, from rising quickly to falling quickly."""
@@ -209,12 +213,11 @@ def _parse_offset(text: object) -> int:
 
 def _parse_direction(trend: object) -> str:
     if isinstance(trend, int) and not isinstance(trend, bool):
-        # In hexadecimal, since Python refuses to write very large integers in decimal.
-        return _DIRECTIONS[trend].word if 0 <= trend < len(_DIRECTIONS) else f"{trend:x}"[:_LONGEST_WORD]
+        trend = str(trend) if abs(trend) < _LARGEST_TREND else "unknown"
     if not isinstance(trend, str) or not trend.strip():
         return _DIRECTIONS[_NO_DIRECTION].word
-    spelling = "".join(character for character in trend.casefold() if character.isalnum())
-    if spelling.isdecimal() and len(spelling) == 1:
-        return _DIRECTIONS[int(spelling)].word
+    spelling = _NOT_SPELLED.sub("", trend.casefold())
     number = _NUMBER_OF_SPELLING.get(spelling)
-    return trend[:_LONGEST_WORD] if number is None else _DIRECTIONS[number].word
+    if number is not None:
+        return _DIRECTIONS[number].word
+    return trend[:_LONGEST_WORD].encode(errors="replace").decode()  # what cannot be sent cannot stay as it is

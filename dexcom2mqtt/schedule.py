@@ -51,10 +51,10 @@ def next_poll(newest: float | None, now: float) -> float:
         return now + INTERVAL
     due = newest + INTERVAL + DELAY
     missed = max(0, int((now - due) // INTERVAL))
-    tries = [due + INTERVAL * missed, due + INTERVAL * (missed + 1)]
+    tries = [due + INTERVAL * periods for periods in (missed, missed + 1, missed + 2)]
     if missed == 0:
-        tries[1:1] = [due + late for late in _LATE_TRIES]
-    return min(next(at for at in tries if at > now), now + INTERVAL + DELAY)
+        tries += [due + late for late in _LATE_TRIES]
+    return min(*(at for at in tries if at > now), now + INTERVAL + DELAY)
 
 
 def backoff(failures: int, chance: Callable[[], float]) -> float:
@@ -85,21 +85,27 @@ class SignIns:
     def __init__(self) -> None:
         self.rejected: list[float] = []
         """When requests with the password were rejected, of the last 24 hours."""
-        self._all: list[float] = []
+        self._sign_ins: list[float] = []  # of the last hour, however they went
+        self._in_vain: list[float] = []  # requests with the password, of the last 24 hours, that led to nothing
         self._worked = False
-        self._rejected_in_a_row = 0
+        self._rejections = 0  # in a row
+        self._last_rejection = 0.0
         self._locked_until = 0.0
 
     def note(self, now: float, *, requests: int, accepted: bool | None) -> None:
         """Take note of a sign-in with that many requests; ``accepted`` is None where Share did not say."""
-        self._all = [at for at in self._all if at > now - _HOUR] + [now]
+        self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR] + [now]
         self.rejected = [at for at in self.rejected if at > now - _DAY]
+        self._in_vain = [at for at in self._in_vain if at > now - _DAY]
         if accepted:
             self._worked = True
-            self._rejected_in_a_row = 0
-        elif accepted is False:
-            self._rejected_in_a_row += 1
+            self._rejections = 0
+            return
+        self._in_vain += [now] * requests
+        if accepted is False:
             self.rejected += [now] * requests
+            self._rejections += 1
+            self._last_rejection = now
 
     def lock_out(self, now: float) -> None:
         """Take note that Share has locked the account."""
@@ -107,15 +113,15 @@ class SignIns:
 
     def allowed_at(self, requests: int) -> float:
         """Return from when on a sign-in is allowed that takes that many requests with the password."""
-        earliest = [self._locked_until, _room_at(self._all, _RENEWALS_AN_HOUR, 1, _HOUR)]
-        if self._rejected_in_a_row and self._worked:
-            earliest.append(self.rejected[-1] + (5 if self._rejected_in_a_row == 1 else 30) * _MINUTE)
-        elif self._rejected_in_a_row:
+        earliest = [self._locked_until, _room_at(self._sign_ins, _RENEWALS_AN_HOUR, 1, _HOUR)]
+        if self._rejections and self._worked:
+            earliest.append(self._last_rejection + (5 if self._rejections == 1 else 30) * _MINUTE)
+        elif self._rejections:
             # Two more in the first hour, then spread over the day rather than spent at once.
-            spread = 20 * _MINUTE if self._rejected_in_a_row < _ATTEMPTS_AN_HOUR else 2.5 * _HOUR
-            earliest.append(self.rejected[-1] + spread)
-            earliest.append(_room_at(self.rejected, _ATTEMPTS_AN_HOUR, requests, _HOUR))
-            earliest.append(_room_at(self.rejected, _ATTEMPTS_A_DAY, requests, _DAY))
+            spread = 20 * _MINUTE if self._rejections < _ATTEMPTS_AN_HOUR else 2.5 * _HOUR
+            earliest.append(self._last_rejection + spread)
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR, requests, _HOUR))
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY))
         return max(earliest)
 
 

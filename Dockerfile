@@ -1,0 +1,13 @@
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY dexcom2mqtt dexcom2mqtt
+RUN python -m venv /opt/dexcom2mqtt \
+    && /opt/dexcom2mqtt/bin/pip install --no-cache-dir .
+
+FROM python:3.13-slim
+COPY --from=build /opt/dexcom2mqtt /opt/dexcom2mqtt
+USER 65532:65532
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/opt/dexcom2mqtt/bin/dexcom2mqtt"]
+CMD ["run"]

@@ -1,0 +1,207 @@
+"""Who imports what: the rules that keep the parts apart."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import dexcom2mqtt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(dexcom2mqtt.__file__).parent
+DEMO = ROOT / "demo"
+EVERY_MODULE = sorted(ROOT.rglob("*.py"))
+MODULES = [path for path in EVERY_MODULE if DEMO not in path.parents]
+
+THIRD_PARTY = {
+    "amqtt",
+    "certifi",
+    "paho",
+    "pydantic",
+    "pydantic_core",
+    "pydantic_settings",
+    "requests",
+    "tenacity",
+    "urllib3",
+    "yaml",
+}
+PURE = {"readings", "ledger", "schedule", "status", "messages", "mirror", "homeassistant"}
+NOW = {"now", "utcnow", "today"}
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs: all but the branches for type checkers alone."""
+    yield node
+    children: Iterator[ast.AST] | list[ast.stmt] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+        children = node.orelse
+    for child in children:
+        yield from running(child)
+
+
+def imports(source: str) -> set[str]:
+    """Name every module that is imported where the source runs, with dots; names of a package count as modules."""
+    found = set()
+    for node in running(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names}
+    return found
+
+
+def libraries(source: str) -> set[str]:
+    """Name what is imported from outside of the package and of Python."""
+    return {name.partition(".")[0] for name in imports(source)} - sys.stdlib_module_names - {"dexcom2mqtt"}
+
+
+def own_imports(source: str) -> set[str]:
+    """Name the package's own modules that are imported."""
+    return {name.split(".")[1] for name in imports(source) if name.startswith("dexcom2mqtt.")}
+
+
+def reads_the_clock(source: str) -> bool:
+    """Tell whether the source imports ``time`` or asks a datetime or a date for the present."""
+    if any(name.partition(".")[0] == "time" for name in imports(source)):
+        return True
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr in NOW
+        and ast.unparse(node.value).rpartition(".")[2] in {"datetime", "date"}
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def prints(source: str) -> bool:
+    """Tell whether the source calls ``print``."""
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+# --- the rules ---------------------------------------------------------------------------------------------
+
+
+def test_finds_the_modules() -> None:
+    """The rules are held against the package as it is, the demo apart."""
+    assert {f"{name}.py" for name in PURE - {"homeassistant"}} <= set(names(MODULES))
+    assert len(EVERY_MODULE) > len(MODULES)
+
+
+@pytest.mark.parametrize("library", sorted(THIRD_PARTY))
+def test_each_library_is_imported_by_one_module(library: str) -> None:
+    """What a third-party library is used for stands in one module, the demo aside."""
+    assert len(users := [path for path in MODULES if library in libraries(path.read_text())]) <= 1, names(users)
+
+
+def test_uses_no_other_library() -> None:
+    """Whatever is imported is Python's, the package's own, or one of the known libraries."""
+    for path in EVERY_MODULE:
+        assert libraries(path.read_text()) <= THIRD_PARTY, path.name
+
+
+def test_embedded_broker_is_the_demos() -> None:
+    """The daemon runs without the libraries of the demo."""
+    for path in MODULES:
+        assert "amqtt" not in libraries(path.read_text()), path.name
+
+
+def test_demo_is_started_by_the_command_line_alone() -> None:
+    """Nothing but the command line knows that there is a demo."""
+    assert names([path for path in MODULES if "demo" in own_imports(path.read_text())]) in ([], ["cli.py"])
+
+
+def test_only_the_clock_reads_clocks() -> None:
+    """Time is asked of the clock alone, so that a test can set it."""
+    assert names([path for path in MODULES if reads_the_clock(path.read_text())]) == ["clock.py"]
+
+
+def test_pure_modules_stay_pure() -> None:
+    """What decides neither connects nor waits: it imports no library, and of the package only its like and iso."""
+    for path in MODULES:
+        if path.stem in PURE:
+            source = path.read_text()
+            assert libraries(source) == set(), path.name
+            assert own_imports(source) <= PURE | {"clock"}, path.name
+            assert {name for name in imports(source) if "dexcom2mqtt.clock" in name} <= {"dexcom2mqtt.clock.iso"}
+            assert imports(source) & {"socket", "select", "http.client", "urllib.request", "subprocess"} == set()
+
+
+def test_readings_know_nothing_else() -> None:
+    """A reading is made of nothing but the record: the module imports none of the package's own."""
+    assert own_imports((ROOT / "readings.py").read_text()) == set()
+
+
+@pytest.mark.parametrize("path", EVERY_MODULE, ids=names(EVERY_MODULE))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    """Each module opens with a sentence."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert docstring.split("\n", 1)[0].rstrip().endswith(".")
+
+
+def test_only_the_command_line_prints() -> None:
+    """A daemon logs, and only a command speaks to a person, the demo aside."""
+    assert names([path for path in MODULES if prints(path.read_text())]) in ([], ["cli.py"])
+
+
+# --- the rules find what breaks them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import requests.adapters as a", {"requests"}),
+        ("from paho.mqtt import client", {"paho"}),
+        ("def f():\n    import yaml", {"yaml"}),
+        ("if TYPE_CHECKING:\n    import yaml\nelse:\n    import certifi", {"certifi"}),
+        ("if typing.TYPE_CHECKING:\n    import yaml", set()),
+        ("try:\n    import yaml\nexcept ImportError:\n    import tenacity", {"yaml", "tenacity"}),
+        ("import json\nfrom dexcom2mqtt import clock", set()),
+    ],
+)
+def test_finds_libraries(source: str, found: set[str]) -> None:
+    """An import counts wherever it stands, but for type checkers."""
+    assert libraries(source) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import time", True),
+        ("from time import sleep", True),
+        ("import datetime\ndatetime.datetime.now()", True),
+        ("from datetime import datetime\nnow = datetime.now", True),
+        ("datetime.utcnow()", True),
+        ("date.today()", True),
+        ("if TYPE_CHECKING:\n    import time", False),
+        ("self._clock.now()\nself.time.now()", False),
+        ("from datetime import datetime\ndatetime.fromtimestamp(0)", False),
+    ],
+)
+def test_finds_clocks(source: str, *, found: bool) -> None:
+    """Every way to ask Python for the time counts, and asking our own clock does not."""
+    assert reads_the_clock(source) is found
+
+
+def test_finds_own_imports_and_prints() -> None:
+    """Own modules are found in both forms of import, and print only where it is called."""
+    assert own_imports(
+        "from dexcom2mqtt import mirror\nimport dexcom2mqtt.share\nfrom dexcom2mqtt.demo import app"
+    ) == {
+        "mirror",
+        "share",
+        "demo",
+    }
+    assert prints("def f():\n    print(1)")
+    assert not prints("log(print_it)\nself.print()")

@@ -1,0 +1,429 @@
+"""Every topic and every payload, as subscribers may rely on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.status import Status
+from tests.builders import NOON, account, any_text, property_of, reading
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.messages import State
+    from dexcom2mqtt.readings import Unit
+
+TOPICS = Topics("home/dexcom")
+STATE_TOPIC = "home/dexcom/anna/state"
+AVAILABILITY_TOPIC = "home/dexcom/anna/availability"
+
+KEYS = [
+    "value",
+    "unit",
+    "mg_dl",
+    "mmol_l",
+    "out_of_range",
+    "trend",
+    "trend_number",
+    "direction",
+    "arrow",
+    "description",
+    "delta",
+    "range",
+    "measurement_timestamp",
+    "date",
+]
+KEY_TOPICS = [f"home/dexcom/anna/{key}" for key in KEYS]
+
+IN_MG_DL: State = {
+    "value": 72,
+    "unit": "mg/dL",
+    "mg_dl": 72,
+    "mmol_l": 4.0,
+    "out_of_range": None,
+    "trend": "steady",
+    "trend_number": 4,
+    "direction": "Flat",
+    "arrow": "→",
+    "description": "steady",
+    "delta": -9,
+    "range": "in_range",
+    "measurement_timestamp": "2025-04-19T08:00:00.000-04:00",
+    "date": 1745064000000,
+}
+IN_MMOL_L = IN_MG_DL | {"value": 4.0, "unit": "mmol/L", "delta": -0.5}
+NULLS = dict.fromkeys(KEYS, None) | {
+    "unit": "mg/dL",
+    "measurement_timestamp": "2025-04-19T08:00:00.000-04:00",
+    "date": 1745064000000,
+}
+
+units = st.sampled_from(["mg/dL", "mmol/L"])
+readings = st.builds(
+    Reading,
+    mg_dl=st.integers(39, 401),
+    direction=st.sampled_from(["Flat", "DoubleDown", "None", "NotComputable"]) | st.text(min_size=1, max_size=64),
+    date=st.integers(1, 4_102_444_799_999),
+    offset_min=st.integers(-840, 840),
+)
+deltas = st.integers(-361, 361) | st.none()
+
+
+def parsed(message: Message) -> dict[str, object]:
+    """Parse a payload strictly: no NaN, no infinity, valid UTF-8."""
+    payload: dict[str, object] = json.loads(message.payload.encode(), parse_constant=pytest.fail)
+    return payload
+
+
+def typed(payload: dict[str, object]) -> list[tuple[str, object, type]]:
+    """Tell 4.0 from 4 and the order of the keys, which == on dicts does not."""
+    return [(key, value, type(value)) for key, value in payload.items()]
+
+
+def texts(sent: list[Message]) -> dict[str, str]:
+    """Map each key to its bare text."""
+    return {key: message.payload for message in sent for key in KEYS if message.topic == f"home/dexcom/anna/{key}"}
+
+
+# --- topics ------------------------------------------------------------------------------------------------
+
+
+def test_names_topics_below_the_base() -> None:
+    """Every topic is below the base topic, those of an account below its key."""
+    assert TOPICS.bridge_state == "home/dexcom/bridge/state"
+    assert TOPICS.bridge_info == "home/dexcom/bridge/info"
+    assert TOPICS.of("anna", "state") == STATE_TOPIC
+
+
+# --- state -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("mg/dL", IN_MG_DL), ("mmol/L", IN_MMOL_L)])
+def test_state_is_as_promised(unit: Unit, expected: State) -> None:
+    """A state has exactly the keys of the contract, in their order, each with its type."""
+    state = messages.state_of(reading(72, offset_min=-240), -9, account(unit))
+    assert typed(state) == typed(expected)
+    assert list(messages.STATE_KEYS) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "delta"), [("mg/dL", 100, 0), ("mmol/L", 5.6, 0.0), ("mg/dL", 100, None), ("mmol/L", 5.6, None)]
+)
+def test_value_and_delta_are_in_the_accounts_unit(unit: Unit, value: float, delta: float | None) -> None:
+    """A delta of nothing is 0 in mg/dL and 0.0 in mmol/L, and null where there is none."""
+    state = messages.state_of(reading(100), None if delta is None else 0, account(unit))
+    assert (state["value"], state["unit"], state["delta"]) == (value, unit, delta)
+    assert json.dumps(state["delta"]) == json.dumps(delta)
+
+
+@pytest.mark.parametrize(
+    ("mg_dl", "out_of_range", "name"), [(39, "low", "very_low"), (401, "high", "very_high"), (100, None, "in_range")]
+)
+def test_limits_of_the_sensor_are_told(mg_dl: int, out_of_range: str | None, name: str) -> None:
+    """A value at the sensor's limit is sent as it is, and said to be a limit."""
+    state = messages.state_of(reading(mg_dl), None, account())
+    assert (state["mg_dl"], state["out_of_range"], state["range"]) == (mg_dl, out_of_range, name)
+
+
+def test_range_is_by_the_accounts_limits() -> None:
+    """The range is named by the limits of this account, in mg/dL whatever its unit."""
+    limits = (60, 80, 140, 200)
+    assert messages.state_of(reading(70), None, account("mmol/L", limits))["range"] == "low"
+    assert messages.state_of(reading(141), None, account("mmol/L", limits))["range"] == "high"
+
+
+def test_no_trend_is_null() -> None:
+    """Where Share sends no trend, its name, arrow and description are null, and its number 0."""
+    state = messages.state_of(reading(direction="None"), None, account())
+    assert [state[key] for key in ("trend", "trend_number", "direction", "arrow", "description")] == [
+        None,
+        0,
+        "None",
+        None,
+        None,
+    ]
+
+
+def test_stale_state_keeps_when_it_was() -> None:
+    """Of a stale state all is null but when the reading was taken, and the unit."""
+    assert typed(messages.stale(IN_MG_DL)) == typed(NULLS)
+
+
+def test_state_without_a_reading() -> None:
+    """Where no reading is known, the state has all keys, and only the unit is not null."""
+    state = messages.without_reading(account("mmol/L"))
+    assert typed(state) == typed(dict.fromkeys(KEYS, None) | {"unit": "mmol/L"})
+
+
+# --- what is published -------------------------------------------------------------------------------------
+
+
+def test_fresh_state_comes_before_availability() -> None:
+    """A reading is published as state, then key by key, and last that it is available."""
+    sent = messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)
+    assert [message.topic for message in sent] == [STATE_TOPIC, *KEY_TOPICS, AVAILABILITY_TOPIC]
+    assert typed(parsed(sent[0])) == typed(IN_MG_DL)
+    assert sent[-1].payload == "online"
+
+
+@pytest.mark.parametrize(
+    ("state", "bare"),
+    [
+        (IN_MG_DL, {"value": "72", "delta": "-9"}),
+        (IN_MMOL_L, {"value": "4.0", "delta": "-0.5", "unit": "mmol/L"}),
+        (
+            IN_MG_DL | {"trend": None, "arrow": None, "description": None, "delta": None},
+            {"value": "72", "trend": "unknown", "arrow": "unknown", "description": "unknown", "delta": "unknown"},
+        ),
+    ],
+)
+def test_keys_are_bare_text(state: State, bare: dict[str, str]) -> None:
+    """Each key's topic holds what the JSON says without quotes, and unknown for null."""
+    expected = {
+        "unit": "mg/dL",
+        "mg_dl": "72",
+        "mmol_l": "4.0",
+        "out_of_range": "unknown",
+        "trend": "steady",
+        "trend_number": "4",
+        "direction": "Flat",
+        "arrow": "→",
+        "description": "steady",
+        "range": "in_range",
+        "measurement_timestamp": "2025-04-19T08:00:00.000-04:00",
+        "date": "1745064000000",
+    }
+    assert texts(messages.fresh_messages(TOPICS, "anna", state, 1000.0)) == expected | bare
+
+
+def test_json_is_readable() -> None:
+    """Arrows stand in the JSON as they are, not escaped."""
+    assert "→" in messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)[0].payload
+
+
+def test_stale_state_comes_after_availability() -> None:
+    """First it is said that nothing is available, then the state and its keys follow, and nothing expires."""
+    sent = messages.stale_messages(TOPICS, "anna", IN_MG_DL)
+    assert [message.topic for message in sent] == [AVAILABILITY_TOPIC, STATE_TOPIC, *KEY_TOPICS]
+    assert sent[0].payload == "offline"
+    assert typed(parsed(sent[1])) == typed(NULLS)
+    assert {key: text for key, text in texts(sent).items() if text != "unknown"} == {
+        "unit": "mg/dL",
+        "measurement_timestamp": "2025-04-19T08:00:00.000-04:00",
+        "date": "1745064000000",
+    }
+    assert all(message.expires_at is None and message.successor is None for message in sent)
+
+
+def test_fresh_becomes_stale() -> None:
+    """All of a fresh state expires at the same time, and into exactly what is published of a stale one."""
+    fresh = messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)
+    for message in fresh:
+        assert message.expires_at is not None
+        assert 999.9 <= message.expires_at <= 1000.0
+        assert message.successor is not None
+        assert message.successor.topic == message.topic
+    successors = {message.topic: message.successor for message in fresh}
+    assert successors == {message.topic: message for message in messages.stale_messages(TOPICS, "anna", IN_MG_DL)}
+
+
+def test_unavailable_lasts() -> None:
+    """That there is no current reading is said for as long as nothing else is."""
+    assert messages.unavailable(TOPICS, "anna") == Message(AVAILABILITY_TOPIC, "offline")
+
+
+@given(taken=readings, delta=deltas, unit=units)
+@property_of
+def test_every_reading_is_published_alike(taken: Reading, delta: int | None, unit: Unit) -> None:
+    """For every reading: valid JSON with all keys in order, the bare texts the same values, all in UTF-8."""
+    state = messages.state_of(taken, delta, account(unit))
+    whole, *keys, availability = messages.fresh_messages(TOPICS, "anna", state, 1000.0)
+    assert typed(parsed(whole)) == typed(state)
+    assert list(state) == KEYS
+    assert [message.topic for message in keys] == KEY_TOPICS
+    for message, value in zip(keys, state.values(), strict=True):
+        assert message.payload.encode()
+        assert message.payload == (
+            "unknown" if value is None else value if isinstance(value, str) else json.dumps(value)
+        )
+    assert availability.payload == "online"
+    assert (unit == "mmol/L") is isinstance(state["value"], float)
+
+
+# --- how they go together with the mirror ------------------------------------------------------------------
+
+
+def test_freshness_ends_in_order() -> None:
+    """When a reading grows stale: first availability, then the state, then its keys."""
+    mirror = Mirror(last=TOPICS.bridge_state)
+    mirror.put(messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
+    mirror.take(990.0, 100)
+    assert mirror.take(999.0, 100) == []
+    assert mirror.take(1000.0, 100) == messages.stale_messages(TOPICS, "anna", IN_MG_DL)
+
+
+def test_what_is_stale_already_is_never_sent_as_fresh() -> None:
+    """A state that is stale by the time it can be sent is sent as stale, and in that order."""
+    mirror = Mirror(last=TOPICS.bridge_state)
+    mirror.put(messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
+    assert mirror.take(1000.5, 100) == messages.stale_messages(TOPICS, "anna", IN_MG_DL)
+
+
+@pytest.mark.parametrize("moved", [-0.7, -0.2, 0.0, 0.2, 0.7])
+def test_freshness_ends_in_order_after_a_correction(moved: float) -> None:
+    """Where a late reading changed the delta, and the time by a little, freshness still ends in order."""
+    mirror = Mirror(last=TOPICS.bridge_state)
+    corrected = IN_MG_DL | {"delta": 3}
+    mirror.put(messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
+    mirror.put(messages.fresh_messages(TOPICS, "anna", corrected, 1000.0 + moved))
+    mirror.take(990.0, 100)
+    sent = [message for tenth in range(9900, 10100) for message in mirror.take(tenth / 10, 100)]
+    assert sent == messages.stale_messages(TOPICS, "anna", corrected)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 9),
+            st.sampled_from(["reading", "heartbeat", "take", "take", "reconnect"]),
+            st.integers(1, 40),
+        ),
+        max_size=40,
+    )
+)
+@example([(1, "reading", 6), (1, "heartbeat", 1), (1, "take", 40), (9, "reconnect", 1), (1, "take", 40)])
+@property_of
+def test_nobody_sees_an_old_number_become_current(steps: list[tuple[int, str, int]]) -> None:
+    """Message by message, on a broker without expiry: when both topics come to say online, the state is fresh."""
+    mirror = Mirror(last=TOPICS.bridge_state)
+    broker = {
+        message.topic: message for message in (messages.bridge_offline(TOPICS), messages.unavailable(TOPICS, "anna"))
+    }
+    now = 0.0
+
+    def both_online() -> bool:
+        return broker[TOPICS.bridge_state].payload == broker[AVAILABILITY_TOPIC].payload == "online"
+
+    for passed, step, count in steps:
+        now += passed
+        if step == "reading":
+            mirror.put(messages.fresh_messages(TOPICS, "anna", IN_MG_DL | {"value": count}, now + count))
+        elif step == "heartbeat":
+            mirror.put([messages.bridge_online(TOPICS, now + 1e6)])
+        elif step == "reconnect":
+            broker[TOPICS.bridge_state] = messages.bridge_offline(TOPICS)  # the last will
+            mirror.send_all()
+        for message in mirror.take(now, count) if step == "take" else []:
+            were_online = both_online()
+            broker[message.topic] = message
+            if both_online():
+                state = broker[STATE_TOPIC]
+                assert state.expires_at is not None
+                assert were_online or state.expires_at > now
+
+
+# --- bridge ------------------------------------------------------------------------------------------------
+
+
+def test_bridge_state() -> None:
+    """The daemon is online until the message expires, and offline for as long as nothing else is said."""
+    assert messages.bridge_online(TOPICS, 180.0) == Message(TOPICS.bridge_state, "online", 180.0)
+    assert messages.bridge_offline(TOPICS) == Message(TOPICS.bridge_state, "offline")
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_bridge_info(protocol: str) -> None:
+    """The daemon describes itself with exactly the keys of the contract."""
+    info = messages.bridge_info(
+        TOPICS, version="1.2.3", started_at=NOON + 0.9, protocol=protocol, accounts=(key for key in ("anna", "ben"))
+    )
+    assert (info.topic, info.expires_at) == (TOPICS.bridge_info, None)
+    assert typed(parsed(info)) == typed(
+        {
+            "version": "1.2.3",
+            "schema_version": 1,
+            "started_at": "2025-04-19T12:00:00+00:00",
+            "protocol": protocol,
+            "accounts": ["anna", "ben"],
+        }
+    )
+
+
+def test_bridge_info_while_the_time_is_unknown() -> None:
+    """Until Share has told the time, the daemon does not say when it started."""
+    info = messages.bridge_info(TOPICS, version="1", started_at=None, protocol=None, accounts=[])
+    assert parsed(info)["started_at"] is None
+
+
+# --- status ------------------------------------------------------------------------------------------------
+
+STATUS = Status(
+    share="credentials_rejected",
+    message="Check the region first.",
+    since=NOON + 0.5,
+    last_reading_at=NOON + 1.0,
+    last_success_at=NOON + 2.0,
+    next_poll_at=NOON + 3.0,
+    delay=12.5,
+    requests_24h=290,
+    logins_24h=3,
+    rejected=(NOON - 60, NOON),
+)
+
+
+def test_status_is_as_promised() -> None:
+    """A status has exactly the keys of the contract, in their order, each with its type."""
+    message = messages.status_message(TOPICS, "anna", STATUS)
+    assert (message.topic, message.expires_at) == ("home/dexcom/anna/status", None)
+    assert typed(parsed(message)) == typed(
+        {
+            "share": "credentials_rejected",
+            "message": "Check the region first.",
+            "since": "2025-04-19T12:00:00+00:00",
+            "last_reading_at": "2025-04-19T12:00:01+00:00",
+            "last_success_at": "2025-04-19T12:00:02+00:00",
+            "next_poll_at": "2025-04-19T12:00:03+00:00",
+            "delay": 12.5,
+            "requests_24h": 290,
+            "logins_24h": 3,
+            "rejected": [NOON - 60, NOON],
+        }
+    )
+
+
+def test_status_of_the_beginning() -> None:
+    """Before anything is known, times and the delay are null, and nothing was rejected."""
+    payload = parsed(messages.status_message(TOPICS, "anna", Status()))
+    assert [key for key, value in payload.items() if value is None] == [
+        "since",
+        "last_reading_at",
+        "last_success_at",
+        "next_poll_at",
+        "delay",
+    ]
+    assert payload["rejected"] == []
+
+
+@given(st.floats(0, 4e9))
+@property_of
+def test_times_of_a_status_are_whole_seconds_of_utc(unix: float) -> None:
+    """Every time is ISO 8601 in UTC, cut to the second."""
+    since = parsed(messages.status_message(TOPICS, "anna", replace(STATUS, since=unix)))["since"]
+    assert isinstance(since, str)
+    assert len(since) == len("2025-04-19T12:00:00+00:00")
+    assert since.endswith("+00:00")
+
+
+@given(any_text.filter(lambda text: text.isprintable()))
+@property_of
+def test_status_is_json_whatever_it_says(text: str) -> None:
+    """Quotes and letters of any script come through."""
+    assert parsed(messages.status_message(TOPICS, "anna", replace(STATUS, message=text)))["message"] == text

@@ -1,0 +1,402 @@
+"""What a reading says of itself, and what becomes of a record that Share sends."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.readings import (
+    RANGES,
+    TRENDS,
+    MalformedRecordError,
+    Reading,
+    convert_delta,
+    parse_record,
+    range_of,
+    to_mmol_l,
+)
+from tests.builders import account, any_json, property_of, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dexcom2mqtt.readings import Unit
+
+TODAYS: Mapping[str, object] = {
+    "WT": "Date(1745081013817)",
+    "ST": "Date(1745081013817)",
+    "DT": "Date(1745081013817-0400)",
+    "Value": 224,
+    "Trend": "Flat",
+}
+BEFORE_2021_12: Mapping[str, object] = {
+    "DT": "/Date(1426292016000-0700)/",
+    "ST": "/Date(1426295616000)/",
+    "Trend": 4,
+    "Value": 101,
+    "WT": "/Date(1426292039000)/",
+}
+
+DIRECTIONS = [
+    (0, "None", None, None, None),
+    (1, "DoubleUp", "rising_quickly", "rising quickly", "↑↑"),
+    (2, "SingleUp", "rising", "rising", "↑"),
+    (3, "FortyFiveUp", "rising_slightly", "rising slightly", "↗"),
+    (4, "Flat", "steady", "steady", "→"),
+    (5, "FortyFiveDown", "falling_slightly", "falling slightly", "↘"),
+    (6, "SingleDown", "falling", "falling", "↓"),
+    (7, "DoubleDown", "falling_quickly", "falling quickly", "↓↓"),
+    (8, "NotComputable", None, "unable to determine trend", "?"),
+    (9, "RateOutOfRange", None, "trend unavailable", "-"),
+]
+
+FULL_SCALE = range(39, 402)
+
+NO_VALUES: list[object] = [None, "224", "", True, False, [224], {}, 100.5, math.nan, math.inf, -math.inf]
+NO_VALUES += [10**400, -(10**400), 1e300]
+
+instants = st.integers(-1, 5_000_000_000_000).map(lambda date: f"Date({date})")
+zones = st.integers(-3000, 3000).map(lambda zone: f"Date(1745081013817{zone:+05d})")
+trends = st.sampled_from([word for _, word, *_ in DIRECTIONS]) | st.integers(-2, 12)
+records = st.fixed_dictionaries(
+    {},
+    optional={
+        "WT": instants | any_json,
+        "DT": zones | any_json,
+        "ST": any_json,
+        "Value": st.integers(-10, 500) | any_json,
+        "Trend": trends | any_json,
+    },
+)
+good_records = st.fixed_dictionaries(
+    {"WT": st.integers(1, 4_102_444_799_999).map(lambda date: f"Date({date})"), "Value": st.integers(-2000, 2000)},
+    optional={"DT": zones | any_json, "ST": any_json, "Trend": trends | any_json},
+)
+
+
+def parse(**changes: object) -> Reading:
+    return parse_record({**TODAYS, **changes})
+
+
+def told(taken: Reading) -> tuple[int, str, str | None, str | None, str | None]:
+    return taken.trend_number, taken.direction, taken.trend, taken.description, taken.arrow
+
+
+# --- records -----------------------------------------------------------------------------------------------
+
+
+def test_reads_todays_format() -> None:
+    """A record as Share sends it today becomes a reading with the wearer's zone."""
+    taken = parse_record(TODAYS)
+    assert (taken.mg_dl, taken.direction, taken.date, taken.offset_min) == (224, "Flat", 1745081013817, -240)
+
+
+def test_reads_the_format_before_december_2021() -> None:
+    """A record with slashes and the trend as a number is read, and WT is its instant rather than ST or DT."""
+    taken = parse_record(BEFORE_2021_12)
+    assert (taken.mg_dl, taken.direction, taken.date, taken.offset_min) == (101, "Flat", 1426292039000, -420)
+
+
+def test_keeps_the_record() -> None:
+    """A reading carries the record it was made of, which is no part of what it is."""
+    taken = parse_record(TODAYS)
+    assert taken.json == TODAYS
+    assert taken == parse(ST="Date(1)")
+
+
+@pytest.mark.parametrize(
+    ("zone", "offset_min"),
+    [("-0400", -240), ("+0000", 0), ("-0000", 0), ("+0530", 330), ("-0330", -210), ("+1400", 840), ("+1245", 765)],
+)
+def test_reads_the_wearers_zone(zone: str, offset_min: int) -> None:
+    """DT gives the wearer's distance from UTC, in minutes."""
+    assert parse(DT=f"Date(1745081013817{zone})").offset_min == offset_min
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        None,
+        "",
+        "Date(1745081013817)",
+        "Date(1745081013817+0060)",
+        "Date(1745081013817+1401)",
+        "Date(1745081013817-9959)",
+        "Date(1745081013817-04)",
+        "Date(1745081013817-04:00)",
+        "Date(1745081013817\N{MINUS SIGN}0400)",
+        "yesterday",
+        1745081013817,
+        True,
+        ["Date(1745081013817-0400)"],
+    ],
+)
+def test_zone_that_makes_no_sense_costs_only_itself(unusable: object) -> None:
+    """Where DT is unusable the time is told in UTC, and the reading counts."""
+    taken = parse(DT=unusable)
+    assert taken.offset_min == 0
+    assert taken.time.isoformat(timespec="milliseconds") == "2025-04-19T16:43:33.817+00:00"
+
+
+def test_missing_zone_costs_only_itself() -> None:
+    """A record without DT is a reading whose time is told in UTC."""
+    assert parse_record({"WT": TODAYS["WT"], "Value": 224, "Trend": "Flat"}) == parse(DT="Date(1745081013817+0000)")
+
+
+@pytest.mark.parametrize(
+    ("date", "offset_min", "text"),
+    [
+        (1745081013817, -240, "2025-04-19T12:43:33.817-04:00"),
+        (1745081013817, 330, "2025-04-19T22:13:33.817+05:30"),
+        (1745081013007, 0, "2025-04-19T16:43:33.007+00:00"),
+        (1745081013000, 0, "2025-04-19T16:43:33.000+00:00"),
+        (1735689599999, 840, "2025-01-01T13:59:59.999+14:00"),
+    ],
+)
+def test_tells_its_time_to_the_millisecond(date: int, offset_min: int, text: str) -> None:
+    """The time is the instant of WT, to the millisecond, in the wearer's zone."""
+    assert Reading(100, "Flat", date, offset_min).time.isoformat(timespec="milliseconds") == text
+
+
+@given(date=st.integers(1, 4_102_444_799_999), offset_min=st.integers(-840, 840))
+@property_of
+def test_no_millisecond_is_lost(date: int, offset_min: int) -> None:
+    """The time of every instant is that instant again, whatever the zone."""
+    instant = Reading(100, "Flat", date, offset_min).time
+    assert round(instant.timestamp() * 1000) == date
+    assert instant.microsecond == date % 1000 * 1000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        [],
+        "Date(1745081013817)",
+        42,
+        {},
+        {"WT": "Date(1745081013817)"},
+        {"Value": 100},
+        *({**TODAYS, "WT": instant} for instant in (None, 1745081013817, "", "Date()", "Date(-1)", "Date(0)", "now")),
+        *({**TODAYS, "WT": instant} for instant in ("Date(99999999999999)", "Date(1745081013817", "Date(١٢٣)")),
+        *({**TODAYS, "Value": value} for value in NO_VALUES),
+    ],
+)
+def test_refuses_what_is_no_reading(record: object) -> None:
+    """A record without an instant or a whole number of mg/dL is malformed."""
+    with pytest.raises(MalformedRecordError):
+        parse_record(record)
+
+
+@pytest.mark.parametrize("value", [39, 40, 224, 400, 401, 224.0])
+def test_takes_every_value_that_a_sensor_shows(value: float) -> None:
+    """From LOW to HIGH each value is taken as it is, and as a whole number."""
+    taken = parse(Value=value)
+    assert taken.mg_dl == value
+    assert isinstance(taken.mg_dl, int)
+
+
+@given(any_json | records)
+@example({**TODAYS, "Value": 10**5000})
+@example({**TODAYS, "Trend": 10**5000})
+@example({**TODAYS, "Trend": -(10**5000)})
+@example({**TODAYS, "DT": "Date(" + "9" * 5000 + "+0000)"})
+@property_of
+def test_survives_whatever_comes(record: object) -> None:
+    """Nothing that a parser of JSON can return makes parse_record raise anything but MalformedRecordError."""
+    try:
+        taken = parse_record(record)
+    except MalformedRecordError:
+        return
+    assert isinstance(taken.mg_dl, int)
+    assert 0 <= taken.trend_number <= 9
+
+
+@given(record=good_records, unit=st.sampled_from(["mg/dL", "mmol/L"]))
+@example({**TODAYS, "Trend": "\ud800"}, "mg/dL")
+@example({**TODAYS, "Value": -10}, "mmol/L")
+@example({**TODAYS, "WT": "Date(1)", "DT": "Date(1-1400)"}, "mmol/L")
+@property_of
+def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> None:
+    """A record with an instant and a value becomes a state in valid JSON and UTF-8, whatever else it holds."""
+    state = messages.state_of(parse_record(record), None, account(unit))
+    for message in messages.stale_messages(messages.Topics("b"), "a", state):
+        assert message.payload.encode()
+    for message in messages.fresh_messages(messages.Topics("b"), "a", state, 0):
+        assert message.payload.encode()
+        if message.topic == "b/a/state":
+            assert json.loads(message.payload, parse_constant=pytest.fail) == state
+
+
+# --- trends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "word", "trend", "description", "arrow"), DIRECTIONS)
+def test_knows_every_trend(
+    number: int, word: str, trend: str | None, description: str | None, arrow: str | None
+) -> None:
+    """Each of the ten trends, sent as word or number, has its number, word, name, description and arrow."""
+    for sent in (word, number, str(number)):
+        assert told(parse(Trend=sent)) == (number, word, trend, description, arrow)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "word"),
+    [
+        ("NONE", "None"),
+        ("none", "None"),
+        ("NOT COMPUTABLE", "NotComputable"),
+        ("notcomputable", "NotComputable"),
+        ("NOT_COMPUTABLE", "NotComputable"),
+        ("RATE OUT OF RANGE", "RateOutOfRange"),
+        ("Rate Out Of Range", "RateOutOfRange"),
+        ("DOUBLE_UP", "DoubleUp"),
+        ("double up", "DoubleUp"),
+        ("singleUp", "SingleUp"),
+        ("forty-five up", "FortyFiveUp"),
+        ("FORTY_FIVE_DOWN", "FortyFiveDown"),
+        ("FLAT", "Flat"),
+        (" Flat ", "Flat"),
+    ],
+)
+def test_brings_other_spellings_to_shares_own(spelling: str, word: str) -> None:
+    """Whatever the case and whatever parts the words, the direction is Share's own word."""
+    assert parse(Trend=spelling) == parse(Trend=word)
+    assert parse(Trend=spelling).direction == word
+
+
+@pytest.mark.parametrize("missing", [None, "", "  "])
+def test_missing_trend_is_none(missing: object) -> None:
+    """Where no trend is sent, the direction is None and its number 0."""
+    assert told(parse(Trend=missing)) == (0, "None", None, None, None)
+
+
+def test_record_without_trend_is_a_reading() -> None:
+    """A record that has no key Trend counts, with the direction None."""
+    taken = parse_record({key: value for key, value in TODAYS.items() if key != "Trend"})
+    assert (taken.mg_dl, told(taken)) == (224, (0, "None", None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [
+        ("TripleUp", "TripleUp"),
+        ("Sideways!", "Sideways!"),
+        ("→", "→"),
+        ("10", "10"),
+        (10, "10"),
+        (42, "42"),
+        (-1, "-1"),
+    ],
+)
+def test_unknown_trend_stays_as_sent(sent: object, word: str) -> None:
+    """A trend that nobody knows yet has the number 8 and stays as sent, and the value counts."""
+    taken = parse(Trend=sent)
+    assert (taken.mg_dl, told(taken)) == (224, (8, word, None, None, None))
+
+
+@pytest.mark.parametrize("sent", [4.5, math.nan, True, False, [4], {"Flat": 4}])
+def test_trend_that_makes_no_sense_costs_only_itself(sent: object) -> None:
+    """A trend that is neither word nor number names no trend, and the value counts."""
+    taken = parse(Trend=sent)
+    assert (taken.mg_dl, taken.trend, taken.description, taken.arrow) == (224, None, None, None)
+
+
+def test_lists_the_seven_trends() -> None:
+    """The trends are the seven of the contract, from rising quickly to falling quickly."""
+    assert TRENDS == (
+        "rising_quickly",
+        "rising",
+        "rising_slightly",
+        "steady",
+        "falling_slightly",
+        "falling",
+        "falling_quickly",
+    )
+
+
+# --- units -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mg_dl", "mmol_l"), [(39, 2.2), (40, 2.2), (72, 4.0), (85, 4.7), (100, 5.6), (180, 10.0), (400, 22.2), (401, 22.3)]
+)
+def test_converts_to_mmol_l(mg_dl: int, mmol_l: float) -> None:
+    """A value in mmol/L is the one that other programs show."""
+    assert Reading(mg_dl, "Flat", 1).mmol_l == mmol_l
+    assert Reading(mg_dl, "Flat", 1).value("mmol/L") == mmol_l
+    assert Reading(mg_dl, "Flat", 1).value("mg/dL") == mg_dl
+
+
+def test_rounds_half_up_over_the_whole_scale() -> None:
+    """Each value in mmol/L is mg/dL ÷ 18.01559 to one decimal, half up, and is written with it."""
+    for mg_dl in FULL_SCALE:
+        tenths = math.floor(Fraction(mg_dl * 10) / Fraction("18.01559") + Fraction(1, 2))
+        assert json.dumps(to_mmol_l(mg_dl)) == f"{tenths // 10}.{tenths % 10}"
+
+
+def test_differs_from_pydexcom_where_its_factor_is_too_coarse() -> None:
+    """At exactly eight values mmol/L is not what pydexcom's factor of 0.0555 gives."""
+    different = [mg_dl for mg_dl in FULL_SCALE if to_mmol_l(mg_dl) != round(mg_dl * 0.0555, 1)]
+    assert different == [100, 109, 300, 309, 318, 327, 336, 345]
+
+
+@pytest.mark.parametrize(
+    ("mg_dl", "mmol_l"), [(0, "0.0"), (1, "0.1"), (-1, "-0.1"), (9, "0.5"), (-9, "-0.5"), (-10, "-0.6"), (18, "1.0")]
+)
+def test_converts_a_delta(mg_dl: int, mmol_l: str) -> None:
+    """A difference is converted and has one decimal in mmol/L, and stays as it is in mg/dL."""
+    assert json.dumps(convert_delta(mg_dl, "mmol/L")) == mmol_l
+    assert json.dumps(convert_delta(mg_dl, "mg/dL")) == str(mg_dl)
+
+
+@given(st.integers(1, 361))
+@property_of
+def test_rounds_a_delta_alike_up_and_down(mg_dl: int) -> None:
+    """A fall is the same number as a rise by as much, but for the sign."""
+    assert convert_delta(-mg_dl, "mmol/L") == -convert_delta(mg_dl, "mmol/L")
+    assert convert_delta(mg_dl, "mmol/L") == to_mmol_l(mg_dl)
+
+
+# --- ranges ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mg_dl", "out_of_range"), [(38, "low"), (39, "low"), (40, None), (400, None), (401, "high"), (402, "high")]
+)
+def test_knows_the_limits_of_the_sensor(mg_dl: int, out_of_range: str | None) -> None:
+    """39 and 401 are limits rather than measurements, and all between them is measured."""
+    assert reading(mg_dl).out_of_range == out_of_range
+
+
+@pytest.mark.parametrize(
+    ("mg_dl", "name"),
+    [
+        (39, "very_low"),
+        (53, "very_low"),
+        (54, "low"),
+        (69, "low"),
+        (70, "in_range"),
+        (180, "in_range"),
+        (181, "high"),
+        (250, "high"),
+        (251, "very_high"),
+        (401, "very_high"),
+    ],
+)
+def test_names_the_range(mg_dl: int, name: str) -> None:
+    """Low is below the limit, high is above it, and the limit itself lies nearer to the target."""
+    assert range_of(mg_dl, very_low=54, low=70, high=180, very_high=250) == name
+
+
+def test_names_the_range_by_the_limits_given() -> None:
+    """The limits are the account's own."""
+    names = [range_of(mg_dl, very_low=60, low=80, high=140, very_high=200) for mg_dl in (59, 60, 80, 141, 201)]
+    assert tuple(names) == RANGES == ("very_low", "low", "in_range", "high", "very_high")

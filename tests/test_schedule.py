@@ -1,0 +1,291 @@
+"""When to poll, when to sign in, and how long to leave Share alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dexcom2mqtt import schedule
+from dexcom2mqtt.schedule import DELAY, SignIns, backoff, next_poll, rate_limit
+from tests.builders import property_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+INTERVAL = 300
+MINUTE = 60
+HOUR = 3600
+DAY = 86400
+
+START = 10_000_000.0
+
+times = st.floats(0, 1e8) | st.integers(0, 10**12).map(lambda part: part / 9973)  # the latter have no round digits
+
+
+def most_within(events: Iterable[float], seconds: float) -> int:
+    """Count the events of the fullest window of that many seconds."""
+    events = sorted(events)
+    return max(sum(start <= at < start + seconds for at in events) for start in events)
+
+
+# --- polling -----------------------------------------------------------------------------------------------
+
+
+def polls_without_readings(newest: float | None, now: float, hours: float) -> list[float]:
+    """Poll for so many hours in which no reading comes."""
+    polls = [now]
+    while polls[-1] < now + hours * HOUR:
+        polls.append(next_poll(newest, polls[-1]))
+    return polls
+
+
+@pytest.mark.parametrize("since", [0.5, 10, 20, 200, 299, 314])
+def test_asks_for_a_reading_when_it_is_due(since: float) -> None:
+    """The next poll comes 300 s and the delay after the newest reading was taken."""
+    assert next_poll(START, START + since) == START + INTERVAL + DELAY
+
+
+def test_tries_a_few_times_where_a_reading_is_late() -> None:
+    """A late reading is asked for a few times with growing gaps, until the next one is due."""
+    due = START + INTERVAL + DELAY
+    tries = [at for at in polls_without_readings(START, START + 20, 1) if due <= at <= due + INTERVAL]
+    gaps = [after - before for before, after in pairwise(tries)]
+    assert tries[0] == due
+    assert tries[-1] == due + INTERVAL
+    assert 3 <= len(gaps) <= 5
+    assert 10 <= gaps[0] <= 30
+    assert all(before < after for before, after in pairwise(gaps))
+
+
+def test_calms_down_where_readings_stay_away() -> None:
+    """After the first late reading, one poll each 5 minutes goes on in the old rhythm."""
+    due = START + INTERVAL + DELAY
+    later = [at for at in polls_without_readings(START, START + 20, 24) if at > due + INTERVAL]
+    assert len(later) > 280
+    assert all(round((at - due) % INTERVAL, 3) in {0, INTERVAL} for at in later)
+
+
+def test_calms_down_where_there_never_was_a_reading() -> None:
+    """Where no reading is known, one poll each 5 minutes waits for the first."""
+    gaps = [after - before for before, after in pairwise(polls_without_readings(None, START, 24))]
+    assert set(gaps) == {INTERVAL}
+
+
+def test_hours_without_readings_are_cheap() -> None:
+    """No hour without readings costs more than 13 polls, the tries of the first late reading aside."""
+    polls = polls_without_readings(START, START + 20, 24)
+    assert most_within(polls, HOUR) <= 13 + 3
+    assert most_within([at for at in polls if at >= START + 2 * INTERVAL], HOUR) <= 13
+
+
+@given(newest=times | st.none(), passed=st.floats(-400, 1e6))
+@property_of
+def test_next_poll_is_near(newest: float | None, passed: float) -> None:
+    """The next poll is in the future, and never later than 5 minutes and the delay from now."""
+    now = max(0.0, (newest or 0.0) + passed)
+    assert now < next_poll(newest, now) <= now + INTERVAL + DELAY
+
+
+@given(newest=times, missed=st.integers(0, 1000))
+@example(newest=120202.75402919942, missed=40)
+@example(newest=7637.410903730602, missed=2)
+@property_of
+def test_polling_at_the_very_moment(newest: float, missed: int) -> None:
+    """A poll that was made exactly when it was due, to the last bit, is followed by another one."""
+    now = newest + INTERVAL + DELAY + INTERVAL * missed
+    assert now < next_poll(newest, now) <= now + INTERVAL + DELAY
+
+
+def test_a_reading_of_the_future_does_not_put_polling_off() -> None:
+    """Where a wrong clock puts the newest reading ahead, the next poll still comes within 5 minutes and the delay."""
+    assert START < next_poll(START + 300, START) <= START + INTERVAL + DELAY
+
+
+# --- failures ----------------------------------------------------------------------------------------------
+
+
+@given(failures=st.integers(1, 100_000), chance=st.floats(0, 1))
+@property_of
+def test_backoff_is_bounded(failures: int, chance: float) -> None:
+    """However often polls fail and whatever chance says, the wait is at least seconds and at most 5 minutes."""
+    assert 1 <= backoff(failures, lambda: chance) <= 300
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_backoff_grows_from_seconds(chance: float) -> None:
+    """The first failure costs seconds, each further one more, until it costs minutes."""
+    waits = [backoff(failures, lambda: chance) for failures in range(1, 20)]
+    assert waits[0] <= 10
+    assert all(before <= after for before, after in pairwise(waits))
+    assert waits[1] > waits[0]
+    assert waits[-1] >= 120
+
+
+def test_backoff_is_spread_by_chance() -> None:
+    """Chance spreads out those who failed at the same moment."""
+    assert backoff(7, lambda: 0.0) < backoff(7, lambda: 0.5) < backoff(7, lambda: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [(None, 300), (0, 60), (-5, 60), (59, 60), (60, 60), (90, 90), (3600, 3600), (3601, 3600)]
+)
+def test_rate_limit_waits_as_told(asked: float | None, seconds: float) -> None:
+    """A rate limit lasts as long as the server asks for, from 60 s to 1 h, and 5 minutes where it does not say."""
+    assert rate_limit(asked) == seconds
+
+
+@given(st.floats(allow_nan=False) | st.none())
+@property_of
+def test_rate_limit_is_bounded(asked: float | None) -> None:
+    """Whatever a server asks for, it is left alone for 60 s to 1 h."""
+    assert 60 <= rate_limit(asked) <= 3600
+
+
+# --- signing in --------------------------------------------------------------------------------------------
+
+
+def be_rejected(sign_ins: SignIns, requests: Sequence[int], *, planned: int, lag: float = 0) -> list[float]:
+    """Sign in as soon as allowed, and be rejected with so many requests each time; return when each was sent."""
+    sent: list[float] = []
+    now = START
+    for count in requests:
+        now = max(now, sign_ins.allowed_at(planned)) + lag
+        sign_ins.note(now, requests=count, accepted=False)
+        sent += [now] * count
+    return sent
+
+
+def test_first_sign_in_is_free() -> None:
+    """Nothing holds the first sign-in back."""
+    assert SignIns().allowed_at(1) <= START
+    assert SignIns().allowed_at(2) <= START
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_credentials_that_never_worked_are_rationed(requests: int) -> None:
+    """Always rejected: at most 3 requests with the password in any hour and 12 in any 24, and yet it goes on."""
+    sent = be_rejected(SignIns(), [requests] * 60, planned=requests)
+    assert most_within(sent, HOUR) <= 3
+    assert most_within(sent, DAY) <= 12
+    assert sent[-1] - sent[0] <= 60 * requests / 12 * 1.5 * DAY
+
+
+def test_first_rejection_is_followed_by_another_try_soon() -> None:
+    """A wrong password is tried again within the first hour."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=1, accepted=False)
+    assert START + 5 * MINUTE <= sign_ins.allowed_at(1) < START + HOUR
+
+
+@given(
+    st.lists(st.integers(1, 2), min_size=20, max_size=40),
+    st.floats(0, 4000),
+)
+@property_of
+def test_any_mix_of_rejected_sign_ins_is_rationed(requests: list[int], lag: float) -> None:
+    """Whether the first or the second step is rejected, and however late the poll, the budgets hold."""
+    sent = be_rejected(SignIns(), requests, planned=2, lag=lag)
+    assert most_within(sent, HOUR) <= 3
+    assert most_within(sent, DAY) <= 12
+
+
+@pytest.mark.parametrize("answer", ["none", "locked out"])
+def test_every_request_with_the_password_is_an_attempt(answer: str) -> None:
+    """Once rejected, requests that get no answer or find the account locked use up the same budgets."""
+    sign_ins = SignIns()
+    now = START
+    sign_ins.note(now, requests=1, accepted=False)
+    sent = [now]
+    while now < START + 20 * HOUR:
+        now = max(now + 5 * MINUTE, sign_ins.allowed_at(1))
+        sign_ins.note(now, requests=1, accepted=None)
+        if answer == "locked out":
+            sign_ins.lock_out(now)
+        sent.append(now)
+    assert most_within(sent, HOUR) <= 3
+    assert most_within(sent, DAY) <= 12
+
+
+def test_credentials_that_worked_before_are_tried_calmly() -> None:
+    """Rejected although they worked: again after 5 minutes, then every 30 minutes."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=2, accepted=True)
+    sent = be_rejected(sign_ins, [1] * 60, planned=1)
+    assert [after - before for before, after in pairwise(sent)] == [5 * MINUTE] + [30 * MINUTE] * 58
+
+
+def test_acceptance_ends_a_row_of_rejections() -> None:
+    """Once accepted, the next sign-in is free, and the next rejection counts as a first."""
+    sign_ins = SignIns()
+    for accepted in (True, False, False, True):
+        sign_ins.note(START, requests=1, accepted=accepted)
+    assert sign_ins.allowed_at(1) <= START
+    sign_ins.note(START + HOUR, requests=1, accepted=False)
+    assert sign_ins.allowed_at(1) == START + HOUR + 5 * MINUTE
+
+
+@pytest.mark.parametrize("worked_before", [True, False])
+def test_survives_an_outage_after_a_rejection(worked_before: bool) -> None:
+    """A sign-in that gets no answer more than a day after the last rejection is followed by another try."""
+    sign_ins = SignIns()
+    if worked_before:
+        sign_ins.note(START, requests=1, accepted=True)
+    sign_ins.note(START, requests=1, accepted=False)
+    later = START + DAY + HOUR
+    sign_ins.note(later, requests=1, accepted=None)
+    assert sign_ins.rejected == []
+    assert sign_ins.allowed_at(1) <= later + HOUR
+
+
+def test_sign_in_without_an_answer_is_no_rejection() -> None:
+    """Where Share did not say, nothing was rejected, and the next sign-in need not wait."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=2, accepted=None)
+    assert sign_ins.rejected == []
+    assert sign_ins.allowed_at(2) <= START
+
+
+@pytest.mark.parametrize("worked_before", [True, False])
+def test_lock_out_is_sat_out(worked_before: bool) -> None:
+    """A locked account is left alone for 20 minutes."""
+    sign_ins = SignIns()
+    if worked_before:
+        sign_ins.note(START - HOUR, requests=1, accepted=True)
+    sign_ins.note(START, requests=1, accepted=None)
+    sign_ins.lock_out(START)
+    assert sign_ins.allowed_at(1) == START + 20 * MINUTE == START + schedule.LOCKED_OUT
+
+
+def test_lock_out_does_not_shorten_another_wait() -> None:
+    """After a lock-out the budgets hold as well."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=2, accepted=False)
+    sign_ins.lock_out(START)
+    assert sign_ins.allowed_at(2) >= START + HOUR
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_renewals_are_rationed(requests: int) -> None:
+    """A session that is lost again and again is renewed 12 times an hour, and no more."""
+    sign_ins = SignIns()
+    renewed: list[float] = []
+    for now in (START + 10 * second for second in range(DAY // 10)):
+        if sign_ins.allowed_at(requests) <= now:
+            sign_ins.note(now, requests=requests, accepted=True)
+            renewed.append(now)
+    assert most_within(renewed, HOUR) == 12
+    assert len(renewed) >= 12 * 24 - 12
+
+
+def test_remembers_the_rejected_requests_of_a_day() -> None:
+    """The rejected requests of the last 24 hours are known one by one, and older ones are forgotten."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=2, accepted=False)
+    sign_ins.note(START + HOUR, requests=1, accepted=False)
+    assert sign_ins.rejected == [START, START, START + HOUR]
+    sign_ins.note(START + DAY + MINUTE, requests=1, accepted=False)
+    assert sign_ins.rejected == [START + HOUR, START + DAY + MINUTE]
