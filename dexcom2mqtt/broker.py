@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from dexcom2mqtt.clock import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Mqtt, Tls
     from dexcom2mqtt.messages import Message
     from dexcom2mqtt.mirror import Mirror
+    from dexcom2mqtt.stream import Stream
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ _SESSION_TAKEN_OVER: Final = 0x8E
 _CLOSED: Final = 0x80  # paho's word for a connection that ended without one
 _FAILURE: Final = 0x80
 _CLOSED_WITHOUT_ANSWER: Final = 2
+_READ_BACK_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 1.2
 
@@ -66,6 +68,19 @@ class Received:
     topic: str
     payload: bytes
     retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """What to read from the broker once after the start, before anything is published there.
+
+    ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
+    back, or after 10 s: a broker that lets us write but not read returns nothing.
+    """
+
+    topics: Sequence[str]
+    probe: str
+    done: Callable[[Mapping[str, bytes]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +120,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 class Broker:
-    """Keeps the MQTT broker equal to ``mirror`` until the clock stops.
+    """Keeps the MQTT broker equal to ``mirror``, and brings it what ``stream`` has, until the clock stops.
 
     ``will`` is what the broker publishes if the connection ends without a farewell. ``connected`` is called
     with the protocol after each connect, before the picture is sent; ``received`` with each message of
@@ -119,8 +134,10 @@ class Broker:
         mqtt: Mqtt,
         clock: Clock,
         mirror: Mirror,
+        stream: Stream,
         *,
         will: Message,
+        read_back: ReadBack,
         subscriptions: Sequence[str] = (),
         connected: Callable[[Protocol], None] = lambda _: None,
         received: Callable[[Received], None] = lambda _: None,
@@ -128,7 +145,11 @@ class Broker:
         self._mqtt = mqtt
         self._clock = clock
         self._mirror = mirror
+        self._stream = stream
         self._will = will
+        self._read_back: ReadBack | None = read_back
+        self._found: dict[str, bytes] = {}
+        self._read_back_until = math.inf
         self._subscriptions = subscriptions
         self._connected = connected
         self._received = received
@@ -184,9 +205,11 @@ class Broker:
             self._say_connected(protocol)
             for topic in self._subscriptions:
                 connection.client.subscribe(topic, qos=0)
+            self._begin_read_back(connection)
             self._connected(protocol)
             self._mirror.send_all()
             failure = self._serve(connection)
+        self._stream.lost()
         if failure is not None and (failure.taken_over or (failure.closed_while_idle and self._answers_others())):
             return self._taken_over_failure()
         return failure
@@ -215,22 +238,69 @@ class Broker:
         farewell_until = math.inf
         while connection.failure is None:
             now = self._clock.now()
+            self._mirror.put(self._stream.histories(now))
             for message in self._mirror.take(now, connection.room):
                 connection.publish(message, self._clock)
-            if self._clock.stopped:
+            if not self._clock.stopped:
+                for message in self._stream.take(now, connection.room):
+                    connection.publish(message, self._clock)
+            else:
                 farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
                 if connection.idle and not self._mirror.unsent:
                     connection.client.disconnect()
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
-            until = min(self._mirror.next_expiry(), farewell_until)
+            until = min(self._mirror.next_expiry(), self._stream.next_at(now), self._read_back_until, farewell_until)
             connection.work(min(max(self._clock.real(until - now), 0), _POLL_SECONDS), self._wake_out)
-            for received in connection.take_received():
-                self._received(received)
-            for topic, reason in connection.take_denied():
-                self._say_denied(topic, reason)
+            self._take_from(connection)
         return connection.failure
+
+    def _take_from(self, connection: _Connection) -> None:
+        now = self._clock.now()
+        for received in connection.take_received():
+            if not self._take_read_back(connection, received):
+                self._received(received)
+        if self._read_back_until <= now:
+            self._end_read_back(connection)
+        for message, refusal in connection.take_answers():
+            if refusal is None:
+                self._stream.acknowledged(message, now)
+            else:
+                self._stream.refused(message, now)
+                self._say_denied(message.topic, refusal)
+
+    def _begin_read_back(self, connection: _Connection) -> None:
+        if self._read_back is None:
+            return
+        self._found.clear()
+        self._read_back_until = self._clock.now() + _READ_BACK_SECONDS * self._clock.speed
+        # With QoS 1, mosquitto would drop what goes beyond the queue of a client.
+        for topic in (*self._read_back.topics, self._read_back.probe):
+            connection.client.subscribe(topic, qos=0)
+        connection.client.publish(self._read_back.probe, "probe", qos=0)
+
+    def _take_read_back(self, connection: _Connection, received: Received) -> bool:
+        """Take a message if it belongs to the read-back; tell whether it did."""
+        if self._read_back is None:
+            return False
+        if received.topic == self._read_back.probe:
+            self._end_read_back(connection)
+            return True
+        if received.topic in self._read_back.topics:
+            if received.retained:
+                self._found[received.topic] = received.payload
+            return True
+        return False
+
+    def _end_read_back(self, connection: _Connection) -> None:
+        if self._read_back is not None:
+            for topic in (*self._read_back.topics, self._read_back.probe):
+                connection.client.unsubscribe(topic)
+            self._read_back.done(self._found)
+        self._read_back = None
+        self._read_back_until = math.inf
+        self._found = {}
 
     def _reconsider(self, failure: _Failure) -> None:
         """Choose the protocol of the next attempt: 5 unless the broker refuses it or keeps hanging up on it."""
@@ -288,9 +358,9 @@ class _Connection:
         self._place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._answered = False
         self._window = _WINDOW
-        self._on_their_way: dict[int, str] = {}
+        self._on_their_way: dict[int, Message] = {}
         self._received: list[Received] = []
-        self._denied: list[tuple[str, str]] = []
+        self._answers: list[tuple[Message, str | None]] = []
         self.failure: _Failure | None = None
         self.client = client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -349,14 +419,14 @@ class _Connection:
         return not self._on_their_way
 
     def publish(self, message: Message, clock: Clock) -> None:
-        """Send a retained message, QoS 1, with the expiry that is left to it."""
+        """Send a message, QoS 1, with the expiry that is left to it."""
         properties = None
         if self._protocol == "5" and message.expires_at is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             left = clock.real(message.expires_at - clock.now())
             properties.MessageExpiryInterval = max(1, math.ceil(left))
-        info = self.client.publish(message.topic, message.payload, qos=1, retain=True, properties=properties)
-        self._on_their_way[info.mid] = message.topic
+        info = self.client.publish(message.topic, message.payload, 1, message.retain, properties)
+        self._on_their_way[info.mid] = message
 
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
         """Let paho read and write for up to ``seconds``; return early where something happened."""
@@ -387,9 +457,9 @@ class _Connection:
         taken, self._received = self._received, []
         return taken
 
-    def take_denied(self) -> list[tuple[str, str]]:
-        """Return the topics, with the reason, of the messages that were refused since the last call."""
-        taken, self._denied = self._denied, []
+    def take_answers(self) -> list[tuple[Message, str | None]]:
+        """Return what the broker acknowledged since the last call; with the reason where it did not take it."""
+        taken, self._answers = self._answers, []
         return taken
 
     def _end(self, failure: _Failure) -> None:
@@ -422,9 +492,9 @@ class _Connection:
             self._end(_Failure(lost, closed_while_idle=self.idle and reason.value == _CLOSED))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
-        topic = self._on_their_way.pop(mid, None)
-        if topic is not None and reason.value >= _FAILURE:
-            self._denied.append((topic, str(reason)))
+        message = self._on_their_way.pop(mid, None)
+        if message is not None:
+            self._answers.append((message, str(reason) if reason.value >= _FAILURE else None))
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))

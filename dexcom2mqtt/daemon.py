@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import math
 import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import messages
-from dexcom2mqtt.broker import Broker, Received
+from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.poller import Poller, without_text
+from dexcom2mqtt.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dexcom2mqtt.broker import Protocol
     from dexcom2mqtt.config import Settings
@@ -54,6 +56,7 @@ class Daemon:
         self._topics = Topics(settings.mqtt.base_topic)
         self._settings = settings
         self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
+        self._stream = Stream(self._topics, changed=self._wake)
         rate_limits: dict[str, float] = {}
         self._pollers = {
             key: Poller(
@@ -62,6 +65,7 @@ class Daemon:
                 clock=self._clock,
                 topics=self._topics,
                 put=self._mirror.put,
+                stream=self._stream,
                 stale_after=settings.stale_after * 60.0,
                 rate_limits=rate_limits,
             )
@@ -72,7 +76,13 @@ class Daemon:
             settings.mqtt,
             self._clock,
             self._mirror,
+            self._stream,
             will=messages.bridge_offline(self._topics),
+            read_back=ReadBack(
+                topics=[self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")],
+                probe=self._topics.sync(settings.mqtt.client_id),
+                done=self._take_read_back,
+            ),
             subscriptions=tuple(self._refreshes),
             connected=self._take_protocol,
             received=self._take_received,
@@ -112,6 +122,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
+        self._mirror.put(self._stream.histories(math.inf))
         gone = [messages.unavailable(self._topics, key) for key in self._pollers]
         self._mirror.close([*gone, messages.bridge_offline(self._topics)])
         self._clock.stop()
@@ -140,6 +151,11 @@ class Daemon:
         self._protocol = protocol
         if self._online:
             self._put_info()
+
+    def _take_read_back(self, found: Mapping[str, bytes]) -> None:
+        for key, poller in self._pollers.items():
+            history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))
+            poller.take_read_back(history, status)
 
     def _take_received(self, message: Received) -> None:
         poller = self._refreshes.get(message.topic)

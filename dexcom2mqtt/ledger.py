@@ -57,6 +57,12 @@ class Ledger:
         self._kept = {date: self._kept[date] for date in sorted(self._kept) if date / 1000 >= now - DAY - _SLACK}
         return new
 
+    def restore(self, readings: Iterable[Reading], now: float) -> None:
+        """Put what was kept before a restart under what has been added since."""
+        since, self._kept = self.readings, {}
+        self.add(readings, now)
+        self.add(since, now)
+
     def delta(self, reading: Reading) -> int | None:
         """Return how many mg/dL ``reading`` is above the one about five minutes before it.
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import iso
-from dexcom2mqtt.readings import convert_delta, range_of
+from dexcom2mqtt.readings import MalformedRecordError, Reading, convert_delta, range_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dexcom2mqtt.config import Account
-    from dexcom2mqtt.readings import Reading
     from dexcom2mqtt.status import Status
 
 SCHEMA_VERSION: Final = 1
 """Of the topics and payloads; it grows when one changes in a way that a subscriber would notice."""
 
+HISTORY_VERSION: Final = 1
+"""Of the history; a daemon takes over none of another version."""
+
 _AVAILABILITY_FIRST: Final = 0.001
+_FUTURE: Final = 300
+_ABSURD_SIZE: Final = 262_144
 _LASTING: Final = ("measurement_timestamp", "date", "unit")
 
 State = dict[str, object]
@@ -36,6 +41,7 @@ class Message:
     payload: str
     expires_at: float | None = None
     successor: Message | None = None
+    retain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,10 @@ class Topics:
     def bridge_info(self) -> str:
         """Facts about the running daemon."""
         return f"{self.base}/bridge/info"
+
+    def sync(self, client_id: str) -> str:
+        """Name the topic of the probe that ends the read-back: what was retained has arrived before it returns."""
+        return f"{self.base}/bridge/sync/{client_id}"
 
     def of(self, account: str, leaf: str) -> str:
         """Name a topic of one account."""
@@ -160,6 +170,85 @@ def stale_messages(topics: Topics, account: str, state: State) -> list[Message]:
 def unavailable(topics: Topics, account: str) -> Message:
     """Say that an account has no current reading."""
     return Message(topics.of(account, "availability"), "offline")
+
+
+def reading_message(topics: Topics, account: str, state: State, *, backfill: bool) -> Message:
+    """Write one reading of the stream, which is not retained."""
+    return Message(topics.of(account, "reading"), _json(state | {"backfill": backfill}), retain=False)
+
+
+def source_of(region: str, user: str) -> str:
+    """Name a person without telling who it is: the first 8 hex digits of SHA-256 over region and user."""
+    return hashlib.sha256(f"{region}:{user.strip().casefold()}".encode()).hexdigest()[:8]
+
+
+def history_message(topics: Topics, account: str, source: str, readings: Iterable[Reading]) -> Message:
+    """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from."""
+    entries = [
+        {
+            "date": reading.date,
+            "mg_dl": reading.mg_dl,
+            "direction": reading.direction,
+            "offset_min": reading.offset_min,
+        }
+        for reading in readings
+    ]
+    history = {"version": HISTORY_VERSION, "source": source, "readings": entries}
+    return Message(topics.of(account, "history"), _json(history))
+
+
+class ForeignError(ValueError):
+    """A retained message that is not plainly ours; the text says why, and quotes nothing of it."""
+
+
+def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
+    """Read a history back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
+    history = _parse_object(payload)
+    if history.get("version") != HISTORY_VERSION:
+        raise ForeignError("it has another version")
+    if history.get("source") != source:
+        raise ForeignError("it belongs to another person")
+    entries = history.get("readings")
+    if not isinstance(entries, list):
+        raise ForeignError("its readings are no list")
+    readings = [_parse_entry(entry) for entry in entries]
+    if any(reading.date > (now + _FUTURE) * 1000 for reading in readings):
+        raise ForeignError("it has readings of the future")
+    return readings
+
+
+def parse_rejected(payload: bytes, now: float) -> list[float]:
+    """Read back from a status when sign-ins were rejected, in Unix seconds up to ``now``. Raises ForeignError."""
+    rejected = _parse_object(payload).get("rejected")
+    if not isinstance(rejected, list) or not all(type(at) is int for at in rejected):
+        raise ForeignError("its rejected sign-ins are no list of numbers")
+    if any(at > now + _FUTURE for at in rejected):
+        raise ForeignError("it has rejected sign-ins of the future")
+    return [float(at) for at in rejected if at >= 0]
+
+
+def _parse_object(payload: bytes) -> dict[str, object]:
+    if len(payload) > _ABSURD_SIZE:
+        raise ForeignError("it is absurdly large")
+    try:
+        parsed = json.loads(payload)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ForeignError("it is no JSON object")
+    return parsed
+
+
+def _parse_entry(entry: object) -> Reading:
+    if not isinstance(entry, dict):
+        raise ForeignError("one of its readings is no object")
+    mg_dl, direction, date, offset = (entry.get(key) for key in ("mg_dl", "direction", "date", "offset_min"))
+    if not (type(mg_dl) is type(date) is type(offset) is int and isinstance(direction, str)):
+        raise ForeignError("one of its readings lacks a value")
+    try:
+        return Reading(mg_dl=mg_dl, direction=direction, date=date, offset_min=offset).checked()
+    except MalformedRecordError:
+        raise ForeignError("one of its readings makes no sense") from None
 
 
 def status_message(topics: Topics, account: str, status: Status) -> Message:

@@ -7,11 +7,12 @@ knows nothing of the others. It runs in a thread of its own, so that no account 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import traceback
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import tenacity
@@ -29,6 +30,7 @@ from dexcom2mqtt.share import (
     UnexpectedResponseError,
 )
 from dexcom2mqtt.status import Status
+from dexcom2mqtt.stream import Offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Account
-    from dexcom2mqtt.messages import Message, Topics
+    from dexcom2mqtt.messages import Message, State, Topics
     from dexcom2mqtt.readings import Reading
+    from dexcom2mqtt.stream import Stream
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,12 @@ _STATES: Final[dict[type[ShareError], str]] = {
     RateLimitedError: "rate_limited",
     UnexpectedResponseError: "unexpected_response",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadBack:
+    history: bytes | None
+    status: bytes | None
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
@@ -75,6 +84,7 @@ class Poller:
         clock: Clock,
         topics: Topics,
         put: Callable[[Iterable[Message]], None],
+        stream: Stream,
         stale_after: float,
         rate_limits: dict[str, float],
     ) -> None:
@@ -83,6 +93,8 @@ class Poller:
         self._clock = clock
         self._topics = topics
         self._put = put
+        self._stream = stream
+        self._source = messages.source_of(account.region, account.user.get_secret_value())
         self._stale_after = stale_after
         self._rate_limits = rate_limits
         self._alarm = clock.alarm()
@@ -107,10 +119,21 @@ class Poller:
         self._last_poll = -schedule.REFRESH_EVERY
         self._last_full_read: float | None = None
         self._failures = 0
+        self._latest_seen: float | None = None  # Unix seconds
+        self._refresh_asked = False
+        self._read_back: _ReadBack | None = None
+        self._streaming = False
+        self._shown: Reading | None = None
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
 
     def refresh(self) -> None:
         """Ask for a poll now; for any thread. It comes as soon as the limits allow."""
+        self._refresh_asked = True
+        self._alarm.ring()
+
+    def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
+        """Take what the broker retained of this account before the start; for any thread."""
+        self._read_back = _ReadBack(history, status)
         self._alarm.ring()
 
     def run(self) -> None:
@@ -145,9 +168,11 @@ class Poller:
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
         while (left := max(self._next_poll, self._not_before()) - self._clock.now()) > 0:
-            if self._alarm.wait(left):
-                _log.debug("%s: asked to poll now", self.key)
+            self._alarm.wait(left)
+            if self._refresh_asked:
+                self._refresh_asked = False
                 self._next_poll = min(self._next_poll, self._last_poll + schedule.REFRESH_EVERY)
+            self._continue_from_read_back()
 
     def _not_before(self) -> float:
         """Return before when no poll may be made, whoever asks for it."""
@@ -215,22 +240,64 @@ class Poller:
         now = self._clock.now()
         self._failures = 0
         self._last_success = now
-        today = self.time.now()
-        if today is None and batch.readings:  # Share told no time: then nothing is fresh, but all is kept
-            today = batch.readings[-1].date / 1000
+        if batch.readings:
+            self._latest_seen = batch.readings[-1].date / 1000
+        self._continue_from_read_back()
+        today = self._today() or 0.0
         known = self._ledger.newest
-        new = self._ledger.add(batch.readings, today or 0.0)
+        new = self._ledger.add(batch.readings, today)
         newest = self._ledger.newest
-        self._log_new(new, newest is not known)
-        self._become(self._judge(batch, newest, today))
+        self._offer(new)
+        self._log_new(new, newest_is_new=newest is not known)
+        self._become(self._judge(batch, newest))
         if newest is None:
             return schedule.next_poll(None, now)
-        if new:
-            self._publish_state(newest)
+        if new or newest is not self._shown:
+            self._show(newest)
         return schedule.next_poll(self.time.at(newest.date / 1000), now)
 
-    def _judge(self, batch: Batch, newest: Reading | None, today: float | None) -> str:
-        if newest is not None and today is not None and today - newest.date / 1000 <= self._stale_after:
+    def _today(self) -> float | None:
+        """Return the time of day in Unix seconds; where Share tells none, it is no earlier than its readings."""
+        return self.time.now() or self._latest_seen
+
+    def _continue_from_read_back(self) -> None:
+        """Continue from what was published before the start, as soon as it is there and the time is known."""
+        today, found = self._today(), self._read_back
+        if today is None or found is None or self._streaming:
+            return
+        history: list[Reading] = []
+        try:
+            history = messages.parse_history(found.history, self._source, today) if found.history else []
+        except messages.ForeignError as why:
+            _log.warning("%s: the history that the broker retained is not taken over: %s", self.key, why)
+        try:
+            rejected = messages.parse_rejected(found.status, today) if found.status else []
+            at = self.time.at
+            self._sign_ins.restore([t for unix in rejected if (t := at(unix)) is not None], self._clock.now())
+        except messages.ForeignError as why:
+            _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
+        self._ledger.restore(history, today)
+        published = {reading.date for reading in history}
+        self._stream.open(self.key, self._source, [r for r in self._ledger.readings if r.date in published])
+        self._streaming = True
+        self._offer([reading for reading in self._ledger.readings if reading.date not in published])
+
+    def _offer(self, readings: list[Reading]) -> None:
+        """Hand readings to the stream, once it is known what was published before."""
+        if readings and self._streaming:
+            offers = (Offer(reading, self._state_of(reading), self._fresh_until(reading)) for reading in readings)
+            self._stream.offer(self.key, offers)
+
+    def _state_of(self, reading: Reading) -> State:
+        return messages.state_of(reading, self._ledger.delta(reading), self._account)
+
+    def _fresh_until(self, reading: Reading) -> float:
+        """Return until when (by the clock) a reading is current: never, until Share has told the time."""
+        taken = self.time.at(reading.date / 1000)
+        return -math.inf if taken is None else taken + self._stale_after
+
+    def _judge(self, batch: Batch, newest: Reading | None) -> str:
+        if newest is not None and self._clock.now() < self._fresh_until(newest):
             return "ok"
         if batch.error_codes and (newest is None or batch.error_codes[-1] > newest.date):
             return "sensor_error"
@@ -253,13 +320,14 @@ class Poller:
             return now + schedule.WRONG_CLOCK
         return now + schedule.backoff(self._failures, random.random)
 
-    def _publish_state(self, newest: Reading) -> None:
-        state = messages.state_of(newest, self._ledger.delta(newest), self._account)
-        taken = self.time.at(newest.date / 1000)
-        if taken is None:
-            self._put(messages.stale_messages(self._topics, self.key, state))
+    def _show(self, newest: Reading) -> None:
+        """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
+        self._shown = newest
+        state, fresh_until = self._state_of(newest), self._fresh_until(newest)
+        if fresh_until > self._clock.now():
+            self._put(messages.fresh_messages(self._topics, self.key, state, fresh_until))
         else:
-            self._put(messages.fresh_messages(self._topics, self.key, state, taken + self._stale_after))
+            self._put(messages.stale_messages(self._topics, self.key, state))
 
     def _become(self, share: str, message: str | None = None) -> None:
         """Take on a state, and log it if it is another one."""
@@ -293,7 +361,7 @@ class Poller:
         )
         self._put([messages.status_message(self._topics, self.key, self._status)])
 
-    def _log_new(self, new: list[Reading], newest_is_new: bool) -> None:  # noqa: FBT001
+    def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:
         late = len(new)
         if newest_is_new:
             late -= 1

@@ -90,6 +90,14 @@ class Reading:
     offset_min: int = 0
     json: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
+    def checked(self) -> Reading:
+        """Return this reading. Raises MalformedRecordError where it is none that Share could have sent."""
+        glucose = LOW_MG_DL <= self.mg_dl <= _LARGEST_MG_DL
+        words = self.direction == self.direction[:_LONGEST_WORD].encode(errors="replace").decode()
+        if not (glucose and words and 0 < self.date < _LAST_MS and abs(self.offset_min) <= _WIDEST_OFFSET_MIN):
+            raise MalformedRecordError("no reading of Share has such values")
+        return self
+
     @property
     def mmol_l(self) -> float:
         """Glucose in mmol/L: mg/dL ÷ 18.01559, one decimal, rounded half up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 INTERVAL: Final = 300.0
 """Seconds from one reading to the next: the sensors' own rhythm."""
@@ -106,6 +106,15 @@ class SignIns:
             self.rejected += [now] * requests
             self._rejections += 1
             self._last_rejection = now
+
+    def restore(self, rejected: Iterable[float], now: float) -> None:
+        """Take note of rejections from before a restart, which count as if there had been none."""
+        earlier = sorted(at for at in rejected if now - _DAY < at <= now)
+        if earlier:
+            self.rejected = sorted(earlier + self.rejected)
+            self._in_vain = sorted(earlier + self._in_vain)
+            self._rejections += 0 if self._worked else len(earlier)
+            self._last_rejection = max(self._last_rejection, earlier[-1])
 
     def lock_out(self, now: float) -> None:
         """Take note that Share has locked the account."""

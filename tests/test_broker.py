@@ -14,15 +14,16 @@ import trustme
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from dexcom2mqtt.broker import Broker, Received, TlsFileError
+from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.messages import Message
+from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.stream import Stream
 from tests.processes import Mosquitto, Subscriber, eventually, free_port, retained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 STATE = "test/bridge/state"
@@ -35,13 +36,17 @@ class Running:
     def __init__(self, port: int, *, speed: float = 1.0, subscriptions: tuple[str, ...] = (), **settings: Any) -> None:
         self.clock = Clock(speed)
         self.mirror = Mirror(last=STATE, changed=self.wake)
+        self.stream = Stream(Topics("test"), changed=self.wake)
+        self.found: list[Mapping[str, bytes]] = []
         self.protocols: list[str] = []
         self.received: list[Received] = []
         self.broker = Broker(
             Mqtt(host="127.0.0.1", port=port, base_topic="test", **settings),
             self.clock,
             self.mirror,
+            self.stream,
             will=OFFLINE,
+            read_back=ReadBack(("test/anna/history",), "test/bridge/sync/test", self.found.append),
             subscriptions=subscriptions,
             connected=self.protocols.append,
             received=self.received.append,
@@ -131,7 +136,8 @@ def test_the_picture_is_retained_and_its_last_topic_comes_last(
     with Subscriber(mosquitto.port) as subscriber:
         start(mosquitto.port)
         subscriber.wait_for(STATE, "online")
-        assert [heard.topic for heard in subscriber.heard] == ["test/a", "test/b", STATE]
+        topics = [heard.topic for heard in subscriber.heard]
+        assert topics[-3:] == ["test/a", "test/b", STATE]
     assert retained(mosquitto.port) == {"test/a": "1", "test/b": "2", STATE: "online"}
 
 
@@ -244,7 +250,7 @@ def test_another_client_of_the_same_id_is_left_alone_for_a_minute(
 ) -> None:
     """Taken over: one error line, the next try after 60 s, no war; and no second line when it happens again."""
     running = start(mosquitto.port, speed=20)
-    eventually(lambda: len(running.protocols) == 1)
+    eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
     other = paho.Client(CallbackAPIVersion.VERSION2, client_id="test", protocol=MQTTProtocolVersion.MQTTv5)
     for times in (1, 2):
         other.connect("127.0.0.1", mosquitto.port)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from queue import Queue
 from typing import Final
@@ -22,6 +23,7 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, acc
 
 _ACCOUNT: Final = SimulatedAccount("anna@example.com", "a password of the demo")
 _WIDTH: Final = 110
+_BACKFILL: Final = '"backfill": true}'
 _REFRESH: Final = 0.1
 
 
@@ -68,9 +70,14 @@ def _show(daemon: Daemon, lines: Queue[str], until: float | None) -> None:
     pause = daemon.tick()
     while not signal.sigtimedwait(STOP, min(pause, _REFRESH)) and (until is None or time.monotonic() < until):
         pause = daemon.tick()
-        while not lines.empty():
-            line = lines.get()
-            print(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…", flush=True)
+        waiting = [lines.get() for _ in range(lines.qsize())]
+        earlier = [line for line in waiting if line.endswith(_BACKFILL)]
+        for line in waiting:
+            if line not in earlier:
+                print(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…")
+        if earlier:
+            print(f"{earlier[0].partition(' ')[0]} … {len(earlier)} earlier readings")
+        sys.stdout.flush()
 
 
 def _subscribe(port: int, lines: Queue[str]) -> paho.Client:
