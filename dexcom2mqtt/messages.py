@@ -25,6 +25,8 @@ HISTORY_VERSION: Final = 1
 _AVAILABILITY_FIRST: Final = 0.001
 _FUTURE: Final = 300
 _ABSURD_SIZE: Final = 262_144
+_ABSURD_COUNT: Final = 1000
+_ABSURD_TIME: Final = 4_102_444_800  # the year 2100
 _LASTING: Final = ("measurement_timestamp", "date", "unit")
 
 State = dict[str, object]
@@ -217,14 +219,14 @@ def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
     return readings
 
 
-def parse_rejected(payload: bytes, now: float) -> list[float]:
-    """Read back from a status when sign-ins were rejected, in Unix seconds up to ``now``. Raises ForeignError."""
+def parse_rejected(payload: bytes) -> tuple[int, ...]:
+    """Read back from a status when sign-ins were rejected, in Unix seconds. Raises ForeignError."""
     rejected = _parse_object(payload).get("rejected")
-    if not isinstance(rejected, list) or not all(type(at) is int for at in rejected):
-        raise ForeignError("its rejected sign-ins are no list of numbers")
-    if any(at > now + _FUTURE for at in rejected):
-        raise ForeignError("it has rejected sign-ins of the future")
-    return [float(at) for at in rejected if at >= 0]
+    if not isinstance(rejected, list) or len(rejected) > _ABSURD_COUNT:
+        raise ForeignError("its rejected sign-ins are no list of a sensible length")
+    if not all(type(at) is int and 0 <= at < _ABSURD_TIME for at in rejected):
+        raise ForeignError("its rejected sign-ins are no times")
+    return tuple(rejected)
 
 
 def _parse_object(payload: bytes) -> dict[str, object]:

@@ -61,7 +61,6 @@ _STATES: Final[dict[type[ShareError], str]] = {
 @dataclass(frozen=True, slots=True)
 class _ReadBack:
     history: bytes | None
-    status: bytes | None
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
@@ -122,6 +121,7 @@ class Poller:
         self._latest_seen: float | None = None  # Unix seconds
         self._refresh_asked = False
         self._read_back: _ReadBack | None = None
+        self._rejected_before: tuple[int, ...] = ()  # before the start, in Unix seconds
         self._streaming = False
         self._shown: Reading | None = None
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
@@ -133,7 +133,12 @@ class Poller:
 
     def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread."""
-        self._read_back = _ReadBack(history, status)
+        try:
+            self._rejected_before = messages.parse_rejected(status) if status else ()
+        except messages.ForeignError as why:
+            _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
+        self._read_back = _ReadBack(history)
+        self._put_status()  # at once: a call to Share may take a while
         self._alarm.ring()
 
     def run(self) -> None:
@@ -172,7 +177,9 @@ class Poller:
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._next_poll = min(self._next_poll, self._last_poll + schedule.REFRESH_EVERY)
-            self._continue_from_read_back()
+            if self._read_back is not None and not self._streaming:
+                self._continue_from_read_back()
+                self._publish_status(max(self._next_poll, self._not_before()))
 
     def _not_before(self) -> float:
         """Return before when no poll may be made, whoever asks for it."""
@@ -270,12 +277,10 @@ class Poller:
             history = messages.parse_history(found.history, self._source, today) if found.history else []
         except messages.ForeignError as why:
             _log.warning("%s: the history that the broker retained is not taken over: %s", self.key, why)
-        try:
-            rejected = messages.parse_rejected(found.status, today) if found.status else []
-            at = self.time.at
-            self._sign_ins.restore([t for unix in rejected if (t := at(unix)) is not None], self._clock.now())
-        except messages.ForeignError as why:
-            _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
+        if self.time.known:
+            rejected = [at for unix in self._rejected_before if (at := self.time.at(unix)) is not None]
+            self._sign_ins.restore(rejected, self._clock.now())
+            self._rejected_before = ()
         self._ledger.restore(history, today)
         published = {reading.date for reading in history}
         self._stream.open(self.key, self._source, [r for r in self._ledger.readings if r.date in published])
@@ -314,8 +319,8 @@ class Poller:
         if isinstance(error, RateLimitedError):
             self._rate_limits[self._client.host] = now + schedule.rate_limit(error.retry_after)
             return now
-        if isinstance(error, CredentialsRejectedError | LockedOutError):
-            return now
+        if isinstance(error, LockedOutError):
+            return now + schedule.LOCKED_OUT
         if wrong_clock:
             return now + schedule.WRONG_CLOCK
         return now + schedule.backoff(self._failures, random.random)
@@ -359,7 +364,13 @@ class Poller:
             logins_24h=sum(logins for _, _, logins in self._calls),
             rejected=tuple(int(at) for rejected in self._sign_ins.rejected if (at := unix(rejected)) is not None),
         )
-        self._put([messages.status_message(self._topics, self.key, self._status)])
+        self._put_status()
+
+    def _put_status(self) -> None:
+        """Publish the status, but not before the one of before the start was read: it has to go on from there."""
+        if self._read_back is not None:
+            full = replace(self._status, rejected=(*self._rejected_before, *self._status.rejected))
+            self._put([messages.status_message(self._topics, self.key, full)])
 
     def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:
         late = len(new)

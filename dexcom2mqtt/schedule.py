@@ -108,7 +108,10 @@ class SignIns:
             self._last_rejection = now
 
     def restore(self, rejected: Iterable[float], now: float) -> None:
-        """Take note of rejections from before a restart, which count as if there had been none."""
+        """Take note of rejections from before a restart, which count as if there had been none.
+
+        Those older than a day, or later than ``now``, are ignored.
+        """
         earlier = sorted(at for at in rejected if now - _DAY < at <= now)
         if earlier:
             self.rejected = sorted(earlier + self.rejected)

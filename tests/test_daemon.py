@@ -291,7 +291,7 @@ def test_until_a_reading_is_proven_fresh_nothing_is_current(
         subscriber.forget()
         online = subscriber.wait_for("dexcom2mqtt/bridge/state", "online", 15)
         assert 9 < online.at - began < 14
-        topics = [heard.topic for heard in subscriber.heard]
+        topics = [heard.topic for heard in subscriber.heard if heard.topic != "dexcom2mqtt/anna/status"]
         assert topics[0] == "dexcom2mqtt/anna/availability"
         assert topics[1] == "dexcom2mqtt/anna/state"
         assert topics[-1] == "dexcom2mqtt/bridge/state"

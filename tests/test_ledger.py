@@ -172,15 +172,25 @@ def test_any_batches_in_any_order(batches: list[list[Reading]]) -> None:
 @given(st.lists(st.tuples(st.integers(0, 5 * HOUR), st.lists(any_time, max_size=6)), max_size=12))
 @property_of
 def test_nothing_comes_twice_while_time_goes_by(batches: list[tuple[int, list[Reading]]]) -> None:
-    """Over days, too, each reading is returned once at most, and what is kept is a day old at most."""
+    """Over days, too, each reading is returned once at most, and what is kept spans a day at most."""
     ledger = Ledger()
     returned: list[int] = []
     now = NOON
     for passed, batch in batches:
         now += passed
         returned += [taken.date for taken in ledger.add(batch, now)]
-        assert all(now - DAY - 600 <= taken.date / 1000 <= now + 300 for taken in ledger.readings)
+        dates = [taken.date / 1000 for taken in ledger.readings]
+        assert max(dates, default=0) - min(dates, default=0) <= DAY + 600
     assert len(returned) == len(set(returned))
+
+
+def test_a_time_that_jumps_forgets_nothing() -> None:
+    """While Share tells a time years ahead nothing new is believed, and afterwards nothing is new that was known."""
+    ledger = Ledger()
+    known = [reading(100 + number, seconds=300 * number) for number in range(4)]
+    assert ledger.add(known[:3], NOON + 700) == known[:3]
+    assert ledger.add(known, NOON + 1000 + 10 * 365 * DAY) == []
+    assert ledger.add(known, NOON + 1000) == known[3:]
 
 
 # --- the delta ---------------------------------------------------------------------------------------------
