@@ -54,8 +54,8 @@ class Ledger:
             if now - DAY - _SLACK <= at <= now + _FUTURE and not self._has(reading):
                 self._kept[reading.date] = reading
                 new.append(reading)
-        # By the newest reading, not by the time: if Share tells a wrong one for a while, nothing is forgotten.
-        oldest = max(self._kept, default=0) - (DAY + _SLACK) * 1000
+        # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
+        oldest = min(max(self._kept, default=0), now * 1000) - (DAY + _SLACK) * 1000
         self._kept = {date: self._kept[date] for date in sorted(self._kept) if date >= oldest}
         return new
 

@@ -169,19 +169,29 @@ def test_any_batches_in_any_order(batches: list[list[Reading]]) -> None:
     assert ledger.newest == (kept[-1] if kept else None)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5 * HOUR), st.lists(any_time, max_size=6)), max_size=12))
+@given(st.lists(any_time, max_size=8), st.lists(st.integers(0, 5 * HOUR), max_size=20))
 @property_of
-def test_nothing_comes_twice_while_time_goes_by(batches: list[tuple[int, list[Reading]]]) -> None:
-    """Over days, too, each reading is returned once at most, and what is kept spans a day at most."""
+def test_nothing_comes_twice_while_time_goes_by(sent: list[Reading], pauses: list[int]) -> None:
+    """Over days in which Share sends the same again and again, each is new once at most, and a day's are kept."""
     ledger = Ledger()
     returned: list[int] = []
-    now = NOON
-    for passed, batch in batches:
-        now += passed
-        returned += [taken.date for taken in ledger.add(batch, now)]
+    now = NOON - 20 * HOUR
+    for pause in pauses:
+        now += pause
+        returned += [taken.date for taken in ledger.add(sent, now)]
         dates = [taken.date / 1000 for taken in ledger.readings]
         assert max(dates, default=0) - min(dates, default=0) <= DAY + 600
+        assert max(dates, default=0) <= now + 300
+        in_time = [taken for taken in sent if now - DAY <= taken.date / 1000 <= now + 300]
+        assert all(doubled(ledger.readings, taken) for taken in in_time)
     assert len(returned) == len(set(returned))
+
+
+def test_the_oldest_beside_an_early_one_is_new_only_once() -> None:
+    """Beside a reading that lies a little ahead, one from the very edge of what is kept is not new each time."""
+    sent = [reading(100, seconds=-DAY - 200), reading(100, seconds=250)]
+    ledger = ledger_of(sent)
+    assert ledger.add(sent, NOON) == []
 
 
 def test_a_time_that_jumps_forgets_nothing() -> None:
@@ -191,6 +201,36 @@ def test_a_time_that_jumps_forgets_nothing() -> None:
     assert ledger.add(known[:3], NOON + 700) == known[:3]
     assert ledger.add(known, NOON + 1000 + 10 * 365 * DAY) == []
     assert ledger.add(known, NOON + 1000) == known[3:]
+
+
+# --- a restart ---------------------------------------------------------------------------------------------
+
+
+def test_restored_readings_are_known() -> None:
+    """What was kept before a restart is not new after it, and takes its place among what came since."""
+    before, late, since = reading(100, seconds=-900), reading(110, seconds=-600), reading(120, seconds=-300)
+    ledger = ledger_of([since])
+    ledger.restore([late, before], NOON)
+    assert ledger.readings == (before, late, since)
+    assert ledger.newest == since
+    assert ledger.add([before, late, since], NOON) == []
+    assert ledger.delta(since) == 10
+
+
+def test_restored_reading_goes_before_its_double() -> None:
+    """Of a reading from before a restart and its double that came since, the one that was published stays."""
+    published, double = reading(100, seconds=-600), reading(100, seconds=-591)
+    ledger = ledger_of([double])
+    ledger.restore([published], NOON)
+    assert ledger.readings == (published,)
+
+
+def test_restores_nothing_that_would_not_be_kept() -> None:
+    """What is too old, doubled, or in the future is not restored either."""
+    early, double, old, ahead = (reading(100, seconds=seconds) for seconds in (-60, -50, -DAY - 900, 900))
+    ledger = Ledger()
+    ledger.restore([ahead, early, old, double], NOON)
+    assert ledger.readings == (early,)
 
 
 # --- the delta ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.status import Status
-from tests.builders import NOON, account, any_text, property_of, reading
+from tests.builders import NOON, account, any_json, any_text, property_of, reading
 
 if TYPE_CHECKING:
     from dexcom2mqtt.messages import State
@@ -101,6 +103,22 @@ def test_names_topics_below_the_base() -> None:
     assert TOPICS.bridge_state == "home/dexcom/bridge/state"
     assert TOPICS.bridge_info == "home/dexcom/bridge/info"
     assert TOPICS.of("anna", "state") == STATE_TOPIC
+    assert TOPICS.sync("home_dexcom") == "home/dexcom/bridge/sync/home_dexcom"
+
+
+def test_all_but_the_stream_is_retained() -> None:
+    """Whoever comes later finds everything but the readings of the stream."""
+    retained = [
+        *messages.fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0),
+        *messages.stale_messages(TOPICS, "anna", IN_MG_DL),
+        messages.bridge_online(TOPICS, 180.0),
+        messages.bridge_offline(TOPICS),
+        messages.bridge_info(TOPICS, version="1", started_at=None, protocol=None, accounts=[]),
+        messages.status_message(TOPICS, "anna", Status()),
+        messages.history_message(TOPICS, "anna", "0123abcd", []),
+    ]
+    assert all(message.retain for message in retained)
+    assert not messages.reading_message(TOPICS, "anna", IN_MG_DL, backfill=False).retain
 
 
 # --- state -------------------------------------------------------------------------------------------------
@@ -427,3 +445,179 @@ def test_times_of_a_status_are_whole_seconds_of_utc(unix: float) -> None:
 def test_status_is_json_whatever_it_says(text: str) -> None:
     """Quotes and letters of any script come through."""
     assert parsed(messages.status_message(TOPICS, "anna", replace(STATUS, message=text)))["message"] == text
+
+
+@given(st.lists(st.integers(0, 4_000_000_000), max_size=12))
+@property_of
+def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
+    """What a status says of rejected sign-ins is what a restart takes over."""
+    message = messages.status_message(TOPICS, "anna", replace(STATUS, rejected=tuple(rejected)))
+    assert list(messages.parse_rejected(message.payload.encode())) == rejected
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hunter2",
+        b"[]",
+        b"{}",
+        b'{"rejected": null}',
+        b'{"rejected": 3}',
+        b'{"rejected": "hunter2"}',
+        b'{"rejected": ["hunter2"]}',
+        b'{"rejected": [1745064000, null]}',
+        b'{"rejected": [true]}',
+        b'{"rejected": [-1]}',
+        b'{"rejected": [NaN]}',
+        b'{"rejected": [1e400]}',
+        b'{"rejected": [' + b"9" * 1000 + b"]}",
+        b'{"rejected": [' + b"9" * 5000 + b"]}",
+        b'{"rejected": [1' + b",1" * 20_000 + b"]}",
+        b'{"rejected": []}' + b" " * 2**21,
+        b'{"rejected": \xff}',
+        b"[" * 50_000,
+    ],
+)
+def test_status_that_is_not_ours(payload: bytes) -> None:
+    """A status that cannot be ours is refused, and what it holds is not quoted."""
+    with pytest.raises(messages.ForeignError) as refused:
+        messages.parse_rejected(payload)
+    assert "hunter2" not in str(refused.value)
+
+
+# --- the stream and the history ----------------------------------------------------------------------------
+
+SOURCE = "0123abcd"
+ENTRY = {"date": NOON * 1000, "mg_dl": 100, "direction": "Flat", "offset_min": -240}
+HISTORY = {"version": 1, "source": SOURCE, "readings": [ENTRY]}
+
+NO_LISTS: list[object] = [None, {}, "hunter2", 3]
+NO_ENTRIES: list[object] = [None, [], "hunter2", {}]
+
+
+def without(entry: dict[str, object], key: str) -> dict[str, object]:
+    return {name: value for name, value in entry.items() if name != key}
+
+
+@pytest.mark.parametrize("backfill", [True, False])
+def test_reading_of_the_stream(*, backfill: bool) -> None:
+    """Every reading is published as its state and whether a newer one came before it, and never expires."""
+    message = messages.reading_message(TOPICS, "anna", IN_MG_DL, backfill=backfill)
+    assert typed(parsed(message)) == typed(IN_MG_DL | {"backfill": backfill})
+    assert (message.topic, message.expires_at) == ("home/dexcom/anna/reading", None)
+
+
+def test_history_is_as_promised() -> None:
+    """A history has exactly the keys of the contract, its readings in the order given."""
+    kept = [reading(90, seconds=-300, direction="NONE?"), reading(100, offset_min=-240)]
+    message = messages.history_message(TOPICS, "anna", SOURCE, kept)
+    assert (message.topic, message.expires_at) == ("home/dexcom/anna/history", None)
+    assert json.loads(message.payload) == {
+        "version": 1,
+        "source": SOURCE,
+        "readings": [
+            {"date": NOON * 1000 - 300_000, "mg_dl": 90, "direction": "NONE?", "offset_min": 0},
+            {"date": NOON * 1000, "mg_dl": 100, "direction": "Flat", "offset_min": -240},
+        ],
+    }
+
+
+def test_source_names_a_person_without_telling_who() -> None:
+    """The source is the same after a restart, another for another person, and no piece of a name."""
+    source = messages.source_of("us", "anna@example.com")
+    assert source == hashlib.sha256(b"us:anna@example.com").hexdigest()[:8]
+    others = {messages.source_of("ous", "anna@example.com"), messages.source_of("us", "ben@example.com")}
+    assert len({source, *others}) == 3
+
+
+@given(st.lists(readings, max_size=30))
+@property_of
+def test_history_is_read_back(kept: list[Reading]) -> None:
+    """What a history holds is what a restart takes over, whatever words Share used."""
+    message = messages.history_message(TOPICS, "anna", SOURCE, kept)
+    assert messages.parse_history(message.payload.encode(), SOURCE, 4_102_444_800.0) == kept
+
+
+def test_longest_history_is_read_back() -> None:
+    """A day of readings, each uploaded twice, is not too much."""
+    kept = [reading(100 + slot % 2, seconds=slot * 150, direction="RateOutOfRange") for slot in range(576)]
+    message = messages.history_message(TOPICS, "anna", SOURCE, kept)
+    assert messages.parse_history(message.payload.encode(), SOURCE, NOON + 86400) == kept
+
+
+@pytest.mark.parametrize(("ahead", "is_ours"), [(0, True), (300, True), (301, False), (10**8, False)])
+def test_history_of_the_future_is_not_ours(ahead: int, *, is_ours: bool) -> None:
+    """A history with readings of more than 5 minutes from now is refused as a whole."""
+    payload = messages.history_message(TOPICS, "anna", SOURCE, [reading(), reading(seconds=ahead)]).payload.encode()
+    if is_ours:
+        assert messages.parse_history(payload, SOURCE, NOON) == [reading(), reading(seconds=ahead)]
+    else:
+        with pytest.raises(messages.ForeignError):
+            messages.parse_history(payload, SOURCE, NOON)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hunter2",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"[" * 50_000,
+        b'{"a":' * 50_000,
+        *(json.dumps(HISTORY | change).encode() for change in ({"version": 2}, {"version": "1"}, {"version": None})),
+        *(json.dumps(HISTORY | change).encode() for change in ({"source": "hunter2"}, {"source": None})),
+        *(json.dumps(without(HISTORY, key)).encode() for key in HISTORY),
+        *(json.dumps(HISTORY | {"readings": no_list}).encode() for no_list in NO_LISTS),
+        *(json.dumps(HISTORY | {"readings": [ENTRY, no_entry]}).encode() for no_entry in NO_ENTRIES),
+        *(json.dumps(HISTORY | {"readings": [without(ENTRY, key)]}).encode() for key in ENTRY),
+        *(
+            json.dumps(HISTORY | {"readings": [ENTRY, ENTRY | change]}).encode()
+            for change in (
+                {"date": "1745064000000"},
+                {"date": 1745064000000.0},
+                {"date": -1},
+                {"date": 10**30},
+                {"date": True},
+                {"mg_dl": None},
+                {"mg_dl": 38},
+                {"mg_dl": 100.5},
+                {"mg_dl": 10**30},
+                {"mg_dl": float("nan")},
+                {"direction": None},
+                {"direction": 4},
+                {"direction": "hunter2" * 1000},
+                {"direction": "\ud800"},
+                {"offset_min": None},
+                {"offset_min": 10**30},
+                {"offset_min": -10_000},
+            )
+        ),
+        json.dumps(HISTORY).encode() + b" " * 2**21,
+    ],
+)
+def test_history_that_is_not_ours(payload: bytes) -> None:
+    """A history that is not plainly ours is refused as a whole, and what it holds is not quoted."""
+    with pytest.raises(messages.ForeignError) as refused:
+        messages.parse_history(payload, SOURCE, NOON)
+    assert "hunter2" not in str(refused.value)
+
+
+@given(
+    st.binary()
+    | any_json.map(lambda value: json.dumps(value).encode())
+    | st.lists(any_json | st.fixed_dictionaries({key: st.just(value) | any_json for key, value in ENTRY.items()})).map(
+        lambda entries: json.dumps(HISTORY | {"readings": entries, "rejected": entries}).encode()
+    )
+)
+@property_of
+def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
+    """Whatever is retained where history and status should be is taken over or refused, and what is taken is sound."""
+    with contextlib.suppress(messages.ForeignError):
+        assert all(at >= 0 for at in messages.parse_rejected(payload))
+    with contextlib.suppress(messages.ForeignError):
+        for taken in messages.parse_history(payload, SOURCE, NOON):
+            state = messages.state_of(taken, None, account())
+            assert messages.reading_message(TOPICS, "anna", state, backfill=True).payload.encode()

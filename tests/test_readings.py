@@ -113,7 +113,16 @@ def test_keeps_the_record() -> None:
 
 @pytest.mark.parametrize(
     ("zone", "offset_min"),
-    [("-0400", -240), ("+0000", 0), ("-0000", 0), ("+0530", 330), ("-0330", -210), ("+1400", 840), ("+1245", 765)],
+    [
+        ("-0400", -240),
+        ("+0000", 0),
+        ("-0000", 0),
+        ("+0530", 330),
+        ("+0059", 59),
+        ("-0330", -210),
+        ("+1400", 840),
+        ("+1245", 765),
+    ],
 )
 def test_reads_the_wearers_zone(zone: str, offset_min: int) -> None:
     """DT gives the wearer's distance from UTC, in minutes."""
@@ -233,6 +242,39 @@ def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> N
         assert message.payload.encode()
         if message.topic == "b/a/state":
             assert json.loads(message.payload, parse_constant=pytest.fail) == state
+
+
+@given(good_records)
+@property_of
+def test_what_was_parsed_can_be_restored(record: object) -> None:
+    """Whatever parse_record returns is a reading that Share could have sent, unless it is an error code."""
+    taken = parse_record(record)
+    if taken.mg_dl >= 39:
+        assert taken.checked() is taken
+    else:
+        with pytest.raises(MalformedRecordError):
+            taken.checked()
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        Reading(38, "Flat", 1745081013817),
+        Reading(10**9, "Flat", 1745081013817),
+        Reading(-100, "Flat", 1745081013817),
+        Reading(100, "Flat", 0),
+        Reading(100, "Flat", -1745081013817),
+        Reading(100, "Flat", 10**18),
+        Reading(100, "Flat", 1745081013817, 841),
+        Reading(100, "Flat", 1745081013817, -841),
+        Reading(100, "x" * 10_000, 1745081013817),
+        Reading(100, "\ud800", 1745081013817),
+    ],
+)
+def test_knows_what_share_could_not_have_sent(impossible: Reading) -> None:
+    """A reading with a value, time, zone or word that cannot be Share's is malformed."""
+    with pytest.raises(MalformedRecordError):
+        impossible.checked()
 
 
 # --- trends ------------------------------------------------------------------------------------------------

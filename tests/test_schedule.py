@@ -32,6 +32,13 @@ def most_within(events: Iterable[float], seconds: float) -> int:
     return max(sum(start <= at < start + seconds for at in events) for start in events)
 
 
+def test_keeps_the_intervals_that_were_promised() -> None:
+    """A full read comes each hour, a refresh each 30 s at most, and a try each 30 s while the clock is wrong."""
+    assert schedule.FULL_READ_EVERY == HOUR
+    assert schedule.REFRESH_EVERY == 30
+    assert schedule.WRONG_CLOCK == 30
+
+
 # --- polling -----------------------------------------------------------------------------------------------
 
 
@@ -289,3 +296,72 @@ def test_remembers_the_rejected_requests_of_a_day() -> None:
     assert sign_ins.rejected == [START, START, START + HOUR]
     sign_ins.note(START + DAY + MINUTE, requests=1, accepted=False)
     assert sign_ins.rejected == [START + HOUR, START + DAY + MINUTE]
+
+
+# --- restarts ----------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.floats(0, 8000)), min_size=1, max_size=8),
+    st.sampled_from([1, 2]),
+)
+@property_of
+def test_restarts_do_not_widen_the_budgets(lives: list[tuple[int, float]], requests: int) -> None:
+    """Where each life begins with what was rejected before it, the budgets hold over all of them."""
+    sent: list[float] = []
+    rejected: list[float] = []
+    now = START
+    for attempts, pause in lives:
+        now += pause
+        sign_ins = SignIns()
+        sign_ins.restore(rejected, now)
+        for _ in range(attempts):
+            now = max(now, sign_ins.allowed_at(requests))
+            sign_ins.note(now, requests=requests, accepted=False)
+            sent += [now] * requests
+        rejected = sign_ins.rejected
+    assert most_within(sent, HOUR) <= 3
+    assert most_within(sent, DAY) <= 12
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_restart_adds_one_attempt(requests: int) -> None:
+    """The sign-in made before the rejections of before the restart are read back is all that comes on top."""
+    sent = be_rejected(SignIns(), [requests] * (12 // requests), planned=requests)
+    before, now = sent.copy(), sent[-1] + 1
+    sign_ins = SignIns()
+    sign_ins.note(now, requests=requests, accepted=False)
+    sent += [now] * requests
+    sign_ins.restore(before, now)
+    for _ in range(20):
+        now = max(now, sign_ins.allowed_at(requests))
+        sign_ins.note(now, requests=requests, accepted=False)
+        sent += [now] * requests
+    assert most_within(sent, HOUR) <= 3 + requests
+    assert most_within(sent, DAY) <= 12 + requests
+
+
+def test_restores_what_was_rejected_within_a_day() -> None:
+    """Of what was rejected before a restart, the last 24 hours count, and nothing of the future does."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=1, accepted=False)
+    sign_ins.restore([START + 1, START - HOUR, START - DAY - 1, START - 2 * HOUR], START)
+    assert sign_ins.rejected == [START - 2 * HOUR, START - HOUR, START]
+    sign_ins.restore([START + 5 * DAY], START)
+    assert sign_ins.rejected == [START - 2 * HOUR, START - HOUR, START]
+
+
+@pytest.mark.parametrize("rejected", [[], [START + HOUR], [START - DAY - 1]])
+def test_first_sign_in_after_a_calm_day_is_free(rejected: list[float]) -> None:
+    """Where nothing of the last 24 hours is restored, nothing holds the first sign-in back."""
+    sign_ins = SignIns()
+    sign_ins.restore(rejected, START)
+    assert sign_ins.allowed_at(2) <= START
+
+
+def test_what_worked_since_the_restart_counts_more() -> None:
+    """Credentials that worked in this process are not rationed for what was rejected before it."""
+    sign_ins = SignIns()
+    sign_ins.note(START, requests=1, accepted=True)
+    sign_ins.restore([START - HOUR / 2] * 3, START)
+    assert sign_ins.allowed_at(1) <= START
