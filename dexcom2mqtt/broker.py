@@ -251,7 +251,9 @@ class Broker:
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
-            until = min(self._mirror.next_expiry(), self._stream.next_at(now), self._read_back_until, farewell_until)
+            until = min(self._mirror.next_expiry(), self._read_back_until, farewell_until)
+            if connection.room:  # else an acknowledgement has to come first
+                until = min(until, self._stream.next_at(now))
             connection.work(min(max(self._clock.real(until - now), 0), _POLL_SECONDS), self._wake_out)
             self._take_from(connection)
         return connection.failure
@@ -265,7 +267,7 @@ class Broker:
             self._end_read_back(connection)
         for message, refusal in connection.take_answers():
             if refusal is None:
-                self._stream.acknowledged(message, now)
+                self._stream.acknowledged(message)
             else:
                 self._stream.refused(message, now)
                 self._say_denied(message.topic, refusal)

@@ -45,6 +45,7 @@ class Mirror:
 
         With ``only_missing``, topics that the picture already has are left as they are.
         """
+        changed = False
         with self._lock:
             for message in () if self._closed else messages:
                 if only_missing and message.topic in self._picture:
@@ -52,7 +53,7 @@ class Mirror:
                 self._show(message)
                 if not _same(self._announced.get(message.topic), message):
                     self._send(message)
-            changed = bool(self._unsent)
+                    changed = True
         if changed:
             self._changed()
 

@@ -14,6 +14,7 @@ import functools
 import http.client
 import io
 import json
+import socket
 import ssl
 import threading
 import uuid
@@ -27,12 +28,12 @@ import requests
 import requests.adapters
 import urllib3
 import urllib3.connection
+from urllib3.util.connection import create_connection
 
 from dexcom2mqtt.clock import Clock, ShareTime, parse_http_date
 from dexcom2mqtt.readings import LOW_MG_DL, MalformedRecordError, Reading, parse_record
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
 Region = Literal["us", "ous", "jp"]
@@ -160,11 +161,11 @@ class ShareClient:
         self._base_url = (base_url or BASE_URLS[region]).rstrip("/")
         self._application_id = _APPLICATION_IDS[region]
         self._clock = clock or Clock()
-        self._http = requests.Session()
+        self._http = _Session()
         self._http.trust_env = False  # a .netrc would add credentials, and the daemon is to know its own way
         self._http.mount("https://", _adapter())
         self._http.mount("http://", _adapter())
-        self.host = urlsplit(self._base_url).hostname or ""
+        self.host = _host_of(self._base_url)
         self.time = ShareTime(self._clock)
         """The time of day, as this account's server tells it."""
         self.requests = 0
@@ -298,6 +299,17 @@ def _check(name: str, number: object, most: int) -> None:
         raise ArgumentError(f"{name} must be a whole number from 1 to {most}")
 
 
+def _host_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.scheme in {"https", "http"} and parts.port != 0 else None
+    except ValueError:
+        host = None
+    if not host:
+        raise ArgumentError("the base URL is neither https://host nor http://host")
+    return host
+
+
 def _is_id(text: str) -> bool:
     try:
         return str(uuid.UUID(text)) == text.lower() != _NO_ID
@@ -307,7 +319,8 @@ def _is_id(text: str) -> bool:
 
 def _parse_json(content: bytes, host: str) -> object:
     try:
-        return json.loads(content)
+        # Python refuses to read very large integers; cut, one is as wrong as before, and costs its record alone.
+        return json.loads(content, parse_int=lambda digits: int(digits[:20]))
     except (ValueError, RecursionError):
         raise UnexpectedResponseError(f"{host} answered with something that is no JSON") from None
 
@@ -377,10 +390,10 @@ def _describe(error: BaseException) -> str:
     if "ConnectionRefusedError" in kinds:
         return "the connection was refused"
     if any("Timeout" in kind for kind in kinds):
-        return f"not within {CALL_SECONDS:.0f} seconds"
+        return "it took too long"
     if any("SSL" in kind for kind in kinds):
         return "the encrypted connection failed"
-    return "the connection broke"
+    return "the connection or the answer broke off"
 
 
 class _Limits(threading.local):
@@ -450,12 +463,29 @@ class _LimitedResponse(http.client.HTTPResponse):
         super().__init__(_LimitedSocket(sock), debuglevel, method)  # type: ignore[arg-type]
 
 
+def _connect(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+    """Connect to the first of the host's addresses that answers; urllib3 gives each the whole time again."""
+    failure = OSError()
+    for *_, (address, port, *_) in socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM):
+        seconds = min(_CONNECT_SECONDS, _limits.seconds_left())
+        try:
+            sock = create_connection((str(address), int(port)), seconds, socket_options=connection.socket_options)
+        except OSError as error:
+            failure = error
+        else:
+            sock.settimeout(_limits.seconds_left())  # for the TLS handshake
+            return sock
+    raise failure
+
+
 class _LimitedHTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _LimitedResponse
+    _new_conn = _connect
 
 
 class _LimitedHTTPSConnection(urllib3.connection.HTTPSConnection):
     response_class = _LimitedResponse
+    _new_conn = _connect
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):
@@ -464,6 +494,12 @@ class _HTTPPool(urllib3.HTTPConnectionPool):
 
 class _HTTPSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _LimitedHTTPSConnection
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002  # its name in requests
+        """Know of no redirect: requests would read all of its body, however much that unpacks to."""
+        return
 
 
 class _Adapter(requests.adapters.HTTPAdapter):

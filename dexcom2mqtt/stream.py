@@ -13,12 +13,12 @@ import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from dexcom2mqtt import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from dexcom2mqtt.messages import Message, State, Topics
     from dexcom2mqtt.readings import Reading
@@ -29,6 +29,7 @@ BACKFILL_A_SECOND: Final = 20
 _HISTORY_EVERY: Final = 1.0
 _REFUSED_AGAIN: Final = 300.0
 _DAY_MS: Final = 24 * 3600 * 1000
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,14 @@ class Offer:
 class _Account:
     source: str
     published: dict[int, Reading]  # by date
+    changed: bool  # since the history was sent
     waiting: dict[int, Offer] = field(default_factory=dict)
-    newest_sent: int = 0
     not_before: float = 0.0
-    history_due: float = math.inf
     history_sent: float = -math.inf
+
+    @property
+    def history_due(self) -> float:
+        return self.history_sent + _HISTORY_EVERY if self.changed else math.inf
 
 
 class Stream:
@@ -59,34 +63,31 @@ class Stream:
         self._changed = changed
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
-        self._on_their_way: dict[Message, tuple[str, int]] = {}
+        self._on_their_way: dict[Message, tuple[str, Reading]] = {}
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
     def open(self, key: str, source: str, history: Iterable[Reading]) -> None:
-        """Begin with an account, of which ``history`` was published before. Nothing of it goes out until then."""
+        """Begin with an account, of which ``history`` was published before. Nothing of it goes out until then.
+
+        The history is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
+        """
         published = {reading.date: reading for reading in history}
         with self._lock:
-            self._accounts[key] = _Account(source, published, newest_sent=max(published, default=0))
+            self._accounts[key] = _Account(source, published, changed=bool(published))
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
-        """Publish these, too."""
+        """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
         with self._lock:
-            self._accounts[key].waiting.update({offer.reading.date: offer for offer in offers})
+            account = self._accounts[key]
+            new = {offer.reading.date: offer for offer in offers}
+            account.waiting = _of_the_last(2 * _DAY_MS, account.waiting | new)
         self._changed()
 
     def take(self, now: float, most: int) -> list[Message]:
         """Return at most that many readings to send now: the current ones first, each group oldest first."""
         with self._lock:
-            under_way = set(self._on_their_way.values())
-            waiting = [
-                (offer.fresh_until <= now or date < account.newest_sent, date, key)
-                for key, account in self._accounts.items()
-                if now >= account.not_before
-                for date, offer in account.waiting.items()
-                if (key, date) not in under_way
-            ]
             taken = []
-            for backfill, date, key in sorted(waiting)[:most]:
+            for backfill, date, key in sorted(self._waiting(now))[:most]:
                 if backfill and not self._may_backfill(now):
                     break
                 taken.append(self._send(key, date, backfill=backfill))
@@ -95,9 +96,10 @@ class Stream:
     def histories(self, now: float) -> list[Message]:
         """Return the histories that have changed and are due: at most one a second for each account."""
         with self._lock:
-            due = [(key, account) for key, account in self._accounts.items() if account.history_due <= now]
+            accounts = self._accounts.items()
+            due = [(key, account) for key, account in accounts if account.changed and account.history_due <= now]
             for _, account in due:
-                account.history_due, account.history_sent = math.inf, now
+                account.changed, account.history_sent = False, now
             return [
                 messages.history_message(self._topics, key, account.source, account.published.values())
                 for key, account in due
@@ -109,22 +111,21 @@ class Stream:
             times = [account.history_due for account in self._accounts.values()]
             times += [
                 max(account.not_before, self._backfill_at(now))
-                for account in self._accounts.values()
-                if account.waiting
+                for key, account in self._accounts.items()
+                if account.waiting and account.waiting.keys() - self._sent(key)
             ]
             return min(times, default=math.inf)
 
-    def acknowledged(self, message: Message, now: float) -> None:
+    def acknowledged(self, message: Message) -> None:
         """Take note that the broker has a message; those that are none of the stream's are ignored."""
         with self._lock:
             if message not in self._on_their_way:
                 return
-            key, date = self._on_their_way.pop(message)
+            key, reading = self._on_their_way.pop(message)
             account = self._accounts[key]
-            account.published[date] = account.waiting.pop(date).reading
-            oldest = max(account.published) - _DAY_MS
-            account.published = {at: account.published[at] for at in sorted(account.published) if at >= oldest}
-            account.history_due = min(account.history_due, max(now, account.history_sent + _HISTORY_EVERY))
+            account.waiting.pop(reading.date, None)
+            account.published = _of_the_last(_DAY_MS, account.published | {reading.date: reading})
+            account.changed = True
 
     def refused(self, message: Message, now: float) -> None:
         """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
@@ -137,14 +138,26 @@ class Stream:
         """Take note that the connection ended: what was not acknowledged is unpublished."""
         with self._lock:
             self._on_their_way.clear()
-            for account in self._accounts.values():
-                account.newest_sent = max(account.published, default=0)
+
+    def _waiting(self, now: float) -> Iterator[tuple[bool, int, str]]:
+        """Yield what may be sent: whether it is backfill, its date, and whose it is."""
+        for key, account in self._accounts.items():
+            if not account.waiting:
+                continue
+            sent = self._sent(key)
+            newest = max((*account.published, *sent), default=0)
+            for date, offer in account.waiting.items():
+                if date not in sent and account.not_before <= now:
+                    yield offer.fresh_until <= now or date < newest, date, key
+
+    def _sent(self, key: str) -> set[int]:
+        """Return the dates of an account's readings that are on their way."""
+        return {reading.date for account, reading in self._on_their_way.values() if account == key}
 
     def _send(self, key: str, date: int, *, backfill: bool) -> Message:
-        account = self._accounts[key]
-        message = messages.reading_message(self._topics, key, account.waiting[date].state, backfill=backfill)
-        account.newest_sent = max(account.newest_sent, date)
-        self._on_their_way[message] = (key, date)
+        offer = self._accounts[key].waiting[date]
+        message = messages.reading_message(self._topics, key, offer.state, backfill=backfill)
+        self._on_their_way[message] = (key, offer.reading)
         return message
 
     def _may_backfill(self, now: float) -> bool:
@@ -155,3 +168,9 @@ class Stream:
 
     def _backfill_at(self, now: float) -> float:
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
+
+
+def _of_the_last(milliseconds: int, by_date: dict[int, _T]) -> dict[int, _T]:
+    """Return, in order, what is at most that much older than the newest."""
+    oldest = max(by_date, default=0) - milliseconds
+    return {date: by_date[date] for date in sorted(by_date) if date >= oldest}

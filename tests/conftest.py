@@ -5,12 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
+from tests.faults import Page
 from tests.processes import MOSQUITTO, Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+settings.register_profile("ci", max_examples=3000, deadline=None, database=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes the page of the faults anew."""
+    parser.addoption("--write-faults", action="store_true", help="write docs/faults.md from what is measured")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compare the page of the faults with what is measured, in the process that gets all reports."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Page(write=config.getoption("--write-faults")))
 
 
 @pytest.fixture

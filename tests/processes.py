@@ -132,6 +132,27 @@ class Mosquitto:
         assert self._process
         self._process.signal(signal.SIGCONT)
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    @property
+    def frozen(self) -> bool:
+        assert self._process
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    def save(self) -> None:
+        """Let it write to its file what it holds."""
+        assert self._process
+        self._process.signal(signal.SIGUSR1)
+        eventually((self._folder / "mosquitto.db").exists)
+
+    def reload(self) -> None:
+        """Let it read its files again."""
+        assert self._process
+        self._process.signal(signal.SIGHUP)
+
     def log(self) -> str:
         assert self._process
         return self._process.text()
@@ -161,26 +182,34 @@ class Subscriber:
         protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
         login: tuple[str, str] | None = None,
         set_up: Callable[[paho.Client], None] = lambda _: None,
+        seconds: float = 5.0,
     ) -> None:
         self._heard: list[Heard] = []
         self._lock = threading.Lock()
-        self._subscribed = threading.Event()
+        self.subscribed = threading.Event()
+        """Whether it is connected and gets what is published now."""
         self.client = client = paho.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
         if login:
             client.username_pw_set(*login)
         set_up(client)
         client.on_connect = self._subscribe
         client.on_subscribe = self._confirm
+        client.on_disconnect = self._lose
         client.on_message = self._take
         client.connect("127.0.0.1", port)
         client.loop_start()
-        assert self._subscribed.wait(5), "the subscriber could not subscribe"
+        if not self.subscribed.wait(seconds):
+            client.loop_stop()
+            raise AssertionError("the subscriber could not subscribe")
 
     def _subscribe(self, client: paho.Client, *_: object) -> None:
         client.subscribe("#")
 
     def _confirm(self, *_: object) -> None:
-        self._subscribed.set()
+        self.subscribed.set()
+
+    def _lose(self, *_: object) -> None:
+        self.subscribed.clear()
 
     def _take(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         expiry = getattr(message.properties, "MessageExpiryInterval", None)
