@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from dexcom2mqtt.readings import Reading
 
 BACKFILL_A_SECOND: Final = 20
-"""How many readings that are not current are published in one second at most, of all accounts together."""
+"""How many readings that are not current are published in one second at most, of all accounts together.
+
+It is also how many may be out before a history has them: so many are repeated where all ends at that moment.
+"""
 
 _HISTORY_EVERY: Final = 1.0
 _REFUSED_AGAIN: Final = 300.0
@@ -45,14 +48,14 @@ class Offer:
 class _Account:
     source: str
     published: dict[int, Reading]  # by date
-    changed: bool  # since the history was sent
+    unsaved: int  # how many of them the history, as it was last sent, has not
     waiting: dict[int, Offer] = field(default_factory=dict)
     not_before: float = 0.0
     history_sent: float = -math.inf
 
     @property
     def history_due(self) -> float:
-        return self.history_sent + _HISTORY_EVERY if self.changed else math.inf
+        return self.history_sent + _HISTORY_EVERY if self.unsaved else math.inf
 
 
 class Stream:
@@ -73,7 +76,7 @@ class Stream:
         """
         published = {reading.date: reading for reading in history}
         with self._lock:
-            self._accounts[key] = _Account(source, published, changed=bool(published))
+            self._accounts[key] = _Account(source, published, unsaved=len(published))
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
         """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
@@ -97,9 +100,9 @@ class Stream:
         """Return the histories that have changed and are due: at most one a second for each account."""
         with self._lock:
             accounts = self._accounts.items()
-            due = [(key, account) for key, account in accounts if account.changed and account.history_due <= now]
+            due = [(key, account) for key, account in accounts if account.unsaved and account.history_due <= now]
             for _, account in due:
-                account.changed, account.history_sent = False, now
+                account.unsaved, account.history_sent = 0, now
             return [
                 messages.history_message(self._topics, key, account.source, account.published.values())
                 for key, account in due
@@ -125,7 +128,7 @@ class Stream:
             account = self._accounts[key]
             account.waiting.pop(reading.date, None)
             account.published = _of_the_last(_DAY_MS, account.published | {reading.date: reading})
-            account.changed = True
+            account.unsaved += 1
 
     def refused(self, message: Message, now: float) -> None:
         """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
@@ -167,6 +170,8 @@ class Stream:
         return True
 
     def _backfill_at(self, now: float) -> float:
+        if len(self._on_their_way) + sum(account.unsaved for account in self._accounts.values()) >= BACKFILL_A_SECOND:
+            return math.inf  # first an acknowledgement, or a history
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
 
 

@@ -222,7 +222,7 @@ def test_a_stop_says_that_nothing_is_current(
             "dexcom2mqtt/anna/availability",
             "dexcom2mqtt/bridge/state",
         ]
-    assert "Received DISCONNECT from dexcom2mqtt" in mosquitto.log()
+    eventually(lambda: "Received DISCONNECT from dexcom2mqtt" in mosquitto.log(), 3)
 
 
 def test_a_stop_in_time_with_the_broker_frozen_and_share_hanging(

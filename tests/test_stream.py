@@ -185,7 +185,28 @@ def test_backfill_is_published_in_seconds() -> None:
     assert publish(stream, NOON + 0.999) == [(ANNA, 0, False)]
     stream.histories(NOON + 0.999)
     assert stream.next_at(NOON + 0.999) == NOON + 1
-    assert [len(publish(stream, NOON + second)) for second in (1, 2, 3)] == [20, 20, 0]
+    counts = []
+    for second in (1, 2, 3):
+        counts.append(len(publish(stream, NOON + second)))
+        stream.histories(NOON + second + 0.999)
+    assert counts == [20, 20, 0]
+
+
+def test_no_more_than_a_second_of_backfill_without_a_history() -> None:
+    """While 20 readings are in no history yet, backfill waits; where all ends now, no more than they are repeated."""
+    stream = offered(*(-DAY + 300 * slot for slot in range(60)))
+    sent = stream.take(NOON, EVERYTHING)
+    assert len(sent) == BACKFILL_A_SECOND
+    for message in sent[:5]:
+        stream.acknowledged(message)
+    stream.histories(NOON + 0.5)
+    assert len(stream.take(NOON + 1, EVERYTHING)) == 5
+    for message in sent[5:]:
+        stream.acknowledged(message)
+    assert stream.take(NOON + 1.4, EVERYTHING) == []
+    assert stream.next_at(NOON + 1.4) == NOON + 1.5
+    stream.histories(NOON + 1.5)
+    assert len(stream.take(NOON + 2, EVERYTHING)) == 15
 
 
 @property_of
@@ -380,6 +401,7 @@ def test_nothing_older_than_two_days_waits() -> None:
     waiting: list[float] = []
     while taken := publish(stream, NOON + newest + len(waiting)):
         waiting += [seconds for _, seconds, _ in taken]
+        stream.histories(NOON + newest + len(waiting))
     assert sorted(waiting) == [newest - 2 * DAY + 300 * slot for slot in range(577)]
 
 
