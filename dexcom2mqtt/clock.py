@@ -150,6 +150,15 @@ def parse_http_date(text: str | None) -> float | None:
         return None
 
 
+def parse_iso(text: object) -> float | None:
+    """Turn ISO 8601 with an offset into Unix seconds; None where it is none."""
+    try:
+        parsed = datetime.fromisoformat(text) if isinstance(text, str) else None
+        return parsed.timestamp() if parsed is not None and parsed.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def iso(unix: float | None) -> str | None:
     """Write Unix seconds as ISO 8601 in UTC, in whole seconds; None stays None."""
     return None if unix is None else datetime.fromtimestamp(int(unix), UTC).isoformat()

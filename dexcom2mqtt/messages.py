@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.clock import iso
+from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.readings import MalformedRecordError, Reading, convert_delta, range_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ HISTORY_VERSION: Final = 1
 
 _AVAILABILITY_FIRST: Final = 0.001
 _FUTURE: Final = 300
+_ROUNDING: Final = 2.0  # times are written in whole seconds, and Share tells the time in them
 _ABSURD_SIZE: Final = 262_144
 _ABSURD_COUNT: Final = 1000
 _ABSURD_TIME: Final = 4_102_444_800  # the year 2100
@@ -219,14 +220,24 @@ def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
     return readings
 
 
-def parse_rejected(payload: bytes) -> tuple[int, ...]:
-    """Read back from a status when sign-ins were rejected, in Unix seconds. Raises ForeignError."""
-    rejected = _parse_object(payload).get("rejected")
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How signing in went before a restart: rejected when, and locked until when, in Unix seconds."""
+
+    rejected: tuple[int, ...] = ()
+    locked_until: float | None = None
+
+
+def parse_status(payload: bytes) -> Before:
+    """Read back from a status what still matters after a restart. Raises ForeignError."""
+    status = _parse_object(payload)
+    rejected = status.get("rejected")
     if not isinstance(rejected, list) or len(rejected) > _ABSURD_COUNT:
         raise ForeignError("its rejected sign-ins are no list of a sensible length")
     if not all(type(at) is int and 0 <= at < _ABSURD_TIME for at in rejected):
         raise ForeignError("its rejected sign-ins are no times")
-    return tuple(rejected)
+    locked_until = parse_iso(status.get("next_poll_at")) if status.get("share") == "locked_out" else None
+    return Before(tuple(rejected), None if locked_until is None else locked_until + _ROUNDING)
 
 
 def _parse_object(payload: bytes) -> dict[str, object]:

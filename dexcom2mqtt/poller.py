@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _DAY: Final = 86400.0
+_WAIT_FOR_BROKER: Final = 3.0
 _QUICK_TRIES: Final = 3
 _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
@@ -121,7 +122,7 @@ class Poller:
         self._latest_seen: float | None = None  # Unix seconds
         self._refresh_asked = False
         self._read_back: _ReadBack | None = None
-        self._rejected_before: tuple[int, ...] = ()  # before the start, in Unix seconds
+        self._before = messages.Before()  # the start
         self._streaming = False
         self._shown: Reading | None = None
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
@@ -134,7 +135,7 @@ class Poller:
     def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread."""
         try:
-            self._rejected_before = messages.parse_rejected(status) if status else ()
+            self._before = messages.parse_status(status) if status else messages.Before()
         except messages.ForeignError as why:
             _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
         self._read_back = _ReadBack(history)
@@ -163,12 +164,19 @@ class Poller:
                 self._alarm.sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
+        self._await_read_back()
         while True:
             self._last_poll = self._clock.now()
             wanted = self._poll()
             self._publish_status(max(wanted, self._not_before()))
             self.answered.set()
             self._wait()
+
+    def _await_read_back(self) -> None:
+        """Wait a moment for what the broker retained: sign-ins that were rejected before a restart count on."""
+        until = self._clock.now() + _WAIT_FOR_BROKER * self._clock.speed
+        while self._read_back is None and (left := until - self._clock.now()) > 0:
+            self._alarm.wait(left)
 
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
@@ -177,6 +185,7 @@ class Poller:
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._next_poll = min(self._next_poll, self._last_poll + schedule.REFRESH_EVERY)
+            self._recall()
             if self._read_back is not None and not self._streaming:
                 self._continue_from_read_back()
                 self._publish_status(max(self._next_poll, self._not_before()))
@@ -184,15 +193,28 @@ class Poller:
     def _not_before(self) -> float:
         """Return before when no poll may be made, whoever asks for it."""
         sign_in = 0.0 if self._client.signed_in else self._sign_ins.allowed_at(self._client.sign_in_requests)
-        return max(sign_in, self._rate_limits.get(self._client.host, 0.0))
+        return max(sign_in, self._sign_ins.locked_until, self._rate_limits.get(self._client.host, 0.0))
 
     def _poll(self) -> float:
         """Fetch and publish. Return when to poll next, as far as this account alone is concerned."""
         try:
+            if self._before != messages.Before() and not self.time.known and not self._client.signed_in:
+                self._calls.append((self._clock.now(), 1, 0))
+                self._client.ask_time()
+            self._recall()
             batch = self._fetch()
         except ShareError as error:
             return self._take_failure(error)
         return self._take_batch(batch)
+
+    def _recall(self) -> None:
+        """Let count how signing in went before a restart, as soon as Share has told the time."""
+        if self._before == messages.Before() or not self.time.known:
+            return
+        rejected = [at for unix in self._before.rejected if (at := self.time.at(unix)) is not None]
+        locked_until = self._before.locked_until
+        self._sign_ins.restore(rejected, self._clock.now(), locked_until and self.time.at(locked_until))
+        self._before = messages.Before()
 
     def _fetch(self) -> Batch:
         now = self._clock.now()
@@ -225,7 +247,7 @@ class Poller:
         client, now = self._client, self._clock.now()
         may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
         if not client.signed_in and not may_sign_in:
-            raise UnavailableError(f"{client.host} has ended the session too often; the next sign-in has to wait")
+            raise self._too_early()
         requests, logins = client.requests, client.logins
         accepted: bool | None = None
         try:
@@ -242,6 +264,14 @@ class Poller:
                 accepted = True if client.signed_in else accepted
                 self._sign_ins.note(self._clock.now(), requests=client.logins - logins, accepted=accepted)
         return batch
+
+    def _too_early(self) -> ShareError:
+        """Say why no sign-in may be made, where the loop did not wait for it: after a restart, or a bug."""
+        if self._sign_ins.locked_until > self._clock.now():
+            return LockedOutError(f"{self._client.host} has locked the account for a while after failed sign-ins")
+        if self._sign_ins.rejected:
+            return CredentialsRejectedError(f"{self._client.host} did not accept the credentials before the restart")
+        return UnavailableError(f"{self._client.host} has ended the session too often; the next sign-in has to wait")
 
     def _take_batch(self, batch: Batch) -> float:
         now = self._clock.now()
@@ -277,10 +307,6 @@ class Poller:
             history = messages.parse_history(found.history, self._source, today) if found.history else []
         except messages.ForeignError as why:
             _log.warning("%s: the history that the broker retained is not taken over: %s", self.key, why)
-        if self.time.known:
-            rejected = [at for unix in self._rejected_before if (at := self.time.at(unix)) is not None]
-            self._sign_ins.restore(rejected, self._clock.now())
-            self._rejected_before = ()
         self._ledger.restore(history, today)
         published = {reading.date for reading in history}
         self._stream.open(self.key, self._source, [r for r in self._ledger.readings if r.date in published])
@@ -319,8 +345,6 @@ class Poller:
         if isinstance(error, RateLimitedError):
             self._rate_limits[self._client.host] = now + schedule.rate_limit(error.retry_after)
             return now
-        if isinstance(error, LockedOutError):
-            return now + schedule.LOCKED_OUT
         if wrong_clock:
             return now + schedule.WRONG_CLOCK
         return now + schedule.backoff(self._failures, random.random)
@@ -369,7 +393,7 @@ class Poller:
     def _put_status(self) -> None:
         """Publish the status, but not before the one of before the start was read: it has to go on from there."""
         if self._read_back is not None:
-            full = replace(self._status, rejected=(*self._rejected_before, *self._status.rejected))
+            full = replace(self._status, rejected=(*self._before.rejected, *self._status.rejected))
             self._put([messages.status_message(self._topics, self.key, full)])
 
     def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:

@@ -39,6 +39,7 @@ _RATE_LIMIT_MOST: Final = _HOUR
 _RENEWALS_AN_HOUR: Final = 12
 _ATTEMPTS_AN_HOUR: Final = 3
 _ATTEMPTS_A_DAY: Final = 12
+_RESTARTS_AN_HOUR: Final = 2
 
 
 def next_poll(newest: float | None, now: float) -> float:
@@ -80,6 +81,9 @@ class SignIns:
     never worked is tried 3 times in an hour and 12 times a day at most. After it has worked once, a rejection
     is no proof of a wrong password: the next try follows after 5 minutes, then one every 30 minutes. A session
     that keeps getting lost is renewed 12 times an hour at most.
+
+    What was rejected before a restart counts on. Yet somebody may have mended the password before it, so that the
+    first sign-in after it need not wait, up to twice an hour.
     """
 
     def __init__(self) -> None:
@@ -87,13 +91,16 @@ class SignIns:
         """When requests with the password were rejected, of the last 24 hours."""
         self._sign_ins: list[float] = []  # of the last hour, however they went
         self._in_vain: list[float] = []  # requests with the password, of the last 24 hours, that led to nothing
+        self._tried = False  # in this process
         self._worked = False
         self._rejections = 0  # in a row
         self._last_rejection = 0.0
-        self._locked_until = 0.0
+        self.locked_until = 0.0
+        """Until when Share has locked the account, as far as is known."""
 
     def note(self, now: float, *, requests: int, accepted: bool | None) -> None:
         """Take note of a sign-in with that many requests; ``accepted`` is None where Share did not say."""
+        self._tried = True
         self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR] + [now]
         self.rejected = [at for at in self.rejected if at > now - _DAY]
         self._in_vain = [at for at in self._in_vain if at > now - _DAY]
@@ -107,11 +114,12 @@ class SignIns:
             self._rejections += 1
             self._last_rejection = now
 
-    def restore(self, rejected: Iterable[float], now: float) -> None:
-        """Take note of rejections from before a restart, which count as if there had been none.
+    def restore(self, rejected: Iterable[float], now: float, locked_until: float | None = None) -> None:
+        """Take note of how signing in went before a restart: when it was rejected, until when it is locked.
 
-        Those older than a day, or later than ``now``, are ignored.
+        Rejections older than a day, or later than ``now``, are ignored.
         """
+        self.locked_until = max(self.locked_until, min(locked_until or 0.0, now + LOCKED_OUT))
         earlier = sorted(at for at in rejected if now - _DAY < at <= now)
         if earlier:
             self.rejected = sorted(earlier + self.rejected)
@@ -121,13 +129,16 @@ class SignIns:
 
     def lock_out(self, now: float) -> None:
         """Take note that Share has locked the account."""
-        self._locked_until = now + LOCKED_OUT
+        self.locked_until = now + LOCKED_OUT
 
     def allowed_at(self, requests: int) -> float:
         """Return from when on a sign-in is allowed that takes that many requests with the password."""
-        earliest = [self._locked_until, _room_at(self._sign_ins, _RENEWALS_AN_HOUR, 1, _HOUR)]
+        earliest = [self.locked_until, _room_at(self._sign_ins, _RENEWALS_AN_HOUR, 1, _HOUR)]
         if self._rejections and self._worked:
             earliest.append(self._last_rejection + (5 if self._rejections == 1 else 30) * _MINUTE)
+        elif self._rejections and not self._tried:
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _RESTARTS_AN_HOUR, requests, _HOUR))
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY + 24 * _RESTARTS_AN_HOUR, requests, _DAY))
         elif self._rejections:
             # Two more in the first hour, then spread over the day rather than spent at once.
             spread = 20 * _MINUTE if self._rejections < _ATTEMPTS_AN_HOUR else 2.5 * _HOUR

@@ -10,6 +10,7 @@ a read holds the session id, so errors carry the host and the status alone and a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import io
@@ -62,6 +63,7 @@ CALL_BYTES: Final = 1024 * 1024
 """How long one answer may be, both as sent and unpacked."""
 _CONNECT_SECONDS: Final = 5.0
 
+_READ: Final = "Publisher/ReadPublisherLatestGlucoseValues"
 _NO_ID: Final = str(uuid.UUID(int=0))
 
 _REJECTED: Final = frozenset(
@@ -166,6 +168,7 @@ class ShareClient:
         self._http.mount("https://", _adapter())
         self._http.mount("http://", _adapter())
         self.host = _host_of(self._base_url)
+        """The server, with its port where it has one of its own."""
         self.time = ShareTime(self._clock)
         """The time of day, as this account's server tells it."""
         self.requests = 0
@@ -228,6 +231,14 @@ class ShareClient:
             self._account_id = self._ask_for_id("General/AuthenticatePublisherAccount", {"accountName": self._username})
         self._session_id = self._ask_for_id("General/LoginPublisherAccountById", {"accountId": self._account_id})
 
+    def ask_time(self) -> None:
+        """Let Share tell the time, by a read that needs no password. Raises ShareError.
+
+        A read with a session id of zeros is answered with nothing, as was recorded.
+        """
+        with contextlib.suppress(_SignedOutError, CredentialsRejectedError):
+            self._call(_READ, {}, {"sessionId": _NO_ID, "minutes": 1, "maxCount": 1})
+
     def _ask_for_id(self, path: str, who: dict[str, str | None]) -> str:
         self.logins += 1
         body = who | {"password": self._password, "applicationId": self._application_id}
@@ -244,7 +255,7 @@ class ShareClient:
     def _read(self, minutes: int, max_count: int) -> Batch:
         query = {"sessionId": self._session_id, "minutes": minutes, "maxCount": max_count}
         try:
-            content = self._call("Publisher/ReadPublisherLatestGlucoseValues", {}, query)
+            content = self._call(_READ, {}, query)
         except CredentialsRejectedError:  # a read carries none: it is the session that was not accepted
             raise _SignedOutError from None
         if not content:  # recorded as the answer to a session id of zeros
@@ -302,7 +313,8 @@ def _check(name: str, number: object, most: int) -> None:
 def _host_of(url: str) -> str:
     try:
         parts = urlsplit(url)
-        host = parts.hostname if parts.scheme in {"https", "http"} and parts.port != 0 else None
+        usable = parts.scheme in {"https", "http"} and parts.hostname and parts.port != 0
+        host = parts.netloc.rpartition("@")[2].lower() if usable else None
     except ValueError:
         host = None
     if not host:

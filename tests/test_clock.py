@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.clock import Clock, ShareTime, Stopped, iso, parse_http_date
+from dexcom2mqtt.clock import Clock, ShareTime, Stopped, iso, parse_http_date, parse_iso
 from tests.builders import NOON, any_text, property_of
 
 if TYPE_CHECKING:
@@ -420,3 +420,15 @@ def test_reads_every_form_of_an_http_date(text: str) -> None:
 def test_writes_times_in_utc(unix: float | None, text: str | None) -> None:
     """Times are ISO 8601 in UTC, cut to whole seconds, and null where they are unknown."""
     assert iso(unix) == text
+
+
+@pytest.mark.parametrize("unix", [0, NOON, 4_000_000_000])
+def test_reads_the_times_that_it_writes(unix: float) -> None:
+    """A time that was written as ISO 8601 comes back."""
+    assert parse_iso(iso(unix)) == unix
+
+
+@pytest.mark.parametrize("text", [None, 3, [], "", "soon", "2025-04-19", "2025-04-19T12:00:00"])
+def test_reads_no_time_that_is_none(text: object) -> None:
+    """What is no time, or has no offset, is none."""
+    assert parse_iso(text) is None

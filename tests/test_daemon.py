@@ -392,6 +392,53 @@ def test_one_account_with_a_wrong_password_leaves_the_other_alone(
         assert service.count(account=BEN.username, password=True) == 1
 
 
+def test_restarts_do_not_lock_an_account(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """With a wrong password, restarts add two attempts an hour and no more; the right one is taken after that hour."""
+    topic = "dexcom2mqtt/ben/status"
+    counts = []
+    with Subscriber(mosquitto.port) as subscriber:
+
+        def said() -> dict[str, Any]:
+            """Return the status that was published last since the start, if it is more than that."""
+            status: dict[str, Any] = json.loads((subscriber.payloads(topic) or ["{}"])[-1])
+            return status if status.get("share") != "starting" else {}
+
+        for _ in range(8):
+            subscriber.forget()
+            running = start(mosquitto.port, {"ben": ben(service, password="wrong")})
+            status = eventually(said)
+            running.signal(signal.SIGTERM)
+            running.wait()
+            assert status["share"] == "credentials_rejected"
+            counts.append((len(status["rejected"]), service.count(password=True)))
+    assert counts == [(attempts, attempts) for attempts in (1, 2, 3, 4, 5, 5, 5, 5)]
+    start(mosquitto.port, {"ben": ben(service)})
+    time.sleep(600 / SPEED)
+    assert service.count(password=True) == 5
+    eventually(lambda: service.count(call="login", outcome="ok"), 3600 / SPEED)
+
+
+def test_a_restart_does_not_prolong_a_lock_out(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """A restart while Share has locked the account waits for the end of the lock."""
+    service.fault = share.error("SSO_AuthenticateMaxAttemptsExceeded")
+    first = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        first.kill()
+        service.fault = share.no_fault
+        subscriber.forget()
+        (attempt,) = (entry.time for entry in service.requests if entry.password)
+        start(mosquitto.port)
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: current(subscriber.picture()))
+    again = next(entry.time for entry in service.requests if entry.password and entry.time > attempt)
+    assert again - attempt >= 20 * 60
+
+
 @pytest.mark.parametrize(
     ("fault", "share_says"),
     [

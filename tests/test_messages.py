@@ -452,7 +452,21 @@ def test_status_is_json_whatever_it_says(text: str) -> None:
 def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
     """What a status says of rejected sign-ins is what a restart takes over."""
     message = messages.status_message(TOPICS, "anna", replace(STATUS, rejected=tuple(rejected)))
-    assert list(messages.parse_rejected(message.payload.encode())) == rejected
+    assert messages.parse_status(message.payload.encode()) == messages.Before(tuple(rejected))
+
+
+def test_a_lock_out_is_read_back() -> None:
+    """A restart takes over until when an account is locked; of any other state it takes no time."""
+    for share, locked_until in (("locked_out", NOON + 602), ("unavailable", None)):
+        message = messages.status_message(TOPICS, "anna", replace(STATUS, share=share, next_poll_at=NOON + 600.0))
+        assert messages.parse_status(message.payload.encode()).locked_until == locked_until
+
+
+@pytest.mark.parametrize("at", [None, 3, "", "soon", "2025-04-19T12:10:00", "9999-99-99T00:00:00+00:00", []])
+def test_a_lock_out_until_nobody_knows_when(at: object) -> None:
+    """A time that makes no sense costs only itself."""
+    status = {"share": "locked_out", "next_poll_at": at, "rejected": [NOON]}
+    assert messages.parse_status(json.dumps(status).encode()) == messages.Before((NOON,))
 
 
 @pytest.mark.parametrize(
@@ -482,7 +496,7 @@ def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
 def test_status_that_is_not_ours(payload: bytes) -> None:
     """A status that cannot be ours is refused, and what it holds is not quoted."""
     with pytest.raises(messages.ForeignError) as refused:
-        messages.parse_rejected(payload)
+        messages.parse_status(payload)
     assert "hunter2" not in str(refused.value)
 
 
@@ -616,7 +630,7 @@ def test_history_that_is_not_ours(payload: bytes) -> None:
 def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
     """Whatever is retained where history and status should be is taken over or refused, and what is taken is sound."""
     with contextlib.suppress(messages.ForeignError):
-        assert all(at >= 0 for at in messages.parse_rejected(payload))
+        assert all(at >= 0 for at in messages.parse_status(payload).rejected)
     with contextlib.suppress(messages.ForeignError):
         for taken in messages.parse_history(payload, SOURCE, NOON):
             state = messages.state_of(taken, None, account())

@@ -155,6 +155,11 @@ def client_of(service: SimulatedShare, account: SimulatedAccount = ANNA, **optio
     return ShareClient(**(who | options))
 
 
+def host(server: SimulatedShare | LittleServer) -> str:
+    """Return how an error names a server: with its port."""
+    return (server.base_url if isinstance(server, SimulatedShare) else server.url).split("/")[2]
+
+
 def asked(service: SimulatedShare, client: ShareClient) -> list[str]:
     """Return the calls that the service got: exactly as many as the client counted."""
     log = service.requests
@@ -882,14 +887,15 @@ def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) ->
 def test_looks_at_no_redirect(service: SimulatedShare, client: ShareClient, location: str) -> None:
     """A redirect to what is no address is an error like any other status."""
     service.fault = read(sim.status(302, {"Location": location}))
-    assert str(failure(UnavailableError, client.fetch)) == "127.0.0.1 answered with status 302"
+    assert str(failure(UnavailableError, client.fetch)) == f"{host(service)} answered with status 302"
 
 
 def test_tells_a_refused_connection(service: SimulatedShare, client: ShareClient) -> None:
     """A server that is down is told as such; when it is back, the session goes on."""
+    at = host(service)
     service.close()
     failure(UnavailableError, client_of(service).fetch)
-    assert str(failure(UnavailableError, client.fetch)) == "no answer from 127.0.0.1: the connection was refused"
+    assert str(failure(UnavailableError, client.fetch)) == f"no answer from {at}: the connection was refused"
     assert client.requests == 4
     service.start()
     assert client.fetch().readings == readings_of(ANNA)
@@ -971,7 +977,7 @@ def test_a_call_ends_in_time(service: SimulatedShare, client: ShareClient, fault
     service.fault = read(fault)
     with takes(0.4, 4):
         error = failure(UnavailableError, client.fetch)
-    assert str(error) == "no answer from 127.0.0.1: it took too long"
+    assert str(error) == f"no answer from {host(service)}: it took too long"
     service.fault = sim.no_fault
     assert client.fetch().readings == readings_of(ANNA)
 
@@ -1019,7 +1025,7 @@ def test_connecting_ends_in_time(full_server: int, monkeypatch: pytest.MonkeyPat
     client = ShareClient(username="a", password="b", base_url=f"http://many.test:{full_server}")
     with takes(0.4, 4):
         error = failure(UnavailableError, client.fetch)
-    assert str(error) == "no answer from many.test: it took too long"
+    assert str(error) == f"no answer from many.test:{full_server}: it took too long"
 
 
 @pytest.mark.usefixtures("short_calls")
@@ -1044,6 +1050,31 @@ def test_threads_share_no_limit(service: SimulatedShare) -> None:
             fetched += 1
         slow.join()
     assert fetched > 3
+
+
+# The time
+
+
+def test_asks_for_the_time_without_the_password(service: SimulatedShare) -> None:
+    """Share tells the time to somebody who has not signed in, and a session is neither needed nor lost."""
+    client = client_of(service)
+    for _ in range(2):
+        client.ask_time()
+        assert client.time.known
+    assert asked(service, client) == [READ, READ]
+    assert client.fetch().readings == readings_of(ANNA)
+    client.ask_time()
+    client.fetch()
+    assert client.logins == 2
+
+
+@pytest.mark.parametrize("code", ["SessionIdNotFound", "SessionNotValid", "AccountPasswordInvalid"])
+def test_the_time_is_in_a_refusal_too(service: SimulatedShare, code: str) -> None:
+    """An answer that does not know the session of zeros tells the time as well."""
+    client = client_of(service)
+    service.fault = sim.error(code)
+    client.ask_time()
+    assert client.time.known
 
 
 # Rate limits
@@ -1334,7 +1365,7 @@ def test_tells_a_certificate_that_is_not_good(
     with LittleServer(certificate) as server:
         error = failure(UnavailableError, client_to(server).fetch)
     assert error.wrong_clock is wrong_clock
-    assert str(error) == f"the certificate of 127.0.0.1 is {why}"
+    assert str(error) == f"the certificate of {host(server)} is {why}"
     assert server.cookies == []
 
 
@@ -1344,7 +1375,7 @@ def test_trusts_no_other_authority() -> None:
     with LittleServer(trustme.CA().issue_cert("127.0.0.1")) as server:
         error = failure(UnavailableError, client_to(server).fetch)
     assert not error.wrong_clock
-    assert str(error) == "the certificate of 127.0.0.1 is not one this machine trusts"
+    assert str(error) == f"the certificate of {host(server)} is not one this machine trusts"
     assert server.cookies == []
 
 
@@ -1360,7 +1391,7 @@ def test_tells_a_server_that_speaks_no_tls(service: SimulatedShare) -> None:
     client = client_of(service, base_url=service.base_url.replace("http:", "https:"))
     error = failure(UnavailableError, client.fetch)
     assert not error.wrong_clock
-    assert str(error) == "no answer from 127.0.0.1: the encrypted connection failed"
+    assert str(error) == f"no answer from {host(service)}: the encrypted connection failed"
     assert service.requests == []
 
 
@@ -1369,7 +1400,7 @@ def test_a_call_over_tls_ends_in_time(authority: trustme.CA) -> None:
     """The time limit holds over TLS as well, while byte after byte comes."""
     with LittleServer(authority.issue_cert("127.0.0.1"), drip=True) as server, takes(0.4, 4):
         error = failure(UnavailableError, client_to(server).fetch)
-    assert str(error) == "no answer from 127.0.0.1: it took too long"
+    assert str(error) == f"no answer from {host(server)}: it took too long"
     assert not error.wrong_clock
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dexcom2mqtt import messages
-from dexcom2mqtt.messages import ForeignError, Topics, parse_history, parse_rejected, source_of
+from dexcom2mqtt.messages import ForeignError, Topics, parse_history, parse_status, source_of
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.stream import BACKFILL_A_SECOND, Offer, Stream
 from tests.builders import NOON, account, any_json, property_of, reading
@@ -544,7 +544,7 @@ REJECTED = {
 def test_a_foreign_status_is_refused_whole(name: str) -> None:
     """Rejected sign-ins that are no list of times are not taken over, not even those that would be."""
     with pytest.raises(ForeignError):
-        parse_rejected(REJECTED[name])
+        parse_status(REJECTED[name])
 
 
 @settings(property_of, max_examples=500)
@@ -554,11 +554,11 @@ def test_a_foreign_status_is_refused_whole(name: str) -> None:
 def test_any_status_is_taken_whole_or_refused(payload: bytes) -> None:
     """Whatever comes, reading it raises ForeignError alone; what is taken is every one of its times."""
     try:
-        taken = parse_rejected(payload)
+        taken = parse_status(payload)
     except ForeignError:
         return
-    assert list(taken) == json.loads(payload)["rejected"]
-    assert all(type(at) is int and at >= 0 for at in taken)
+    assert list(taken.rejected) == json.loads(payload)["rejected"]
+    assert all(type(at) is int and at >= 0 for at in taken.rejected)
 
 
 def test_a_source_names_a_person_without_telling_who() -> None:
