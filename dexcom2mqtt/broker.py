@@ -90,7 +90,7 @@ class _Failure:
     text: str
     protocol_refused: bool = False
     closed_without_answer: bool = False
-    closed_while_idle: bool = False
+    closed: Literal["idle", "busy"] | None = None  # by the broker, without a word
     taken_over: bool = False
 
 
@@ -210,9 +210,18 @@ class Broker:
             self._mirror.send_all()
             failure = self._serve(connection)
         self._stream.lost()
-        if failure is not None and (failure.taken_over or (failure.closed_while_idle and self._answers_others())):
+        if failure is not None and self._means_taken_over(failure):
             return self._taken_over_failure()
         return failure
+
+    def _means_taken_over(self, failure: _Failure) -> bool:
+        """Tell whether a connection ended because another client came with our id.
+
+        A broker may also close a connection because it cannot stand what we sent: only where we sent nothing is it
+        certain, or where it was taken over before, and the other client has come back at once.
+        """
+        suspected = failure.closed == "idle" or (failure.closed == "busy" and self._taken_over)
+        return failure.taken_over or (suspected and self._answers_others())
 
     def _answers_others(self) -> bool:
         """Tell whether the broker, right after it closed our connection, lets another client in.
@@ -491,7 +500,8 @@ class _Connection:
         elif flags.is_disconnect_packet_from_server:
             self._end(_Failure(f"{lost} ({reason})", taken_over=reason.value == _SESSION_TAKEN_OVER))
         else:
-            self._end(_Failure(lost, closed_while_idle=self.idle and reason.value == _CLOSED))
+            closed: Literal["idle", "busy"] = "idle" if self.idle else "busy"
+            self._end(_Failure(lost, closed=closed if reason.value == _CLOSED else None))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)

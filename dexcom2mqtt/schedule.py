@@ -39,7 +39,8 @@ _RATE_LIMIT_MOST: Final = _HOUR
 _RENEWALS_AN_HOUR: Final = 12
 _ATTEMPTS_AN_HOUR: Final = 3
 _ATTEMPTS_A_DAY: Final = 12
-_RESTARTS_AN_HOUR: Final = 2
+_FOR_RESTARTS: Final = 2
+"""How many attempts in an hour restarts may add, and how many of the day's are kept for them."""
 
 
 def next_poll(newest: float | None, now: float) -> float:
@@ -83,7 +84,7 @@ class SignIns:
     that keeps getting lost is renewed 12 times an hour at most.
 
     What was rejected before a restart counts on. Yet somebody may have mended the password before it, so that the
-    first sign-in after it need not wait, up to twice an hour.
+    first sign-in after it need not wait, up to twice an hour, as long as the day's tries are not used up.
     """
 
     def __init__(self) -> None:
@@ -137,14 +138,14 @@ class SignIns:
         if self._rejections and self._worked:
             earliest.append(self._last_rejection + (5 if self._rejections == 1 else 30) * _MINUTE)
         elif self._rejections and not self._tried:
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _RESTARTS_AN_HOUR, requests, _HOUR))
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY + 24 * _RESTARTS_AN_HOUR, requests, _DAY))
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _FOR_RESTARTS, requests, _HOUR))
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY))
         elif self._rejections:
             # Two more in the first hour, then spread over the day rather than spent at once.
-            spread = 20 * _MINUTE if self._rejections < _ATTEMPTS_AN_HOUR else 2.5 * _HOUR
+            spread = 20 * _MINUTE if self._rejections < _ATTEMPTS_AN_HOUR else 3 * _HOUR
             earliest.append(self._last_rejection + spread)
             earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR, requests, _HOUR))
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY))
+            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY - _FOR_RESTARTS, requests, _DAY))
         return max(earliest)
 
 

@@ -210,8 +210,7 @@ def test_a_broker_that_lets_nothing_be_read(
     system = make_system("anna", speed=10)
     subscriber = system.subscribe(broker, login=("reader", ""))
     running = system.start(broker.port, username="daemon")
-    connected = subscriber.wait_for("dexcom2mqtt/bridge/info").at
-    subscriber.wait_for("dexcom2mqtt/bridge/sync/dexcom2mqtt", "probe")
+    connected = subscriber.wait_for("dexcom2mqtt/bridge/sync/dexcom2mqtt", "probe").at
     first = subscriber.wait_for("dexcom2mqtt/anna/reading", seconds=20)
     earliest = next(heard.at for heard in subscriber.heard if heard.topic == first.topic)
     assert 9 < earliest - connected < 14
