@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from paho.mqtt import client as paho
@@ -238,15 +238,20 @@ class Broker:
 
     def _taken_over_failure(self) -> _Failure:
         return _Failure(
-            f"another program has connected to the broker at {self._mqtt.host}:{self._mqtt.port} as "
-            f"{self._mqtt.client_id}: stop it, or give this one an mqtt.client_id of its own",
+            f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection, but takes others: most likely "
+            f"another program has connected as {self._mqtt.client_id}. Stop it, or give this one an mqtt.client_id of "
+            "its own; the next try is in a minute",
             taken_over=True,
         )
 
     def _serve(self, connection: _Connection) -> _Failure | None:
         farewell_until = math.inf
+        began = now = self._clock.now()
         while connection.failure is None:
             now = self._clock.now()
+            if self._taken_over and now - began > _TAKEN_OVER_SETTLED:
+                self._taken_over = False
+                self._say_connected(connection.protocol)
             self._mirror.put(self._stream.histories(now))
             for message in self._mirror.take(now, connection.room):
                 connection.publish(message, self._clock)
@@ -265,6 +270,8 @@ class Broker:
                 until = min(until, self._stream.next_at(now))
             connection.work(min(max(self._clock.real(until - now), 0), _POLL_SECONDS), self._wake_out)
             self._take_from(connection)
+        if self._clock.real(self._clock.now() - now) > self._mqtt.keepalive:
+            return replace(connection.failure, closed=None)  # the machine slept, and so the broker gave it up
         return connection.failure
 
     def _take_from(self, connection: _Connection) -> None:
@@ -345,7 +352,7 @@ class Broker:
     def _say_connected(self, protocol: Protocol) -> None:
         self._denied.clear()
         if self._taken_over:  # the other client will be back: that is one line, and not one for each time
-            return
+            return  # until it stays away
         self._trouble = None
         _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
 
@@ -365,7 +372,7 @@ class _Connection:
 
     def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None = None) -> None:
         self._mqtt = mqtt
-        self._protocol = protocol
+        self.protocol = protocol
         self._place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._answered = False
         self._window = _WINDOW
@@ -432,7 +439,7 @@ class _Connection:
     def publish(self, message: Message, clock: Clock) -> None:
         """Send a message, QoS 1, with the expiry that is left to it."""
         properties = None
-        if self._protocol == "5" and message.expires_at is not None:
+        if self.protocol == "5" and message.expires_at is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             left = clock.real(message.expires_at - clock.now())
             properties.MessageExpiryInterval = max(1, math.ceil(left))
@@ -484,7 +491,7 @@ class _Connection:
         if not reason.is_failure:
             self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
         elif reason.value == _PROTOCOL_REFUSED:
-            self._end(_Failure(f"{self._place} does not take MQTT {self._protocol}", protocol_refused=True))
+            self._end(_Failure(f"{self._place} does not take MQTT {self.protocol}", protocol_refused=True))
         elif reason.value in BAD_CREDENTIALS:
             self._end(_Failure(f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"))
         else:

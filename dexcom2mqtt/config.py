@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -96,6 +97,16 @@ def _switch(value: object) -> bool:
     return words[word]
 
 
+def _address(url: str) -> str:
+    try:
+        usable = urlsplit(url).hostname and (urlsplit(url).port or 1)
+    except ValueError:  # such as a port beyond 65535
+        usable = None
+    if not usable:
+        raise ValueError("https://…, or http:// and localhost, with a host and a port that can be")
+    return url.rstrip("/")
+
+
 def _file(path: Path) -> Path:
     # In this order: is_file raises where a folder on the way may not be searched.
     if "\0" in str(path) or not (os.access(path, os.R_OK) and path.is_file()):
@@ -116,10 +127,11 @@ Text = Annotated[str, _text(), _UNQUOTED]
 Topic = Annotated[str, _text("letters, digits, _ and -, in levels separated by /", _TOPIC), _UNQUOTED]
 AnyTopic = Annotated[str, _text("a topic of up to 256 characters, without + and #", "[^+#]+"), _UNQUOTED]
 Host = Annotated[str, _text("the host alone, without mqtt:// and port", rf"{_NAME}|{_IPV6}(%\w+)?"), _UNQUOTED]
+ClientId = Annotated[str, _text("a text of up to 128 characters, without + and #", "[^+#]+", 128), _UNQUOTED]
 ShareUrl = Annotated[
     str,
     _text("https://…, or http:// and localhost, without user, ? and #", _URL),
-    AfterValidator(lambda url: url.rstrip("/")),
+    AfterValidator(_address),
     _UNQUOTED,
 ]
 Secret = Annotated[SecretStr, _text(), _UNQUOTED]
@@ -234,7 +246,7 @@ class Mqtt(_Section):
     password: MqttPassword | None = Field(None, description="password at the broker")
     protocol: Protocol = Field("auto", description="MQTT version; auto: 5, or 3.1.1 where 5 is refused")
     base_topic: Topic = Field("dexcom2mqtt", description="topic below which everything is published")
-    client_id: Text = Field(default_factory=str, description='default: base_topic with "_" for each "/"')
+    client_id: ClientId = Field(default_factory=str, description='default: base_topic with "_" for each "/"')
     keepalive: Seconds = Field(60, description="seconds (5 to 65535) between signs of life")
 
     @field_validator("port", mode="before")

@@ -1,7 +1,7 @@
 """The daemon: build the parts, let them run, keep telling the broker that they do, stop them.
 
-Composition only. Each account has a thread, the broker has one, and the main thread waits for a signal. All
-are daemon threads: the stop waits for none of them.
+Composition only. Each account has a thread, the broker has one, one tells the broker that all live, and the main
+thread waits for a signal. All are daemon threads: the stop waits for none of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import math
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,7 @@ STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _WAIT_FOR_SHARE: Final = 10.0
 _HEARTBEAT: Final = 60.0
 _HEARTBEAT_EXPIRY: Final = 180.0
+_STOP_SECONDS: Final = 1.8
 _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
 
@@ -46,7 +48,7 @@ def version() -> str:
 
 
 class Daemon:
-    """Everything that polls and publishes; ``start`` it, ``tick`` it once a second, ``stop`` it.
+    """Everything that polls and publishes; ``start`` it, and ``stop`` it when ``stop_wanted``.
 
     Raises TlsFileError.
     """
@@ -104,21 +106,27 @@ class Daemon:
         self._spawn("broker", self._broker.run)
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
+        self._spawn("heart", self._beat)
 
-    def tick(self) -> float:
-        """Do what is due now; return after how many real seconds to come again."""
+    def _beat(self) -> None:
+        alarm = self._clock.alarm()
+        while True:
+            alarm.wait(self._tick())
+
+    def _tick(self) -> float:
+        """Do what is due now; return after how many seconds to come again."""
         now = self._clock.now()
         if not self._online:
             answered = all(poller.answered.is_set() for poller in self._pollers.values())
             if not answered and self._clock.real(now - self._started) < _WAIT_FOR_SHARE:
-                return _FIRST_TICKS
+                return _FIRST_TICKS * self._clock.speed
             self._online = True
             self._put_what_is_missing()
         self._put_info()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + _HEARTBEAT
             self._mirror.put([messages.bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
-        return min(_TICK, self._clock.real(_HEARTBEAT / 4))
+        return min(_TICK * self._clock.speed, _HEARTBEAT / 4)
 
     def stop(self) -> None:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
@@ -176,21 +184,31 @@ class Daemon:
         if args.exc_value is not None:
             _log.critical("a thread ended that must not; please report it:\n%s", without_text(args.exc_value))
         self.broken = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_wanted() -> bool:
+    """Tell whether one of the signals in ``STOP``, which have to be blocked, has come."""
+    return bool(signal.sigpending() & STOP)
 
 
 def run(settings: Settings, clock: Clock | None = None) -> int:
-    """Run in the foreground until SIGTERM or SIGINT; return the exit code.
+    """Run in the foreground until SIGTERM or SIGINT; return the exit code, or end the process with it after 1.8 s.
 
-    The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock.
-    Raises TlsFileError.
+    The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
+    waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
+    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
     daemon.start()
-    pause = daemon.tick()
-    while not signal.sigtimedwait(STOP, pause) and not daemon.broken:
-        pause = daemon.tick()
+    signal.sigwait(STOP)
+    code = 1 if daemon.broken else 0
+    # Even writing to the log may hang, where nobody reads it.
+    at_last = threading.Timer(_STOP_SECONDS, os._exit, [code])
+    at_last.daemon = True
+    at_last.start()
     daemon.stop()
     _log.info("stopped")
-    return 1 if daemon.broken else 0
+    return code

@@ -124,7 +124,7 @@ class Poller:
         self._read_back: _ReadBack | None = None
         self._before = messages.Before()  # the start
         self._streaming = False
-        self._shown: Reading | None = None
+        self._shown: tuple[Reading, bool] | None = None  # and whether the time was known
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
 
     def refresh(self) -> None:
@@ -166,11 +166,11 @@ class Poller:
     def _run(self) -> None:
         self._await_read_back()
         while True:
+            self._wait()
             self._last_poll = self._clock.now()
             wanted = self._poll()
             self._publish_status(max(wanted, self._not_before()))
             self.answered.set()
-            self._wait()
 
     def _await_read_back(self) -> None:
         """Wait a moment for what the broker retained: sign-ins that were rejected before a restart count on."""
@@ -222,9 +222,16 @@ class Poller:
         today = self.time.now()
         minutes = 1440 if full or today is None else self._ledger.minutes_to_read(today)
         tries = _QUICK_TRIES if self._last_success is not None and self._failures == 0 else 1
+        logins = self._client.logins
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            """Tell whether to leave it at that: for a poll, one sign-in is enough, and limits are limits."""
+            limited = self._client.logins > logins or self._not_before() > self._clock.now()
+            return limited or state.attempt_number >= tries
+
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(worth_a_quick_retry),
-            stop=tenacity.stop_after_attempt(tries),
+            stop=enough,
             wait=tenacity.wait_exponential_jitter(initial=1, max=8),
             sleep=self._alarm.sleep,
             reraise=True,
@@ -248,7 +255,7 @@ class Poller:
         may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
         if not client.signed_in and not may_sign_in:
             raise self._too_early()
-        requests, logins = client.requests, client.logins
+        requests, logins, sessions = client.requests, client.logins, client.sessions
         accepted: bool | None = None
         try:
             batch = client.fetch(minutes, renew=may_sign_in)
@@ -261,7 +268,7 @@ class Poller:
         finally:
             self._calls.append((now, client.requests - requests, client.logins - logins))
             if client.logins > logins:
-                accepted = True if client.signed_in else accepted
+                accepted = True if client.sessions > sessions else accepted
                 self._sign_ins.note(self._clock.now(), requests=client.logins - logins, accepted=accepted)
         return batch
 
@@ -289,7 +296,7 @@ class Poller:
         self._become(self._judge(batch, newest))
         if newest is None:
             return schedule.next_poll(None, now)
-        if new or newest is not self._shown:
+        if new or self._shown != (newest, self.time.known):
             self._show(newest)
         return schedule.next_poll(self.time.at(newest.date / 1000), now)
 
@@ -351,7 +358,7 @@ class Poller:
 
     def _show(self, newest: Reading) -> None:
         """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
-        self._shown = newest
+        self._shown = (newest, self.time.known)
         state, fresh_until = self._state_of(newest), self._fresh_until(newest)
         if fresh_until > self._clock.now():
             self._put(messages.fresh_messages(self._topics, self.key, state, fresh_until))
@@ -386,7 +393,11 @@ class Poller:
             next_poll_at=unix(next_poll),
             requests_24h=sum(requests for _, requests, _ in self._calls),
             logins_24h=sum(logins for _, _, logins in self._calls),
-            rejected=tuple(int(at) for rejected in self._sign_ins.rejected if (at := unix(rejected)) is not None),
+            rejected=tuple(
+                int(at)
+                for rejected in self._sign_ins.rejected
+                if rejected > now - _DAY and (at := unix(rejected)) is not None
+            ),
         )
         self._put_status()
 
@@ -394,6 +405,9 @@ class Poller:
         """Publish the status, but not before the one of before the start was read: it has to go on from there."""
         if self._read_back is not None:
             full = replace(self._status, rejected=(*self._before.rejected, *self._status.rejected))
+            if self._before.locked_until is not None:  # until it is recalled, it must not be forgotten
+                until = self._before.locked_until
+                full = replace(full, share="locked_out", message=status.REMEDIES["locked_out"], next_poll_at=until)
             self._put([messages.status_message(self._topics, self.key, full)])
 
     def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:

@@ -90,8 +90,8 @@ class SignIns:
     def __init__(self) -> None:
         self.rejected: list[float] = []
         """When requests with the password were rejected, of the last 24 hours."""
-        self._sign_ins: list[float] = []  # of the last hour, however they went
-        self._in_vain: list[float] = []  # requests with the password, of the last 24 hours, that led to nothing
+        self._sign_ins: list[float] = []  # of the last hour, that opened a session
+        self._in_vain: list[float] = []  # requests with the password since the first rejection, of the last 24 hours
         self._tried = False  # in this process
         self._worked = False
         self._rejections = 0  # in a row
@@ -102,18 +102,19 @@ class SignIns:
     def note(self, now: float, *, requests: int, accepted: bool | None) -> None:
         """Take note of a sign-in with that many requests; ``accepted`` is None where Share did not say."""
         self._tried = True
-        self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR] + [now]
+        self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR]
         self.rejected = [at for at in self.rejected if at > now - _DAY]
         self._in_vain = [at for at in self._in_vain if at > now - _DAY]
         if accepted:
+            self._sign_ins.append(now)
             self._worked = True
             self._rejections = 0
-            return
-        self._in_vain += [now] * requests
-        if accepted is False:
+        elif accepted is False:
             self.rejected += [now] * requests
             self._rejections += 1
             self._last_rejection = now
+        if self._rejections:
+            self._in_vain += [now] * requests
 
     def restore(self, rejected: Iterable[float], now: float, locked_until: float | None = None) -> None:
         """Take note of how signing in went before a restart: when it was rejected, until when it is locked.

@@ -21,7 +21,7 @@ import threading
 import uuid
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 from urllib.parse import urlsplit
 
 import certifi
@@ -172,9 +172,11 @@ class ShareClient:
         self.time = ShareTime(self._clock)
         """The time of day, as this account's server tells it."""
         self.requests = 0
-        """How many requests were sent so far."""
+        """How many requests were made so far, answered or not."""
         self.logins = 0
-        """How many of them carried the password."""
+        """How many of them carried the password: not those for which there was no connection."""
+        self.sessions = 0
+        """How many sessions were opened."""
 
     @property
     def signed_in(self) -> bool:
@@ -204,20 +206,19 @@ class ShareClient:
     def fetch(self, minutes: int = MAX_MINUTES, max_count: int = MAX_COUNT, *, renew: bool = True) -> Batch:
         """Read at most ``max_count`` (1 to 288) records of the last ``minutes`` (1 to 1440), newest first.
 
-        Signs in where there is no session yet. A session that Share has forgotten is renewed once, unless
-        ``renew`` is false: then, and where the new one is not accepted either, UnavailableError is raised.
+        Signs in where there is no session yet, else renews one that Share has forgotten, unless ``renew`` is false.
+        It signs in once at most: where that session is not accepted either, UnavailableError is raised.
         Raises ShareError and nothing else.
         """
         _check("minutes", minutes, MAX_MINUTES)
         _check("max_count", max_count, MAX_COUNT)
-        if self._session_id is None:
-            self.sign_in()
-        try:
-            return self._read(minutes, max_count)
-        except _SignedOutError:
-            self._session_id = None
-        if not renew:
-            raise UnavailableError(f"{self.host} has ended the session")
+        if self._session_id is not None:
+            try:
+                return self._read(minutes, max_count)
+            except _SignedOutError:
+                self._session_id = None
+            if not renew:
+                raise UnavailableError(f"{self.host} has ended the session")
         self.sign_in()
         try:
             return self._read(minutes, max_count)
@@ -230,6 +231,7 @@ class ShareClient:
         if self._account_id is None:
             self._account_id = self._ask_for_id("General/AuthenticatePublisherAccount", {"accountName": self._username})
         self._session_id = self._ask_for_id("General/LoginPublisherAccountById", {"accountId": self._account_id})
+        self.sessions += 1
 
     def ask_time(self) -> None:
         """Let Share tell the time, by a read that needs no password. Raises ShareError.
@@ -240,12 +242,13 @@ class ShareClient:
             self._call(_READ, {}, {"sessionId": _NO_ID, "minutes": 1, "maxCount": 1})
 
     def _ask_for_id(self, path: str, who: dict[str, str | None]) -> str:
-        self.logins += 1
         body = who | {"password": self._password, "applicationId": self._application_id}
         try:
             answer = _parse_json(self._call(path, body), self.host)
         except _SignedOutError:
             raise UnexpectedResponseError(f"{self.host} answered a sign-in with a lost session") from None
+        finally:
+            self.logins += _limits.sent
         if answer == _NO_ID:
             raise CredentialsRejectedError(f"{self.host} did not accept the credentials")
         if not isinstance(answer, str) or not _is_id(answer):
@@ -415,11 +418,14 @@ class _Limits(threading.local):
         self._clock = Clock()
         self._end = 0.0
         self.bytes_left = 0
+        self.sent = False
+        """Whether the call has got as far as sending something."""
 
     def start_call(self, clock: Clock) -> None:
         self._clock = clock
         self._end = clock.now() + CALL_SECONDS * clock.speed
         self.bytes_left = CALL_BYTES
+        self.sent = False
 
     def seconds_left(self) -> float:
         left = self._clock.real(self._end - self._clock.now())
@@ -494,10 +500,15 @@ class _LimitedHTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _LimitedResponse
     _new_conn = _connect
 
+    def send(self, data: Any) -> None:  # noqa: ANN401  # whatever http.client takes
+        if self.sock is None:
+            self.connect()
+        _limits.sent = True
+        super().send(data)
 
-class _LimitedHTTPSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _LimitedResponse
-    _new_conn = _connect
+
+class _LimitedHTTPSConnection(_LimitedHTTPConnection, urllib3.connection.HTTPSConnection):
+    pass
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):

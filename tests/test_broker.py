@@ -264,6 +264,24 @@ def test_another_client_of_the_same_id_is_left_alone_for_a_minute(
     assert "another program has connected" in caplog.text
 
 
+def test_it_is_said_when_the_other_client_stays_away(
+    mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a take-over and five minutes of quiet, one line says that all is well again."""
+    caplog.set_level(logging.INFO)
+    running = start(mosquitto.port, speed=200)
+    eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
+    other = paho.Client(CallbackAPIVersion.VERSION2, client_id="test")
+    other.connect("127.0.0.1", mosquitto.port)
+    eventually(lambda: other.loop(0.1) == paho.MQTT_ERR_SUCCESS and other.is_connected())
+    eventually(lambda: other.loop(0.1) != paho.MQTT_ERR_SUCCESS)
+    eventually(lambda: len(running.protocols) == 2)
+    assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
+    eventually(lambda: len(caplog.records) > 2, 5)
+    assert [record.levelname for record in caplog.records] == ["INFO", "ERROR", "INFO"]
+    assert caplog.records[2].getMessage() == caplog.records[0].getMessage()
+
+
 @pytest.mark.parametrize(
     ("answer", "attempts"),
     [

@@ -578,6 +578,9 @@ ACCOUNTS: list[tuple[dict[str, Any], str]] = [
     *[({"username": None, "account_id": each}, f"account_id: {NOT_SHOWN}; allowed: a UUID, such as {UUID}")
       for each in WRONG_IDS],
     *[({"share_url": url}, f"share_url: {NOT_SHOWN}; allowed: {URL}") for url in WRONG_URLS],
+    *[({"share_url": url},
+       f"share_url: {NOT_SHOWN}; allowed: https://…, or http:// and localhost, with a host and a port that can be")
+      for url in ("https://example.com:70000", "https://[1:2:]", "https://[::::]")],
 ]  # fmt: skip
 
 # What is written below mqtt, and what is told after "mqtt."
@@ -591,7 +594,8 @@ MQTT = [
     *[({"base_topic": topic}, f"base_topic: found '{topic}'; allowed: {TOPIC}")
       for topic in ("/a", "a/", "a//b", "a b", "a+", "#", "ä")],
     ({"base_topic": ""}, f"base_topic: {MISSING}: {TOPIC}"),
-    ({"client_id": "\t"}, f"client_id: {NOT_SHOWN}; allowed: {TEXT}"),
+    *[({"client_id": wrong}, f"client_id: {NOT_SHOWN}; allowed: a text of up to 128 characters, without + and #")
+      for wrong in ("\t", "a+b", "#", "c" * 129)],
     ({"keepalive": 4}, "keepalive: found '4'; allowed: a whole number from 5 to 65535"),
     ({"tls": True}, f"tls: {NOT_SHOWN}; {KEYS_BELOW}"),
     ({"tls": {"verify": 1}}, "tls.verify: found '1'; allowed: true or false"),

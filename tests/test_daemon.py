@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -392,6 +394,76 @@ def test_one_account_with_a_wrong_password_leaves_the_other_alone(
         assert service.count(account=BEN.username, password=True) == 1
 
 
+def test_a_pause_of_the_whole_process_ends_nothing(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """A daemon that is stopped and continued, as a suspend or a container's pause does, goes on."""
+    running = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        for _ in range(3):
+            running.signal(signal.SIGSTOP)
+            time.sleep(1.3)
+            running.signal(signal.SIGCONT)
+            time.sleep(0.2)
+        assert running.running
+        before = service.count(call="read")
+        eventually(lambda: service.count(call="read") > before)
+        eventually(lambda: current(subscriber.picture()))
+
+
+def test_a_stop_in_time_while_nobody_reads_the_log(
+    mosquitto: Mosquitto, service: SimulatedShare, tmp_path: Path
+) -> None:
+    """Where standard error takes nothing any more, a stop takes 2 s at most and exits with 0."""
+    config = {"accounts": {"anna": anna(service)}, "mqtt": {"host": "127.0.0.1", "port": mosquitto.port}}
+    file = write_config(tmp_path / "config.yaml", config)
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, "-m", "dexcom2mqtt", "--config", file], stderr=writer)
+    try:
+        eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
+        full = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)  # as often opened, so often blocking
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(full, b"x")
+        os.close(full)
+        process.terminate()
+        assert process.wait(2.5) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_no_answer_slows_no_poll_beyond_five_minutes(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """While Share gives no answer to a sign-in for two hours, it is tried all the time, never 5 min apart."""
+    service.fault = share.drop()
+    start(mosquitto.port)
+    began = eventually(lambda: service.requests)[0].time
+    eventually(lambda: service.requests[-1].time - began > 7200, 7200 / SPEED + 10)
+    times = [entry.time for entry in service.requests]
+    assert max(later - earlier for earlier, later in pairwise(times)) < 300 + SPEED
+    service.fault = share.no_fault
+    eventually(lambda: current(retained(mosquitto.port)), 300 / SPEED + 10)
+
+
+def test_sessions_that_end_at_once_are_renewed_sparingly(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """Where Share knows no session, not even a new one, a poll signs in once, and 12 an hour are the most."""
+    start(mosquitto.port)
+    eventually(lambda: current(retained(mosquitto.port)))
+    service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+    time.sleep(4500 / SPEED)
+    logins = [entry.time for entry in service.requests if entry.call == "login"]
+    assert len(logins) > 5
+    assert all(later - earlier > 3600 - SPEED for earlier, later in zip(logins, logins[12:], strict=False))
+    assert min(later - earlier for earlier, later in pairwise(logins)) > 2
+
+
 def test_restarts_do_not_lock_an_account(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
@@ -429,6 +501,13 @@ def test_a_restart_does_not_prolong_a_lock_out(
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
         first.kill()
+        service.close()  # a start while Share cannot be reached forgets nothing either
+        subscriber.forget()
+        second = start(mosquitto.port)
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: "anna: unavailable: " in second.text())
+        second.kill()
+        service.start()
         service.fault = share.no_fault
         subscriber.forget()
         (attempt,) = (entry.time for entry in service.requests if entry.password)

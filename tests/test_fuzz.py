@@ -175,6 +175,12 @@ def test_any_history_and_status(
     caplog.clear()
     published, put = poll_once(service, history, status)
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    said = json.loads(next(message.payload for message in reversed(put) if message.topic.endswith("/status")))
+    assert all(type(at) is int for at in said["rejected"])
+    if said["share"] == "credentials_rejected":  # too often before the start
+        assert len(said["rejected"]) >= 5
+        assert published == set()
+        return
     for leaf in ("history", "status"):
         assert sum(f"anna: the {leaf} that the broker retained is not taken over: " in line for line in lines) <= 1
     assert all("is not taken over" in line for line in lines), lines
@@ -184,9 +190,7 @@ def test_any_history_and_status(
         assert published <= set(given_dates) - known  # a double of one that was known is none
     else:
         assert published == set(given_dates)
-    said = json.loads(next(message.payload for message in reversed(put) if message.topic.endswith("/status")))
     assert said["share"] == "ok"
-    assert all(type(at) is int for at in said["rejected"])
 
 
 # --- messages to a running daemon --------------------------------------------------------------------------
@@ -261,7 +265,7 @@ def test_any_refresh(target: Target, payloads: list[tuple[bytes, bool, int]]) ->
         target.send(payload, retain=retain, qos=qos)
     assert target.process.running
     assert target.threads == threads
-    assert len(threads) == 3  # the main one, the broker's, the account's
+    assert len(threads) == 4  # the main one, the broker's, the account's, the heart
 
 
 # --- the configuration -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Settings
-from dexcom2mqtt.daemon import STOP, Daemon
+from dexcom2mqtt.daemon import STOP, Daemon, stop_wanted
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 
@@ -50,7 +50,7 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
         daemon = Daemon(_settings(share.base_url, broker.port), Clock(speed))
         daemon.start()
         with contextlib.suppress(BrokenPipeError):  # nobody looks any more
-            _show(daemon, lines, None if duration is None else began + duration)
+            _show(lines, None if duration is None else began + duration)
         daemon.stop()
         client.loop_stop()
     broker.close()
@@ -65,11 +65,10 @@ def _settings(base_url: str, port: int) -> Settings:
     )
 
 
-def _show(daemon: Daemon, lines: Queue[str], until: float | None) -> None:
-    """Let the daemon run and print the lines, until a signal comes or the time is over."""
-    pause = daemon.tick()
-    while not signal.sigtimedwait(STOP, min(pause, _REFRESH)) and (until is None or time.monotonic() < until):
-        pause = daemon.tick()
+def _show(lines: Queue[str], until: float | None) -> None:
+    """Print the lines until a signal comes or the time is over."""
+    while not stop_wanted() and (until is None or time.monotonic() < until):
+        time.sleep(_REFRESH)
         waiting = [lines.get() for _ in range(lines.qsize())]
         earlier = [line for line in waiting if line.endswith(_BACKFILL)]
         for line in waiting:
