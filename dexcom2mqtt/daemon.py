@@ -7,6 +7,7 @@ thread waits for a signal. All are daemon threads: the stop waits for none of th
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import math
@@ -42,6 +43,7 @@ _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
 
 
+@functools.cache
 def version() -> str:
     """Return the version of dexcom2mqtt."""
     return importlib.metadata.version("dexcom2mqtt")
