@@ -45,22 +45,11 @@ class Mirror:
 
         With ``only_missing``, topics that the picture already has are left as they are.
         """
-        changed = False
-        with self._lock:
-            for message in () if self._closed else messages:
-                if only_missing and message.topic in self._picture:
-                    continue
-                self._show(message)
-                if not _same(self._announced.get(message.topic), message):
-                    self._send(message)
-                    changed = True
-        if changed:
-            self._changed()
+        self._put(messages, only_missing=only_missing, last=False)
 
     def close(self, messages: Iterable[Message]) -> None:
         """Put the last messages; whatever is put after them is ignored."""
-        self.put(messages)
-        self._closed = True
+        self._put(messages, only_missing=False, last=True)
 
     @property
     def unsent(self) -> bool:
@@ -88,6 +77,20 @@ class Mirror:
         """Return when to take again even if nothing was put: no message expires before that."""
         with self._lock:
             return self._next_expiry
+
+    def _put(self, messages: Iterable[Message], *, only_missing: bool, last: bool) -> None:
+        changed = False
+        with self._lock:
+            for message in () if self._closed else messages:
+                if only_missing and message.topic in self._picture:
+                    continue
+                self._show(message)
+                if not _same(self._announced.get(message.topic), message):
+                    self._send(message)
+                    changed = True
+            self._closed |= last
+        if changed:
+            self._changed()
 
     def _show(self, message: Message) -> None:
         """Take a message into the picture, behind all others; those put together expire in their order."""

@@ -214,8 +214,11 @@ class Target:
         folder = Path(f"/proc/{self.process.pid}/task")
         return {task.name for task in folder.iterdir()}
 
-    def send(self, payload: bytes, *, retain: bool, qos: int) -> None:
-        self.client.publish("dexcom2mqtt/anna/refresh", payload, qos, retain).wait_for_publish(5)
+    def send(self, *payloads: tuple[bytes, bool, int]) -> None:
+        """Send these, each retained or not, with a QoS of 0 or 1, and wait until the broker has the last."""
+        for payload, retain, qos in payloads:
+            sent = self.client.publish("dexcom2mqtt/anna/refresh", payload, qos, retain)
+        sent.wait_for_publish(5)
 
 
 @contextmanager
@@ -245,7 +248,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with running(tmp_path_factory.mktemp("fuzz"), 60.0) as target:
         yield target
         before = target.service.count(call="read")
-        target.send(b"", retain=False, qos=1)
+        target.send((b"", False, 1))
         eventually(lambda: target.service.count(call="read") > before, 10, why="it does not poll any more")
         target.process.signal(signal.SIGTERM)
         began = time.monotonic()
@@ -261,8 +264,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 def test_any_refresh(target: Target, payloads: list[tuple[bytes, bool, int]]) -> None:
     """Whatever is sent to `refresh`, retained or not, the daemon and each of its threads go on."""
     threads = target.threads
-    for payload, retain, qos in payloads:
-        target.send(payload, retain=retain, qos=qos)
+    target.send(*payloads)
     assert target.process.running
     assert target.threads == threads
     assert len(threads) == 4  # the main one, the broker's, the account's, the heart
