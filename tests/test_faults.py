@@ -286,6 +286,11 @@ def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, recor
         here.start()
         owed = here.owed(here.now())
         here.wait(lambda: here.whole(owed), 20 * MINUTE, "it is not whole again")
+        here.wait(lambda: max(owed) in saved(), 20 * MINUTE, "the history does not follow")
+
+    def saved() -> list[int]:
+        history = json.loads(here.subscriber.picture()["dexcom2mqtt/anna/history"])
+        return [entry["date"] for entry in history["readings"]]
 
     for _ in range(10):
         kill()
