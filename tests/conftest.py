@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,11 +30,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Page(write=config.getoption("--write-faults")))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why tests were skipped, a line for each reason and not for each test."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} tests: {reason}", yellow=True)
+
+
 @pytest.fixture
 def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     """Start a mosquitto with the given lines of configuration; it ends with the test."""
     if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed; install the package mosquitto to run this test")
+        pytest.skip("mosquitto is not installed; install the package mosquitto to run them")
     started: list[Mosquitto] = []
 
     def start(*settings: str, **options: bool) -> Mosquitto:

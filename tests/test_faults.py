@@ -507,7 +507,7 @@ FAKETIME: Final = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), N
 def wrong_clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """Return the file that says how wrong the system's clock is, and the environment in which it is."""
     if FAKETIME is None:
-        pytest.skip("libfaketime is not installed; install the package faketime to run this test")
+        pytest.skip("libfaketime is not installed; install the package faketime to run them")
     says = tmp_path / "clock"
     return says, {
         "LD_PRELOAD": str(FAKETIME),

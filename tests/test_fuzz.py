@@ -244,7 +244,7 @@ def running(folder: Path, speed: float) -> Iterator[Target]:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Return one daemon for all cases; in the end it still polls, has written nothing bad, and stops in time."""
     if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed; install the package mosquitto to run this test")
+        pytest.skip("mosquitto is not installed; install the package mosquitto to run them")
     with running(tmp_path_factory.mktemp("fuzz"), 60.0) as target:
         yield target
         before = target.service.count(call="read")
