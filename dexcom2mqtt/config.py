@@ -389,14 +389,15 @@ def load(
             layers.append(_Layer(name, place, read()))
         except ConfigError as error:
             mistakes += error.mistakes
-    if mistakes:
-        raise ConfigError(*mistakes)
     try:
         settings = Settings(layers=layers)  # type: ignore[call-arg]  # no key: for settings_customise_sources
     except ValidationError as error:
-        if not layers:
+        wrong = [each for each in error.errors() if not mistakes or _stands_alone(each)]
+        if not layers and not mistakes:
             mistakes.append(f"no configuration: write {DEFAULT_FILES[0]} or {DEFAULT_FILES[1]}, or name it by --config")
-        raise ConfigError(*mistakes, *(_mistake(each, layers) for each in error.errors())) from None
+        mistakes += [_mistake(each, layers) for each in wrong]
+    if mistakes:
+        raise ConfigError(*mistakes)
     if file:
         settings._exposed = _exposed(file, layers[-1], settings)  # noqa: SLF001  # a fact, but not a key
     return settings
@@ -586,6 +587,11 @@ def _mistake(error: ErrorDetails, layers: Sequence[_Layer]) -> str:
     origins = [layer.origin for layer in layers if layer.at(place) is not None]
     between = place == ("accounts",) and len(origins) > 1  # what is wrong between accounts has no single origin
     return f"{'.'.join(map(_safe, place))}: {words}{'' if between or not origins else origins[0]}"
+
+
+def _stands_alone(error: ErrorDetails) -> bool:
+    """Whether something is wrong in itself, whatever another source would say that could not be read."""
+    return error["type"] == "extra_forbidden" or not isinstance(error["input"], dict | list | None)
 
 
 def _about_a_key(error: ErrorDetails) -> bool:

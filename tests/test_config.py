@@ -707,6 +707,22 @@ def test_every_unreadable_source_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_an_unreadable_source_hides_no_other_mistake() -> None:
+    """What is wrong in itself is told beside broken YAML; what may stand in the broken file is not called missing."""
+    environ = {
+        "DEXCOM2MQTT_STALE_AFTER": "soon",
+        "DEXCOM2MQTT_MQTT__HOTS": "broker",
+        "DEXCOM2MQTT_ACCOUNTS__ANNA__REGION": "eu",
+    }
+    got = mistakes("a: [b", environ)
+    assert [each.partition(":")[0] for each in got] == [
+        "test.yaml, line 1, column 4",
+        "accounts.anna.region",
+        "mqtt.hots",
+        "stale_after",
+    ]
+
+
 @pytest.mark.parametrize("key", ["_env_file", "_build_sources", "_case_sensitive", "layers", "self", "model_config"])
 def test_no_key_reaches_the_machinery(key: str) -> None:
     """A key that means something to the library is unknown like any other."""
