@@ -250,7 +250,9 @@ def test_another_client_of_the_same_id_is_left_alone_for_a_minute(
 ) -> None:
     """Taken over: one error line, the next try after 60 s, no war; and no second line when it happens again."""
     running = start(mosquitto.port, speed=20)
-    eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
+    # So much that the second take-over comes while all of it is being sent.
+    running.mirror.put([Message(f"test/{number}", "x" * 100_000) for number in range(300)])
+    eventually(lambda: len(retained(mosquitto.port)) > 300)
     other = paho.Client(CallbackAPIVersion.VERSION2, client_id="test", protocol=MQTTProtocolVersion.MQTTv5)
     for times in (1, 2):
         other.connect("127.0.0.1", mosquitto.port)

@@ -453,7 +453,7 @@ def test_no_answer_slows_no_poll_beyond_five_minutes(
 def test_sessions_that_end_at_once_are_renewed_sparingly(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """Where Share knows no session, not even a new one, a poll signs in once, and 12 an hour are the most."""
+    """Where Share knows no session, not even a new one, 12 sign-ins an hour are the most."""
     start(mosquitto.port)
     eventually(lambda: current(retained(mosquitto.port)))
     service.fault = share.only(share.error("SessionIdNotFound"), call="read")
@@ -461,7 +461,21 @@ def test_sessions_that_end_at_once_are_renewed_sparingly(
     logins = [entry.time for entry in service.requests if entry.call == "login"]
     assert len(logins) > 5
     assert all(later - earlier > 3600 - SPEED for earlier, later in zip(logins, logins[12:], strict=False))
-    assert min(later - earlier for earlier, later in pairwise(logins)) > 2
+
+
+def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Callable[..., Process]) -> None:
+    """Where the new session is not known either, no quick retry signs in again: that waits for the next poll."""
+    service = stack.enter_context(SimulatedShare([ANNA], accelerated(10)))
+    start(mosquitto.port, {"anna": anna(service)}, speed=10)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        time.sleep(3)  # as often it may be refreshed
+        service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+        began = service.requests[-1].time
+        subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
+        eventually(lambda: service.count(since=began, call="login") >= 3)
+    logins = [entry.time for entry in service.requests if entry.call == "login" and entry.time > began]
+    assert min(later - earlier for earlier, later in pairwise(logins)) > 2.3  # a quick retry takes 1 to 2 s
 
 
 def test_restarts_do_not_lock_an_account(
