@@ -217,8 +217,8 @@ class Broker:
     def _means_taken_over(self, failure: _Failure) -> bool:
         """Tell whether a connection ended because another client came with our id.
 
-        A broker may also close a connection because it cannot stand what we sent: only where we sent nothing is it
-        certain, or where it was taken over before, and the other client has come back at once.
+        A broker may also close a connection because it cannot stand what we sent. So this is a guess, made only where
+        nothing was on its way, or where the last connection was taken over and the other client is back at once.
         """
         suspected = failure.closed == "idle" or (failure.closed == "busy" and self._taken_over)
         return failure.taken_over or (suspected and self._answers_others())
