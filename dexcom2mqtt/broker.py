@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Protocol = Literal["5", "3.1.1"]
+_T = TypeVar("_T")
 
 _CONNECT_SECONDS: Final = 5.0
 _CONNACK_SECONDS: Final = 10.0
@@ -92,6 +93,10 @@ class _Failure:
     closed_without_answer: bool = False
     closed: Literal["idle", "busy"] | None = None  # by the broker, without a word
     taken_over: bool = False
+
+
+class BrokerError(Exception):
+    """The broker cannot be used; the text says why, and what to look at."""
 
 
 class TlsFileError(Exception):
@@ -365,6 +370,80 @@ class Broker:
                 topic,
                 reason,
             )
+
+
+class Visit:
+    """A short connection of a command, beside the daemon's and without a will, for use in a ``with``.
+
+    ``name`` is added to the client id. Raises BrokerError where the broker cannot be reached or leaves, and
+    TlsFileError.
+    """
+
+    def __init__(self, mqtt: Mqtt, clock: Clock, name: str) -> None:
+        self._mqtt = mqtt.model_copy(update={"client_id": f"{mqtt.client_id}-{name}"})
+        self._clock = clock
+        self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
+
+    def __enter__(self) -> Self:
+        self._connection = self._connect(first=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._connection:
+            self._connection.client.disconnect()
+
+    def _connect(self, *, first: bool) -> _Connection:
+        protocol: Protocol = "3.1.1" if self._mqtt.protocol == "3.1.1" or not first else "5"
+        connection = _Connection(self._mqtt, protocol, self._tls)
+        failure = connection.open(self._clock)
+        if failure is None:
+            return connection
+        with connection:
+            without_5 = failure.protocol_refused or failure.closed_without_answer
+            if first and without_5 and self._mqtt.protocol == "auto":
+                return self._connect(first=False)
+            raise BrokerError(failure.text)
+
+    def retained(self, filters: Sequence[str], probe: str) -> dict[str, bytes]:
+        """Return what the broker retains at these topics, which may have wildcards.
+
+        What is retained has arrived once ``probe``, a topic of its own, has come back.
+        """
+        client, found = self._connection.client, dict[str, bytes]()
+        for topic in (*filters, probe):
+            client.subscribe(topic, qos=0)
+        client.publish(probe, "probe", qos=0)
+        returned = False
+        while not returned:
+            for received in self._until(self._connection.take_received):
+                returned |= received.topic == probe
+                if received.retained:
+                    found[received.topic] = received.payload
+        for topic in (*filters, probe):
+            client.unsubscribe(topic)
+        return found
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish these, and wait until the broker has answered to all, which need not mean that it took them."""
+        waiting, answered = list(messages), 0
+        while answered < len(messages):
+            while waiting and self._connection.room:
+                self._connection.publish(waiting.pop(0), self._clock)
+            answered += len(self._until(self._connection.take_answers))
+
+    def _until(self, take: Callable[[], list[_T]]) -> list[_T]:
+        """Work until there is something to take, and return it."""
+        until = self._clock.now() + _READ_BACK_SECONDS * self._clock.speed
+        while not (taken := take()):
+            self._connection.work(_POLL_SECONDS)
+            if self._connection.failure is not None:
+                raise BrokerError(self._connection.failure.text)
+            if self._clock.now() > until:
+                raise BrokerError(
+                    f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Its access control list "
+                    f"must let the user of this daemon read and write all of its topics"
+                )
+        return taken
 
 
 class _Connection:

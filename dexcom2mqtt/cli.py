@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
     # The options are taken before and after the command; a default of theirs would overwrite what came before it.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
-    command = {"run": _run, "demo": _demo, "schema": _schema}[given.command]
+    command = {"run": _run, "demo": _demo, "purge": _purge, "schema": _schema}[given.command]
     return command(given)
 
 
@@ -57,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--speed", type=_speed, default=60.0, metavar="N", help="how many times faster (default 60)")
     demo.add_argument("--duration", type=_duration, metavar="S", help="end after that many real seconds")
     demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default a free one)")
+    purge = add("purge", "remove from the broker what the daemon left there: every retained message, discovery too")
+    purge.add_argument("--account", type=_account, metavar="NAME", help="only those of this account")
+    purge.add_argument("--base-topic", type=_topic, metavar="TOPIC", help="of the past, if not the configuration's")
+    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="likewise")
     add("schema", "print the JSON Schema of the configuration, for editors")
     return parser
 
@@ -86,6 +93,20 @@ def _duration(text: str) -> float:
 
 def _port(text: str) -> int:
     return int(_number(text, 0, 65535))
+
+
+def _account(text: str) -> str:
+    return _matching(text, messages.ACCOUNT_KEY, "is no account's key")
+
+
+def _topic(text: str) -> str:
+    return _matching(text, messages.TOPIC, "is no topic of letters, digits, _ and -, in levels separated by /")
+
+
+def _matching(text: str, pattern: str, otherwise: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} {otherwise}")
+    return text
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -118,6 +139,31 @@ def _demo(given: argparse.Namespace) -> int:
         )
         return FAILED
     return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
+
+
+def _purge(given: argparse.Namespace) -> int:
+    settings = _load(given)
+    if settings is None:
+        return MISCONFIGURED
+    from dexcom2mqtt import broker, purge  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+
+    try:
+        print(
+            purge.purge(
+                settings,
+                Clock(),
+                account=given.account,
+                base_topic=given.base_topic,
+                discovery_prefix=given.discovery_prefix,
+            )
+        )
+    except broker.TlsFileError as error:
+        return _complain([str(error)])
+    except (broker.BrokerError, purge.PurgeError) as error:
+        print(f"dexcom2mqtt: {error}", file=sys.stderr)
+        return FAILED
+    return 0
 
 
 def _schema(_given: argparse.Namespace) -> int:

@@ -39,6 +39,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dexcom2mqtt.messages import ACCOUNT_KEY, TOPIC
+
 DEFAULT_FILES = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
 DOCKER_SECRETS = Path("/run/secrets")
 
@@ -114,8 +116,6 @@ def _file(path: Path) -> Path:
     return path
 
 
-_KEY = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
-_TOPIC = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
 _UUID = "(?![0-]+$)[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?"
 _IPV6 = r"([0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]*"
@@ -124,7 +124,7 @@ _URL = rf"(https://({_NAME}|\[{_IPV6}\])|http://({_LOCAL}|\[::1\]))(:[1-9][0-9]{
 _UNQUOTED = WithJsonSchema({"type": ["string", "number", "boolean"]})  # to an editor, 0123 is a number
 
 Text = Annotated[str, _text(), _UNQUOTED]
-Topic = Annotated[str, _text("letters, digits, _ and -, in levels separated by /", _TOPIC), _UNQUOTED]
+Topic = Annotated[str, _text("letters, digits, _ and -, in levels separated by /", TOPIC), _UNQUOTED]
 AnyTopic = Annotated[str, _text("a topic of up to 256 characters, without + and #", "[^+#]+"), _UNQUOTED]
 Host = Annotated[str, _text("the host alone, without mqtt:// and port", rf"{_NAME}|{_IPV6}(%\w+)?"), _UNQUOTED]
 ClientId = Annotated[str, _text("a text of up to 128 characters, without + and #", "[^+#]+", 128), _UNQUOTED]
@@ -139,8 +139,8 @@ MqttPassword = Annotated[SecretStr, _text(longest=16_383), _UNQUOTED]  # MQTT: 6
 AccountId = Annotated[SecretStr, _text("a UUID, such as 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", _UUID), _UNQUOTED]
 AccountKey = Annotated[
     str,
-    _text("small letters and digits, separated by single _, such as anna_marie; not bridge", _KEY),
-    WithJsonSchema({"type": "string", "pattern": f"^{_KEY}$"}),
+    _text("small letters and digits, separated by single _, such as anna_marie; not bridge", ACCOUNT_KEY),
+    WithJsonSchema({"type": "string", "pattern": f"^{ACCOUNT_KEY}$"}),
 ]
 File = Annotated[Path, AfterValidator(_file)]
 Switch = Annotated[bool, BeforeValidator(_switch)]

@@ -12,11 +12,12 @@ import importlib.metadata
 import logging
 import math
 import os
+import random
 import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import messages
+from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.messages import Topics
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.broker import Protocol
     from dexcom2mqtt.config import Settings
+    from dexcom2mqtt.messages import Message
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ _WAIT_FOR_SHARE: Final = 10.0
 _HEARTBEAT: Final = 60.0
 _HEARTBEAT_EXPIRY: Final = 180.0
 _STOP_SECONDS: Final = 1.8
+_BIRTH_SPREAD: Final = 3.0
 _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
 
@@ -59,6 +62,7 @@ class Daemon:
         self._clock = clock or Clock()
         self._topics = Topics(settings.mqtt.base_topic)
         self._settings = settings
+        home_assistant = settings.home_assistant
         self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
         self._stream = Stream(self._topics, changed=self._wake)
         rate_limits: dict[str, float] = {}
@@ -83,19 +87,27 @@ class Daemon:
             self._stream,
             will=messages.bridge_offline(self._topics),
             read_back=ReadBack(
-                topics=[self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")],
+                topics=[
+                    self._topics.bridge_info,
+                    *(self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")),
+                ],
                 probe=self._topics.sync(settings.mqtt.client_id),
                 done=self._take_read_back,
             ),
-            subscriptions=tuple(self._refreshes),
-            connected=self._take_protocol,
+            subscriptions=(*self._refreshes, *((home_assistant.status_topic,) if home_assistant.discovery else ())),
+            connected=self._take_connected,
             received=self._take_received,
         )
         self._protocol: Protocol | None = None
         self._started = self._clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
+        self._read_back_done = False
         self._online = False
         self._next_heartbeat = 0.0
+        self._alarm = self._clock.alarm()  # of the heart
+        self._born = False  # Home Assistant, and not yet taken note of
+        self._discovery_sent = -math.inf
+        self._discovery_due = math.inf
         self.broken = False
         """Whether a thread ended that must not."""
 
@@ -104,21 +116,22 @@ class Daemon:
         threading.excepthook = self._take_exception
         self._started = self._clock.now()
         # If broker and daemon lost power together, the broker still says online: not before it is true again.
-        self._mirror.put([messages.bridge_offline(self._topics)])
+        self._mirror.put([messages.bridge_offline(self._topics), *self._discovery()])
         self._spawn("broker", self._broker.run)
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
         self._spawn("heart", self._beat)
 
     def _beat(self) -> None:
-        alarm = self._clock.alarm()
         while True:
-            alarm.wait(self._tick())
+            self._alarm.wait(self._tick())
 
     def _tick(self) -> float:
         """Do what is due now; return after how many seconds to come again."""
         now = self._clock.now()
         if not self._online:
+            if not self._read_back_done:  # what was left behind has to be known, and gone, before all is well
+                return _TICK * self._clock.speed
             answered = all(poller.answered.is_set() for poller in self._pollers.values())
             if not answered and self._clock.real(now - self._started) < _WAIT_FOR_SHARE:
                 return _FIRST_TICKS * self._clock.speed
@@ -128,7 +141,24 @@ class Daemon:
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + _HEARTBEAT
             self._mirror.put([messages.bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
-        return min(_TICK * self._clock.speed, _HEARTBEAT / 4)
+        self._welcome_home_assistant(now)
+        return min(_TICK * self._clock.speed, _HEARTBEAT / 4, self._discovery_due - now)
+
+    def _welcome_home_assistant(self, now: float) -> None:
+        """Send the discovery again after a birth message: at some moment of the next 3 seconds.
+
+        Then not all programs answer at once. It never follows the last time closer than that either: while Home
+        Assistant still works on a device, it loses parts of the same device sent again.
+        """
+        spread = _BIRTH_SPREAD * self._clock.speed
+        if self._born:
+            self._born = False
+            soon = now + random.uniform(0, spread)  # noqa: S311  # spreads out clients, guards nothing
+            self._discovery_due = min(self._discovery_due, max(soon, self._discovery_sent + spread))
+        if now >= self._discovery_due:
+            self._discovery_due = math.inf
+            self._discovery_sent = now
+            self._mirror.send_again(message.topic for message in self._discovery())
 
     def stop(self) -> None:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
@@ -144,6 +174,27 @@ class Daemon:
             nothing = messages.stale_messages(self._topics, key, messages.without_reading(account))
             self._mirror.put(nothing, only_missing=True)
 
+    def _discovery(self) -> list[Message]:
+        """Describe the accounts to Home Assistant, unless it is not to know of them."""
+        if not self._settings.home_assistant.discovery:
+            return []
+        prefix, stale_after = self._settings.home_assistant.discovery_prefix, self._settings.stale_after * 60
+        return [
+            homeassistant.discovery_message(
+                prefix, self._topics, key, account, stale_after=stale_after, version=version()
+            )
+            for key, account in self._settings.accounts.items()
+        ]
+
+    def _clear(self, accounts: list[str]) -> None:
+        """Clear what the daemon left behind, of the accounts that it had, where it is no longer configured."""
+        discovery, prefix = self._settings.home_assistant.discovery, self._settings.home_assistant.discovery_prefix
+        for key in accounts:
+            if key not in self._pollers or not discovery:
+                self._mirror.put([homeassistant.no_discovery(prefix, self._topics, key)])
+            if key not in self._pollers:
+                self._mirror.put(messages.account_cleared(self._topics, key))
+
     def _put_info(self) -> None:
         if self._started_at is None:
             times = (poller.time.unix(self._started) for poller in self._pollers.values())
@@ -157,20 +208,33 @@ class Daemon:
         )
         self._mirror.put([info])
 
-    def _take_protocol(self, protocol: Protocol) -> None:
+    def _take_connected(self, protocol: Protocol) -> None:
         self._protocol = protocol
+        self._discovery_sent = self._clock.now()
         if self._online:
             self._put_info()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
+        if info := found.get(self._topics.bridge_info):
+            try:
+                self._clear(messages.parse_info(info))
+            except messages.ForeignError as why:
+                _log.warning("bridge/info that the broker retained is not taken over: %s", why)
         for key, poller in self._pollers.items():
             history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))
             poller.take_read_back(history, status)
+        self._read_back_done = True
+        self._alarm.ring()
 
     def _take_received(self, message: Received) -> None:
+        if message.retained:
+            return
         poller = self._refreshes.get(message.topic)
-        if poller is not None and not message.retained:
+        if poller is not None:
             poller.refresh()
+        elif message.topic == self._settings.home_assistant.status_topic and message.payload == b"online":
+            self._born = True
+            self._alarm.ring()
 
     def _wake(self) -> None:
         self._broker.wake()

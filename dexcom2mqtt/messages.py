@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,12 @@ SCHEMA_VERSION: Final = 1
 
 HISTORY_VERSION: Final = 1
 """Of the history; a daemon takes over none of another version."""
+
+ACCOUNT_KEY: Final = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
+"""The pattern of an account's key, which is its level in the topics."""
+
+TOPIC: Final = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
+"""The pattern of ``base_topic`` and of a discovery prefix; Home Assistant takes no other characters."""
 
 _AVAILABILITY_FIRST: Final = 0.001
 _FUTURE: Final = 300
@@ -141,6 +148,20 @@ STATE_KEYS: Final = (
 """The keys of ``state``, each with a topic of its own."""
 
 
+RETAINED: Final = ("availability", "state", "history", "status", *STATE_KEYS)
+"""The topics of an account that the broker keeps."""
+
+
+def cleared(topic: str) -> Message:
+    """Take away what the broker keeps at a topic."""
+    return Message(topic, "")
+
+
+def account_cleared(topics: Topics, account: str) -> list[Message]:
+    """Take away everything that the broker keeps of an account; first, that anything of it is current."""
+    return [cleared(topics.of(account, leaf)) for leaf in RETAINED]
+
+
 def without_reading(account: Account) -> State:
     """Write the state of an account of which no reading is known."""
     return dict.fromkeys(STATE_KEYS, None) | {"unit": account.unit}
@@ -218,6 +239,35 @@ def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
     if any(reading.date > (now + _FUTURE) * 1000 for reading in readings):
         raise ForeignError("it has readings of the future")
     return readings
+
+
+def parse_info(payload: bytes) -> list[str]:
+    """Read back from ``bridge/info`` which accounts there were. Raises ForeignError."""
+    info = _parse_object(payload)
+    accounts = info.get("accounts")
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise ForeignError("it has another version")
+    if not isinstance(accounts, list) or len(accounts) > _ABSURD_COUNT:
+        raise ForeignError("its accounts are no list of a sensible length")
+    if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
+        raise ForeignError("its accounts have names that none can have")
+    return accounts
+
+
+_MARKS: Final = {
+    "status": {"share", "message", "since", "requests_24h", "logins_24h", "rejected"},
+    "history": {"version", "source", "readings"},
+}
+
+
+def is_ours(account: str, leaf: str, payload: bytes) -> bool:
+    """Tell whether a retained message can be nobody else's: a status or a history, by its keys."""
+    if leaf not in _MARKS or not re.fullmatch(ACCOUNT_KEY, account):
+        return False
+    try:
+        return _MARKS[leaf] <= _parse_object(payload).keys()
+    except ForeignError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,14 @@ class Mirror:
         with self._lock:
             self._unsent = dict.fromkeys(self._picture)
 
+    def send_again(self, topics: Iterable[str]) -> None:
+        """Send these once more although nothing changed, as far as the picture has them."""
+        with self._lock:
+            again = [topic for topic in topics if topic in self._picture and not self._closed]
+            self._unsent |= dict.fromkeys(again)
+        if again:
+            self._changed()
+
     def take(self, now: float, most: int) -> list[Message]:
         """Return at most that many messages to send now, and take them for sent."""
         with self._lock:

@@ -145,7 +145,8 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
     picture = subscriber.picture()
 
     bridge = {f"dexcom2mqtt/bridge/{leaf}" for leaf in ("state", "info", "sync/dexcom2mqtt")}
-    assert set(picture) == bridge | topics_of("anna") | topics_of("ben")
+    devices = {f"homeassistant/device/dexcom2mqtt_{key}/config" for key in accounts}
+    assert set(picture) == bridge | topics_of("anna") | topics_of("ben") | devices
     for key, account, low in (("anna", ANNA, 70), ("ben", BEN, 100)):
         taken = {record.taken: record for record in share.series(account, began - 700, whole_until)}
         seen = states(subscriber, key)

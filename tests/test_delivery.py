@@ -187,7 +187,7 @@ def test_the_history_is_read_before_anything_is_published(system: System, mosqui
     all_delivered(system, subscriber, mosquitto)
     log = mosquitto.log()
     probe = "dexcom2mqtt/bridge/sync/dexcom2mqtt"
-    for leaf in ("anna/history", "anna/status"):
+    for leaf in ("bridge/info", "anna/history", "anna/status"):
         assert f"dexcom2mqtt 0 dexcom2mqtt/{leaf}\n" in log  # client, QoS, topic
     sent = log.index(f"Received PUBLISH from dexcom2mqtt (d0, q0, r0, m0, '{probe}'")
     back = log.index(f"Sending PUBLISH to dexcom2mqtt (d0, q0, r0, m0, '{probe}'")
@@ -196,7 +196,7 @@ def test_the_history_is_read_before_anything_is_published(system: System, mosqui
     for leaf in ("reading", "history"):
         assert f"Received PUBLISH from dexcom2mqtt (d0, q1, r{int(leaf == 'history')}" in log
         assert f"dexcom2mqtt/anna/{leaf}', ... (" not in log[:back]
-    assert log.count("Received UNSUBSCRIBE from dexcom2mqtt\n") == 3
+    assert log.count("Received UNSUBSCRIBE from dexcom2mqtt\n") == 4
     assert f"\t{probe}\n" in log[back:]
     assert probe not in retained(mosquitto.port)
 

@@ -381,6 +381,48 @@ def test_bridge_info_while_the_time_is_unknown() -> None:
     assert parsed(info)["started_at"] is None
 
 
+def test_info_is_read_back() -> None:
+    """The accounts that were published are those that are read back."""
+    message = messages.bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna", "b_2"])
+    assert messages.parse_info(message.payload.encode()) == ["anna", "b_2"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b'{"accounts": ["anna"]}',
+        b'{"schema_version": 2, "accounts": ["anna"]}',
+        b'{"schema_version": 1}',
+        b'{"schema_version": 1, "accounts": {"anna": 1}}',
+        b'{"schema_version": 1, "accounts": ["anna", 1]}',
+        b'{"schema_version": 1, "accounts": ["anna", "+"]}',
+        b'{"schema_version": 1, "accounts": ["anna/x"]}',
+        b'{"schema_version": 1, "accounts": ["bridge"]}',
+        json.dumps({"schema_version": 1, "accounts": ["anna"] * 1001}).encode(),
+    ],
+)
+def test_info_that_is_not_ours(payload: bytes) -> None:
+    """A list of accounts that is not plainly ours is refused as a whole, since it decides what is removed."""
+    with pytest.raises(messages.ForeignError):
+        messages.parse_info(payload)
+
+
+def test_an_account_is_cleared_whole() -> None:
+    """Every topic that is retained of an account is emptied: first of all, that something is current."""
+    state = messages.state_of(reading(), None, account())
+    published = [
+        *messages.fresh_messages(TOPICS, "anna", state, 1.0),
+        messages.history_message(TOPICS, "anna", SOURCE, []),
+        messages.status_message(TOPICS, "anna", Status()),
+    ]
+    cleared = messages.account_cleared(TOPICS, "anna")
+    assert {message.topic for message in cleared} == {message.topic for message in published}
+    assert cleared[0].topic == TOPICS.of("anna", "availability")
+    assert all(message.payload == "" and message.retain for message in cleared)
+
+
 # --- status ------------------------------------------------------------------------------------------------
 
 STATUS = Status(
@@ -623,7 +665,9 @@ def test_history_that_is_not_ours(payload: bytes) -> None:
     st.binary()
     | any_json.map(lambda value: json.dumps(value).encode())
     | st.lists(any_json | st.fixed_dictionaries({key: st.just(value) | any_json for key, value in ENTRY.items()})).map(
-        lambda entries: json.dumps(HISTORY | {"readings": entries, "rejected": entries}).encode()
+        lambda entries: json.dumps(
+            HISTORY | {"readings": entries, "rejected": entries, "schema_version": 1, "accounts": entries}
+        ).encode()
     )
 )
 @property_of
@@ -631,6 +675,9 @@ def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
     """Whatever is retained where history and status should be is taken over or refused, and what is taken is sound."""
     with contextlib.suppress(messages.ForeignError):
         assert all(at >= 0 for at in messages.parse_status(payload).rejected)
+    with contextlib.suppress(messages.ForeignError):
+        assert all(key.replace("_", "").isalnum() for key in messages.parse_info(payload))
+    assert messages.is_ours("anna", "status", payload) in {True, False}
     with contextlib.suppress(messages.ForeignError):
         for taken in messages.parse_history(payload, SOURCE, NOON):
             state = messages.state_of(taken, None, account())

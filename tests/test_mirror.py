@@ -390,6 +390,30 @@ def test_nothing_old_follows_something_new(steps: list[tuple[str, int]]) -> None
     live(steps, then=check)
 
 
+def test_sends_some_topics_again() -> None:
+    """What is sent again is what the picture has of it, once, without the rest, and waits for what was unsent."""
+    woken = []
+    mirror = Mirror(last=LAST, changed=lambda: woken.append(True))
+    mirror.put([Message("a", "1"), Message("b", "2"), Message(LAST, "3")])
+    mirror.take(0.0, EVERYTHING)
+    woken.clear()
+    mirror.send_again(["b", "a", "nothing"])
+    mirror.send_again(["b"])
+    assert mirror.take(0.0, EVERYTHING) == [Message("b", "2"), Message("a", "1")]
+    assert woken == [True, True]
+    mirror.send_again(["nothing"])
+    assert woken == [True, True]
+    assert not is_waiting(mirror)
+
+
+def test_sends_nothing_again_after_the_end() -> None:
+    """After the last messages nothing is sent again."""
+    mirror = mirror_of(Message("a", "1"))
+    mirror.close([])
+    mirror.send_again(["a"])
+    assert not is_waiting(mirror)
+
+
 def test_any_thread_may_put() -> None:
     """What several threads put while another one takes is all sent, each thread's in its order."""
     mirror = Mirror(last=LAST)

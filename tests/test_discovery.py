@@ -1,0 +1,201 @@
+"""At home in Home Assistant: what the daemon sends there, when again, and what it clears; with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from tests.discovery_rules import mistakes
+from tests.processes import Mosquitto, Process, Subscriber, daemon, eventually, retained, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SPEED = 60.0
+BIRTH = "homeassistant/status"
+KEYS = ("anna", "ben", "carla")
+
+
+def discovery(key: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant") -> str:
+    return f"{prefix}/device/{base.replace('/', '_')}_{key}/config"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start a daemon for some of the accounts; whatever was started ends with the test."""
+    with ExitStack() as stack:
+        accounts = {key: SimulatedAccount(f"{key}@example.com", "password", seed=n) for n, key in enumerate(KEYS)}
+        service = stack.enter_context(SimulatedShare(accounts.values(), accelerated(SPEED)))
+
+        def start(port: int, *keys: str, base: str = "dexcom2mqtt", **home_assistant: Any) -> Process:
+            config = {
+                "accounts": {
+                    key: {"username": f"{key}@example.com", "password": "password", "share_url": service.base_url}
+                    for key in keys
+                },
+                "mqtt": {"host": "127.0.0.1", "port": port, "base_topic": base},
+                "home_assistant": home_assistant,
+            }
+            file = write_config(tmp_path / "config.yaml", config)
+            return stack.enter_context(daemon(file, tmp_path / "daemon.log", speed=SPEED))
+
+        yield start
+
+
+@pytest.fixture
+def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
+    with Subscriber(mosquitto.port) as subscriber:
+        yield subscriber
+
+
+def stop(process: Process) -> None:
+    """Stop a daemon and make sure that it was well until then."""
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_discovery_is_there_before_online(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
+) -> None:
+    """Each account's device is retained, by the rules, and sent before the bridge says online."""
+    start(mosquitto.port, "anna", "ben", discovery_prefix="ha")
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    order = [heard.topic for heard in subscriber.heard if heard.payload == "online" or "/device/" in heard.topic]
+    assert order.index("dexcom2mqtt/bridge/state") > max(
+        order.index(discovery(key, prefix="ha")) for key in ("anna", "ben")
+    )
+    kept = retained(mosquitto.port)
+    for key in ("anna", "ben"):
+        topic = discovery(key, prefix="ha")
+        assert mistakes(topic, kept[topic]) == []
+
+
+def test_discovery_comes_again_with_the_picture(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
+) -> None:
+    """A broker that forgot everything gets the discovery again, before online."""
+    start(mosquitto.port, "anna")
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    mosquitto.kill()
+    subscriber.forget()
+    mosquitto.start()
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    topics = [heard.topic for heard in subscriber.heard]
+    assert topics.index(discovery("anna")) < topics.index("dexcom2mqtt/bridge/state")
+
+
+def times(subscriber: Subscriber, topic: str) -> list[float]:
+    return [heard.at for heard in subscriber.heard if heard.topic == topic]
+
+
+def test_a_birth_brings_the_discovery_again(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
+) -> None:
+    """After Home Assistant's birth the discovery comes within 3 s: once for several, calmly, and nothing else."""
+    start(mosquitto.port, "anna", "ben")
+    subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    born = []
+    for _ in range(3):
+        known = len(times(subscriber, discovery("ben")))
+        born.append(time.monotonic())
+        for _ in range(4):
+            subscriber.client.publish(BIRTH, "online", qos=1)
+        eventually(lambda: len(times(subscriber, discovery("ben"))) > known)  # noqa: B023  # it is called at once
+    time.sleep(3.2)
+    for key in ("anna", "ben"):
+        sent = times(subscriber, discovery(key))
+        assert len(sent) == 4
+        assert all(later - earlier > 2.9 for earlier, later in pairwise(sent))
+        assert all(at - birth < 3.5 for at, birth in zip(sent[1:], born, strict=True))
+    retained_again = [heard for heard in subscriber.heard if heard.topic == "dexcom2mqtt/bridge/info"]
+    assert len({heard.payload for heard in retained_again}) == len(retained_again)
+
+
+def test_what_is_no_birth_brings_nothing(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
+) -> None:
+    """A birth that is retained is old, a last will is no birth, and other topics are nobody's."""
+    subscriber.client.publish("elsewhere/status", "online", qos=1, retain=True)
+    start(mosquitto.port, "anna", status_topic="elsewhere/status")
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    for topic, payload in (("elsewhere/status", "offline"), (BIRTH, "online"), ("elsewhere/status", "")):
+        subscriber.client.publish(topic, payload, qos=1)
+    time.sleep(3.5)
+    assert len(times(subscriber, discovery("anna"))) == 1
+    subscriber.client.publish("elsewhere/status", "online", qos=1)
+    eventually(lambda: len(times(subscriber, discovery("anna"))) == 2)
+
+
+def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[..., Process]) -> None:
+    """An account that is gone from the configuration is gone from the broker; nothing else is touched."""
+    running = start(mosquitto.port, "anna", "ben")
+    eventually(lambda: '"ben"' in retained(mosquitto.port).get("dexcom2mqtt/bridge/info", ""))
+    eventually(lambda: {"dexcom2mqtt/ben/history", "dexcom2mqtt/ben/value"} <= retained(mosquitto.port).keys())
+    stop(running)
+    foreign = {"dexcom2mqtt/ben/note": "mine", "dexcom2mqtt/carla/value": "7", discovery("carla"): "{}"}
+    with Subscriber(mosquitto.port) as other:
+        for topic, payload in foreign.items():
+            other.client.publish(topic, payload, qos=1, retain=True)
+            other.wait_for(topic, payload)
+        other.forget()
+        start(mosquitto.port, "anna")
+        other.wait_for("dexcom2mqtt/bridge/state", "online")
+        empty = [heard.topic for heard in other.heard if not heard.payload]
+        online = [heard.topic for heard in other.heard if heard.payload == "online"]
+    assert empty[0] == discovery("ben")
+    assert len(empty) == len(set(empty)) == 19
+    assert online[-1] == "dexcom2mqtt/bridge/state"
+    kept = retained(mosquitto.port)
+    assert {topic for topic in kept if "ben" in topic} == {"dexcom2mqtt/ben/note"}
+    assert foreign.items() <= kept.items()
+    assert json.loads(kept["dexcom2mqtt/bridge/info"])["accounts"] == ["anna"]
+
+
+def test_discovery_that_is_switched_off_is_cleared(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
+) -> None:
+    """Without discovery the devices go, the values stay, and a birth brings nothing."""
+    running = start(mosquitto.port, "anna", "ben", base="home/glucose")
+    eventually(lambda: "home/glucose/bridge/info" in retained(mosquitto.port))
+    assert {discovery("anna", "home/glucose"), discovery("ben", "home/glucose")} <= retained(mosquitto.port).keys()
+    stop(running)
+    start(mosquitto.port, "anna", "ben", base="home/glucose", discovery=False)
+    subscriber.wait_for("home/glucose/bridge/state", "online")
+    kept = retained(mosquitto.port)
+    assert not [topic for topic in kept if topic.startswith("homeassistant/")]
+    assert "home/glucose/anna/value" in kept
+    subscriber.client.publish(BIRTH, "online", qos=1)
+    time.sleep(3.5)
+    assert not [topic for topic in retained(mosquitto.port) if topic.startswith("homeassistant/")]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        "garbage",
+        '{"schema_version": 2, "accounts": ["ben"]}',
+        '{"schema_version": 1, "accounts": ["#"]}',
+        '{"schema_version": 1, "accounts": "ben"}',
+        '{"schema_version": 1, "accounts": ["ben", "bridge"]}',
+    ],
+)
+def test_foreign_info_clears_nothing(
+    mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process], info: str
+) -> None:
+    """What is not plainly the daemon's own list of accounts clears nothing, with one line in the log."""
+    subscriber.client.publish("dexcom2mqtt/bridge/info", info, qos=1, retain=True)
+    subscriber.client.publish("dexcom2mqtt/ben/value", "mine", qos=1, retain=True)
+    subscriber.wait_for("dexcom2mqtt/ben/value", "mine")
+    running = start(mosquitto.port, "anna")
+    subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+    assert retained(mosquitto.port)["dexcom2mqtt/ben/value"] == "mine"
+    assert running.text().count("bridge/info that the broker retained is not taken over") == 1

@@ -1,0 +1,215 @@
+"""The command that removes what the daemon left at the broker: the real command, a real mosquitto."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt import homeassistant, messages
+from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.purge import accounts_in
+from dexcom2mqtt.status import Status
+from tests.builders import account, reading
+from tests.processes import Mosquitto, Subscriber, free_port, retained, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FOREIGN = {
+    "dexcom2mqtt/note": "mine",
+    "dexcom2mqtt/anna/note": "mine",
+    "dexcom2mqtt/anna/value/deep": "mine",
+    "dexcom2mqtt/kitchen/state": '{"state": "on"}',
+    "dexcom2mqtt/kitchen/value": "21.5",
+    "dexcom2mqtt/kitchen/status": '{"since": 1}',
+    "dexcom2mqtt2/anna/value": "85",
+    "homeassistant/device/dexcom2mqtt_kitchen/config": "{}",
+    "homeassistant/device/other_anna/config": "{}",
+    "homeassistant/sensor/dexcom2mqtt_anna/config": "{}",
+}
+
+
+def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", info: bool = True) -> list[Message]:
+    """Return what a daemon with these accounts leaves when it is stopped."""
+    topics, anybody = Topics(base), account()
+    left = [messages.bridge_offline(topics)]
+    if info:
+        left.append(messages.bridge_info(topics, version="1", started_at=None, protocol="5", accounts=keys))
+    for key in keys:
+        state = messages.state_of(reading(85), None, anybody)
+        left += messages.stale_messages(topics, key, state)
+        left.append(messages.history_message(topics, key, "9a0364b9", [reading(85)]))
+        left.append(messages.status_message(topics, key, Status()))
+        left.append(homeassistant.discovery_message(prefix, topics, key, anybody, stale_after=900, version="1"))
+    return left
+
+
+def fill(broker: Mosquitto, *left: Message, foreign: dict[str, str] | None = None) -> None:
+    with Subscriber(broker.port) as subscriber:
+        for message in left:
+            subscriber.client.publish(message.topic, message.payload, qos=1, retain=True)
+        for topic, payload in (foreign or {}).items():
+            subscriber.client.publish(topic, payload, qos=1, retain=True)
+        subscriber.client.publish("test/end", qos=1)
+        subscriber.wait_for("test/end")
+
+
+@pytest.fixture
+def purge(mosquitto: Mosquitto, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command with a configuration that knows Anna."""
+
+    def purge(*arguments: str, **mqtt: Any) -> subprocess.CompletedProcess[str]:
+        config = {
+            "accounts": {"anna": {"username": "anna@example.com", "password": "hunter2"}},
+            "mqtt": {"host": "127.0.0.1", "port": mosquitto.port, **mqtt},
+        }
+        file = write_config(tmp_path / "config.yaml", config)
+        command = [sys.executable, "-m", "dexcom2mqtt", "purge", "--config", str(file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    return purge
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1", "auto"])
+def test_everything_of_the_daemon_goes_and_nothing_else(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], protocol: str
+) -> None:
+    """All retained messages go, of accounts that are configured or were; whatever is not the daemon's stays."""
+    fill(mosquitto, *left_by("anna", "ben"), foreign=FOREIGN)
+    assert len(retained(mosquitto.port)) == 2 + 2 * 19 + len(FOREIGN)
+    done = purge(protocol=protocol)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "removed 40 retained messages" in done.stdout
+    assert retained(mosquitto.port) == FOREIGN
+    again = purge(protocol=protocol)
+    assert again.returncode == 0
+    assert "nothing to remove" in again.stdout
+
+
+def test_a_broker_full_of_messages(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Many more messages than may be on their way at once, or fit into a broker's queue, are removed, too."""
+    keys = [f"a{number}" for number in range(80)]
+    fill(mosquitto, *left_by(*keys))
+    assert len(retained(mosquitto.port)) == 2 + 80 * 19
+    assert purge().returncode == 0
+    assert retained(mosquitto.port) == {}
+
+
+def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """With an account, only its messages go, its discovery with them; one that is not there is told."""
+    fill(mosquitto, *left_by("anna", "ben"))
+    done = purge("--account", "ben")
+    assert done.returncode == 0
+    kept = retained(mosquitto.port)
+    assert not [topic for topic in kept if "ben" in topic]
+    assert len(kept) == 2 + 19
+    missing = purge("--account", "bert")
+    assert missing.returncode == 0
+    assert "nothing of bert is retained below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
+
+
+def test_topics_of_the_past(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Another base topic and another discovery prefix are purged, and the present ones stay."""
+    fill(mosquitto, *left_by("anna"), *left_by("anna", "ben", base="home/glucose", prefix="ha/x"))
+    done = purge("--base-topic", "home/glucose", "--discovery-prefix", "ha/x")
+    assert done.returncode == 0
+    assert sorted(retained(mosquitto.port)) == sorted(message.topic for message in left_by("anna"))
+
+
+def test_accounts_are_found_without_the_bridges_list(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """An account that only its own messages tell of is found by those that can be nobody else's."""
+    fill(mosquitto, *left_by("ben", info=False), foreign=FOREIGN)
+    assert purge().returncode == 0
+    assert retained(mosquitto.port) == FOREIGN
+
+
+def test_it_refuses_while_the_daemon_runs(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """While the bridge is online nothing is removed, and it is said what to do."""
+    online = Message("dexcom2mqtt/bridge/state", "online")
+    fill(mosquitto, *left_by("anna")[1:], online)
+    before = retained(mosquitto.port)
+    done = purge()
+    assert done.returncode == 1
+    assert "dexcom2mqtt/bridge/state is online: stop the daemon first" in done.stderr
+    assert purge("--account", "anna").returncode == 1
+    assert retained(mosquitto.port) == before
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_what_may_not_be_removed_is_told(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    protocol: str,
+) -> None:
+    """Where access control keeps messages, the command fails and names them, with MQTT 3.1.1, too."""
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite #\n", encoding="utf-8")
+    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
+    fill(broker, *left_by("anna"))
+    acl.write_text("topic read #\ntopic write dexcom2mqtt/bridge/#\n", encoding="utf-8")
+    broker.reload()
+    done = purge(port=broker.port, protocol=protocol)
+    assert done.returncode == 1
+    assert "19 of 21 retained messages are still there (dexcom2mqtt/anna/arrow, " in done.stderr
+    assert "access control list" in done.stderr
+
+
+def test_what_may_not_be_read_is_told(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """Where access control returns nothing, that is no proof that nothing is there."""
+    acl = tmp_path / "acl"
+    acl.write_text("topic write #\n", encoding="utf-8")
+    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
+    done = purge(port=broker.port)
+    assert done.returncode == 1
+    assert "must let the user of this daemon read and write all of its topics" in done.stderr
+
+
+def test_a_broker_that_is_not_there(purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Without a broker it fails with the reason."""
+    done = purge(port=free_port())
+    assert done.returncode == 1
+    assert "nothing listens there" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--account", "Anna"), ("--account", "bridge"), ("--base-topic", "a/#"), ("--discovery-prefix", "")]
+)
+def test_wrong_usage(purge: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, str]) -> None:
+    """What can be no account and no topic ends with 2, before anything is done."""
+    assert purge(*arguments).returncode == 2
+
+
+def test_its_client_id(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """It connects beside the daemon, under an id of its own, without a will."""
+    assert purge(client_id="bridge-1").returncode == 0
+    connected = [line for line in mosquitto.log().splitlines() if "as bridge-1-purge" in line]
+    assert len(connected) == 1
+    assert "No will message specified." in mosquitto.log().split(connected[0])[1]
+
+
+def test_accounts_in_a_picture() -> None:
+    """Accounts are found by the bridge's list, a status or a history, and by nothing less."""
+    found = {message.topic: message.payload.encode() for message in left_by("ben", info=False)}
+    assert accounts_in(found, Topics("dexcom2mqtt")) == {"ben"}
+    assert accounts_in({topic: value.encode() for topic, value in FOREIGN.items()}, Topics("dexcom2mqtt")) == set()
+    listed = {"dexcom2mqtt/bridge/info": json.dumps({"schema_version": 1, "accounts": ["carla"]}).encode()}
+    assert accounts_in(listed, Topics("dexcom2mqtt")) == {"carla"}
+    strange = {f"dexcom2mqtt/{key}/history": found["dexcom2mqtt/ben/history"] for key in ("bridge", "Ben", "")}
+    assert accounts_in(strange, Topics("dexcom2mqtt")) == set()
