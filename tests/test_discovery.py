@@ -160,6 +160,28 @@ def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[...,
     assert json.loads(kept["dexcom2mqtt/bridge/info"])["accounts"] == ["anna"]
 
 
+def test_what_was_left_is_found_at_a_broker_that_comes_later(
+    start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Process]
+) -> None:
+    """The list of accounts is read before it is written, and what was left goes before online, also where the broker comes late."""
+    broker = start_mosquitto("allow_anonymous true", persistent=True)
+    info = {"version": "1", "schema_version": 1, "started_at": None, "protocol": "5", "accounts": ["anna", "ben"]}
+    with Subscriber(broker.port) as subscriber:
+        subscriber.client.publish("dexcom2mqtt/bridge/info", json.dumps(info), qos=1, retain=True)
+        subscriber.client.publish("dexcom2mqtt/ben/value", "85", qos=1, retain=True)
+        subscriber.wait_for("dexcom2mqtt/ben/value")
+        broker.stop()
+        start(broker.port, "anna")
+        time.sleep(11)  # longer than a start waits for Share
+        broker.start()
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "online", 45)
+        heard = [(message.topic, message.payload) for message in subscriber.heard]
+        assert heard.index(("dexcom2mqtt/ben/value", "")) < heard.index(("dexcom2mqtt/bridge/state", "online"))
+    kept = retained(broker.port)
+    assert json.loads(kept["dexcom2mqtt/bridge/info"])["accounts"] == ["anna"]
+    assert "dexcom2mqtt/ben/value" not in kept
+
+
 def test_discovery_that_is_switched_off_is_cleared(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
