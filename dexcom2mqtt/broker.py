@@ -425,10 +425,10 @@ class Visit:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Publish these, and wait until the broker has answered to all, which need not mean that it took them."""
-        waiting, answered = list(messages), 0
+        for message in messages:
+            self._connection.publish(message, self._clock)
+        answered = 0
         while answered < len(messages):
-            while waiting and self._connection.room:
-                self._connection.publish(waiting.pop(0), self._clock)
             answered += len(self._until(self._connection.take_answers))
 
     def _until(self, take: Callable[[], list[_T]]) -> list[_T]:

@@ -163,10 +163,10 @@ def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[...,
 def test_what_was_left_is_found_at_a_broker_that_comes_later(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Process]
 ) -> None:
-    """The list of accounts is read before it is written, and what was left goes before online, also where the broker comes late."""
+    """The list of accounts is read before it is written, and what was left is gone before online."""
     broker = start_mosquitto("allow_anonymous true", persistent=True)
     info = {"version": "1", "schema_version": 1, "started_at": None, "protocol": "5", "accounts": ["anna", "ben"]}
-    with Subscriber(broker.port) as subscriber:
+    with Subscriber(broker.port, set_up=lambda client: client.reconnect_delay_set(1, 1)) as subscriber:
         subscriber.client.publish("dexcom2mqtt/bridge/info", json.dumps(info), qos=1, retain=True)
         subscriber.client.publish("dexcom2mqtt/ben/value", "85", qos=1, retain=True)
         subscriber.wait_for("dexcom2mqtt/ben/value")
