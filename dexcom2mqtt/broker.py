@@ -385,24 +385,20 @@ class Visit:
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
 
     def __enter__(self) -> Self:
-        self._connection = self._connect(first=True)
-        return self
+        protocols: list[Protocol] = ["5", "3.1.1"] if self._mqtt.protocol == "auto" else [self._mqtt.protocol]
+        for protocol in protocols:
+            self._connection = _Connection(self._mqtt, protocol, self._tls)
+            failure = self._connection.open(self._clock)
+            if failure is None:
+                return self
+            with self._connection:  # which closes it
+                if not (failure.protocol_refused or failure.closed_without_answer):
+                    break
+        raise BrokerError("nothing was tried" if failure is None else failure.text)
 
     def __exit__(self, *_: object) -> None:
         with self._connection:
             self._connection.client.disconnect()
-
-    def _connect(self, *, first: bool) -> _Connection:
-        protocol: Protocol = "3.1.1" if self._mqtt.protocol == "3.1.1" or not first else "5"
-        connection = _Connection(self._mqtt, protocol, self._tls)
-        failure = connection.open(self._clock)
-        if failure is None:
-            return connection
-        with connection:
-            without_5 = failure.protocol_refused or failure.closed_without_answer
-            if first and without_5 and self._mqtt.protocol == "auto":
-                return self._connect(first=False)
-            raise BrokerError(failure.text)
 
     def retained(self, filters: Sequence[str], probe: str) -> dict[str, bytes]:
         """Return what the broker retains at these topics, which may have wildcards.
@@ -423,13 +419,20 @@ class Visit:
             client.unsubscribe(topic)
         return found
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Publish these, and wait until the broker has answered to all, which need not mean that it took them."""
-        for message in messages:
-            self._connection.publish(message, self._clock)
-        answered = 0
-        while answered < len(messages):
-            answered += len(self._until(self._connection.take_answers))
+    def publish(self, messages: Sequence[Message]) -> list[str]:
+        """Publish these, and wait until the broker has answered to all; return the topics that it refused.
+
+        With MQTT 3.1.1 a broker cannot say so: it acknowledges, and drops.
+        """
+        waiting, refused = list(messages), list[str]()
+        while waiting or not self._connection.idle:
+            room = self._connection.room
+            for message in waiting[:room]:
+                self._connection.publish(message, self._clock)
+            del waiting[:room]
+            answers = self._until(self._connection.take_answers)
+            refused += [message.topic for message, refusal in answers if refusal is not None]
+        return refused
 
     def _until(self, take: Callable[[], list[_T]]) -> list[_T]:
         """Work until there is something to take, and return it."""
@@ -440,8 +443,8 @@ class Visit:
                 raise BrokerError(self._connection.failure.text)
             if self._clock.now() > until:
                 raise BrokerError(
-                    f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Its access control list "
-                    f"must let the user of this daemon read and write all of its topics"
+                    f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Either it is frozen, or its "
+                    "access control list does not let the user of this daemon read and write all of its topics"
                 )
         return taken
 

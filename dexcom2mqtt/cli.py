@@ -62,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default a free one)")
     purge = add("purge", "remove from the broker what the daemon left there: every retained message, discovery too")
     purge.add_argument("--account", type=_account, metavar="NAME", help="only those of this account")
-    purge.add_argument("--base-topic", type=_topic, metavar="TOPIC", help="of the past, if not the configuration's")
-    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="likewise")
+    purge.add_argument(
+        "--base-topic", type=_topic, metavar="TOPIC", help="a base topic of the past, in place of the configuration's"
+    )
+    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="a prefix of the past, likewise")
     add("schema", "print the JSON Schema of the configuration, for editors")
     return parser
 
@@ -161,8 +163,9 @@ def _purge(given: argparse.Namespace) -> int:
     except broker.TlsFileError as error:
         return _complain([str(error)])
     except (broker.BrokerError, purge.PurgeError) as error:
-        print(f"dexcom2mqtt: {error}", file=sys.stderr)
-        return FAILED
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted: some may be left; run it again")
     return 0
 
 
@@ -187,6 +190,11 @@ def _load(given: argparse.Namespace) -> Settings | None:
     for warning in settings.warnings:
         logging.getLogger("dexcom2mqtt").warning("%s", warning)
     return settings
+
+
+def _fail(why: str) -> int:
+    print(f"dexcom2mqtt: {why}", file=sys.stderr)
+    return FAILED
 
 
 def _complain(mistakes: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from dexcom2mqtt.poller import Poller, without_text
 from dexcom2mqtt.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from dexcom2mqtt.broker import Protocol
     from dexcom2mqtt.config import Settings
@@ -80,6 +80,8 @@ class Daemon:
             for key, account in settings.accounts.items()
         }
         self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
+        prefix = home_assistant.discovery_prefix
+        self._discovery_topics = [homeassistant.discovery_topic(prefix, self._topics, key) for key in self._pollers]
         self._broker = Broker(
             settings.mqtt,
             self._clock,
@@ -90,6 +92,7 @@ class Daemon:
                 topics=[
                     self._topics.bridge_info,
                     *(self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")),
+                    *([] if home_assistant.discovery else self._discovery_topics),
                 ],
                 probe=self._topics.sync(settings.mqtt.client_id),
                 done=self._take_read_back,
@@ -129,20 +132,23 @@ class Daemon:
     def _tick(self) -> float:
         """Do what is due now; return after how many seconds to come again."""
         now = self._clock.now()
+        self._welcome_home_assistant(now)
         if not self._online:
-            if not self._read_back_done:  # what was left behind has to be known, and gone, before all is well
-                return _TICK * self._clock.speed
-            answered = all(poller.answered.is_set() for poller in self._pollers.values())
-            if not answered and self._clock.real(now - self._started) < _WAIT_FOR_SHARE:
-                return _FIRST_TICKS * self._clock.speed
+            if not self._may_be_online(now):
+                tick = _FIRST_TICKS if self._read_back_done else _TICK
+                return min(tick * self._clock.speed, self._discovery_due - now)
             self._online = True
             self._put_what_is_missing()
         self._put_info()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + _HEARTBEAT
             self._mirror.put([messages.bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
-        self._welcome_home_assistant(now)
         return min(_TICK * self._clock.speed, _HEARTBEAT / 4, self._discovery_due - now)
+
+    def _may_be_online(self, now: float) -> bool:
+        """Tell whether all is known that ``online`` says, or was waited for: what was left behind, and Share."""
+        answered = all(poller.answered.is_set() for poller in self._pollers.values())
+        return self._read_back_done and (answered or self._clock.real(now - self._started) >= _WAIT_FOR_SHARE)
 
     def _welcome_home_assistant(self, now: float) -> None:
         """Send the discovery again after a birth message: at some moment of the next 3 seconds.
@@ -158,7 +164,7 @@ class Daemon:
         if now >= self._discovery_due:
             self._discovery_due = math.inf
             self._discovery_sent = now
-            self._mirror.send_again(message.topic for message in self._discovery())
+            self._mirror.send_again(self._discovery_topics)
 
     def stop(self) -> None:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
@@ -186,13 +192,15 @@ class Daemon:
             for key, account in self._settings.accounts.items()
         ]
 
-    def _clear(self, accounts: list[str]) -> None:
-        """Clear what the daemon left behind, of the accounts that it had, where it is no longer configured."""
-        discovery, prefix = self._settings.home_assistant.discovery, self._settings.home_assistant.discovery_prefix
+    def _clear(self, accounts: Iterable[str], found: Container[str]) -> None:
+        """Clear what the daemon left behind of the accounts that it had: those removed, discovery switched off."""
+        prefix = self._settings.home_assistant.discovery_prefix
         for key in accounts:
-            if key not in self._pollers or not discovery:
-                self._mirror.put([homeassistant.no_discovery(prefix, self._topics, key)])
-            if key not in self._pollers:
+            topic = homeassistant.discovery_topic(prefix, self._topics, key)
+            removed = key not in self._pollers
+            if removed or (topic in found and not self._settings.home_assistant.discovery):
+                self._mirror.put([messages.cleared(topic)])
+            if removed:
                 self._mirror.put(messages.account_cleared(self._topics, key))
 
     def _put_info(self) -> None:
@@ -210,14 +218,14 @@ class Daemon:
 
     def _take_connected(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        self._discovery_sent = self._clock.now()
+        self._discovery_sent, self._discovery_due = self._clock.now(), math.inf  # it comes with the picture
         if self._online:
             self._put_info()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
         if info := found.get(self._topics.bridge_info):
             try:
-                self._clear(messages.parse_info(info))
+                self._clear(messages.parse_info(info), found)
             except messages.ForeignError as why:
                 _log.warning("bridge/info that the broker retained is not taken over: %s", why)
         for key, poller in self._pollers.items():

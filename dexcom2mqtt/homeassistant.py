@@ -8,9 +8,10 @@ entity id that changes would cost users their history, so both are public and st
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.messages import Message, cleared
+from dexcom2mqtt.messages import ACCOUNT_KEY, Message
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.status import REMEDIES
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Account
     from dexcom2mqtt.messages import Topics
 
-ORIGIN: Final = "dexcom2mqtt"
-"""What discovery names as its origin."""
+_ORIGIN: Final = "dexcom2mqtt"
 
 _Component = dict[str, object]
 
@@ -27,6 +27,23 @@ _Component = dict[str, object]
 def discovery_topic(prefix: str, topics: Topics, account: str) -> str:
     """Name the topic of an account's discovery."""
     return f"{prefix}/device/{_device_id(topics, account)}/config"
+
+
+def discovery_topics(prefix: str) -> str:
+    """Name the filter for the discovery of all devices, of others, too."""
+    return f"{prefix}/device/+/config"
+
+
+def account_of(prefix: str, topics: Topics, topic: str, payload: bytes) -> str | None:
+    """Return which account below these topics a retained discovery describes; None where it is somebody else's."""
+    try:
+        device = json.loads(payload)
+        origin, component = device["o"]["name"], device["cmps"]["glucose_value"]
+        base, account, _ = component["state_topic"].rsplit("/", 2)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    ours = origin == _ORIGIN and base == topics.base and topic == discovery_topic(prefix, topics, account)
+    return account if ours and re.fullmatch(ACCOUNT_KEY, account) else None
 
 
 def discovery_message(  # noqa: PLR0913  # by name, and each has its place in the message
@@ -37,7 +54,7 @@ def discovery_message(  # noqa: PLR0913  # by name, and each has its place in th
     components = _current(topics, key, account, stale_after) | _lasting(topics, key)
     payload = {
         "dev": {"ids": [device_id], "name": account.name, "mf": "Dexcom", "mdl": "Share", "sw": version},
-        "o": {"name": ORIGIN, "sw": version},
+        "o": {"name": _ORIGIN, "sw": version},
         "cmps": {
             name: {
                 **component,
@@ -48,11 +65,6 @@ def discovery_message(  # noqa: PLR0913  # by name, and each has its place in th
         },
     }
     return Message(discovery_topic(prefix, topics, key), json.dumps(payload, ensure_ascii=False))
-
-
-def no_discovery(prefix: str, topics: Topics, account: str) -> Message:
-    """Take an account's device back."""
-    return cleared(discovery_topic(prefix, topics, account))
 
 
 def _current(topics: Topics, key: str, account: Account, stale_after: int) -> dict[str, _Component]:

@@ -13,7 +13,7 @@ from dexcom2mqtt.broker import Visit
 from dexcom2mqtt.messages import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Settings
@@ -41,41 +41,45 @@ def purge(
     topics = Topics(base_topic or settings.mqtt.base_topic)
     prefix = discovery_prefix or settings.home_assistant.discovery_prefix
     probe = topics.sync(f"{settings.mqtt.client_id}-purge")
-    everything = topics.of("+", "+")
+    filters = [topics.of("+", "+"), homeassistant.discovery_topics(prefix)]
     with Visit(settings.mqtt, clock, "purge") as visit:
-        found = visit.retained([everything], probe)
+        found = visit.retained(filters, probe)
         if found.get(topics.bridge_state) == b"online":
             raise PurgeError(
                 f"{topics.bridge_state} is online: stop the daemon first, for it would publish everything again. If "
                 "none runs, its broker lost power with it: start it once, and stop it"
             )
-        known = {*settings.accounts, *accounts_in(found, topics)}
-        ours = _owned(topics, prefix, known if account is None else {account}, bridge=account is None)
-        filters = [everything, *sorted(topic for topic in ours if topic.startswith(f"{prefix}/device/"))]
-        there = sorted(ours & visit.retained(filters, probe).keys())
-        visit.publish([messages.cleared(topic) for topic in there])
-        left = sorted(ours & visit.retained(filters, probe).keys())
+        known = {*settings.accounts, *accounts_in(found, topics, prefix)}
+        ours = _owned(topics, prefix, known if account is None else {account})
+        if account is None:
+            ours.append(topics.bridge_state)
+        # What cannot be read may be there all the same, so all of it is cleared, and not only what was found.
+        refused = visit.publish([messages.cleared(topic) for topic in ours])
+        left = {*refused, *ours} & {*refused, *visit.retained(filters, probe)}
+        if account is None and not left:  # last, for it names the accounts to one who has to try again
+            ours.append(topics.bridge_info)
+            left = {*visit.publish([messages.cleared(topics.bridge_info)])}
     if left:
         raise PurgeError(
-            f"{len(left)} of {len(there)} retained messages are still there ({_some(left)}): the broker's access "
-            "control list must let the user of this daemon write there"
+            f"{len(left)} retained messages could not be removed ({_some(sorted(left))}): the broker's access control "
+            "list must let the user of this daemon write there. Mend that, and run it again"
         )
-    if there:
-        return f"removed {len(there)} retained messages: {_some(there)}"
+    removed = sorted(found.keys() & set(ours))
+    if removed:
+        return f"removed {len(removed)} retained messages: {_some(removed)}"
     of = f"of {account}" if account else "of dexcom2mqtt"
     return (
         f"nothing to remove: nothing {of} is retained below {topics.base}; accounts known: {', '.join(sorted(known))}"
     )
 
 
-def _owned(topics: Topics, prefix: str, accounts: Collection[str], *, bridge: bool) -> set[str]:
-    """Return the topics that are the daemon's, whether or not there is something."""
-    ours = {message.topic for key in accounts for message in messages.account_cleared(topics, key)}
-    ours |= {homeassistant.discovery_topic(prefix, topics, key) for key in accounts}
-    return ours | ({topics.bridge_state, topics.bridge_info} if bridge else set())
+def _owned(topics: Topics, prefix: str, accounts: Iterable[str]) -> list[str]:
+    """Return the topics of these accounts that are the daemon's, whether or not there is something."""
+    leaves = [message.topic for key in accounts for message in messages.account_cleared(topics, key)]
+    return [*(homeassistant.discovery_topic(prefix, topics, key) for key in accounts), *leaves]
 
 
-def accounts_in(found: Mapping[str, bytes], topics: Topics) -> set[str]:
+def accounts_in(found: Mapping[str, bytes], topics: Topics, prefix: str) -> set[str]:
     """Return the accounts of which retained messages tell that they are the daemon's."""
     accounts = set()
     with contextlib.suppress(messages.ForeignError):
@@ -84,9 +88,11 @@ def accounts_in(found: Mapping[str, bytes], topics: Topics) -> set[str]:
         account, _, leaf = topic.removeprefix(f"{topics.base}/").partition("/")
         if messages.is_ours(account, leaf, payload):
             accounts.add(account)
+        elif (described := homeassistant.account_of(prefix, topics, topic, payload)) is not None:
+            accounts.add(described)
     return accounts
 
 
-def _some(names: Collection[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(list(names)[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -12,7 +12,7 @@ import pytest
 
 from dexcom2mqtt import messages
 from dexcom2mqtt.config import Account
-from dexcom2mqtt.homeassistant import discovery_message, discovery_topic, no_discovery
+from dexcom2mqtt.homeassistant import account_of, discovery_message, discovery_topic
 from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.status import REMEDIES, Status
@@ -133,14 +133,24 @@ def test_glucose_value() -> None:
     assert found["json_attributes_topic"] == "dexcom2mqtt/anna/state"
 
 
-def test_no_discovery_removes_the_device() -> None:
-    """An empty retained payload takes the device away."""
-    message = no_discovery("homeassistant", TOPICS, "anna")
-    assert (message.topic, message.payload, message.retain) == (
-        "homeassistant/device/dexcom2mqtt_anna/config",
-        "",
-        True,
-    )
+def test_an_account_is_known_by_its_discovery() -> None:
+    """A retained discovery tells which account it is of, where it is the daemon's beyond doubt."""
+
+    def account_in(topic: str, payload: bytes, base: str = "home/glucose") -> str | None:
+        return account_of("ha", Topics(base), topic, payload)
+
+    message = discovery_message("ha", Topics("home/glucose"), "b_2", anna(), stale_after=900, version="1")
+    payload = message.payload.encode()
+    assert account_in(message.topic, payload) == "b_2"
+    assert account_in("ha/device/home_glucose_b/config", payload) is None
+    assert account_in(message.topic, payload, "home_glucose") is None  # of whom it has the same topic
+    assert account_in(message.topic, payload, "home") is None
+    assert account_in(message.topic, payload.replace(b'"o": {"name": "dexcom', b'"o": {"name": "another')) is None
+    for foreign in (b"", b"{}", b"[1]", b"null", b"\xff", b'{"o": 1}', b'{"o": {"name": "dexcom2mqtt"}, "cmps": []}'):
+        assert account_in(message.topic, foreign) is None
+    nested = b'{"o": {"name": "dexcom2mqtt"}, "cmps": {"glucose_value": {"state_topic": %s}}}'
+    for topic in (b"1", b'"a"', b'"home/glucose/bridge/state"'):
+        assert account_in("ha/device/home_glucose_bridge/config", nested % topic) is None
 
 
 # --- what the templates make of our own payloads -----------------------------------------------------------
