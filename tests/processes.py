@@ -145,8 +145,10 @@ class Mosquitto:
     def save(self) -> None:
         """Let it write to its file what it holds."""
         assert self._process
+        file = self._folder / "mosquitto.db"
+        file.unlink(missing_ok=True)
         self._process.signal(signal.SIGUSR1)
-        eventually((self._folder / "mosquitto.db").exists)
+        eventually(file.exists)
 
     def reload(self) -> None:
         """Let it read its files again."""

@@ -116,8 +116,16 @@ def test_a_broker_that_comes_back_with_what_it_had_long_ago(world: Build, record
     """What a broker remembers from long ago is not shown as current, and repeats at most what it has forgotten."""
     here = world(speed=120, persistent=True)
     here.begin()
-    here.mosquitto.save()
-    then = retained(here.mosquitto.port)["dexcom2mqtt/anna/history"]
+
+    def history() -> str:
+        return retained(here.mosquitto.port)["dexcom2mqtt/anna/history"]
+
+    def saved() -> str | None:
+        before = history()
+        here.mosquitto.save()
+        return before if history() == before else None  # else a reading came in between
+
+    then = eventually(saved)
     here.live(40 * MINUTE)
     here.network.refuse()
     if name == "both old":
@@ -125,7 +133,7 @@ def test_a_broker_that_comes_back_with_what_it_had_long_ago(world: Build, record
     here.mosquitto.kill()
     here.mosquitto.start()
     eventually(here.subscriber.subscribed.is_set)
-    assert retained(here.mosquitto.port)["dexcom2mqtt/anna/history"] == then
+    assert history() == then
     here.live(20 * MINUTE)
     here.resubscribe()
     if name == "both old":
