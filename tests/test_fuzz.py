@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.messages import Message
 
+pytestmark = pytest.mark.timeout(900)  # thousands of cases, where the profile asks for them
+
 ANNA = SimulatedAccount("anna@example.com", "the password")
 SOURCE = source_of("us", ANNA.username)
 
