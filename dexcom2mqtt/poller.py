@@ -112,6 +112,8 @@ class Poller:
         """Set once the first poll is over, however it went."""
         self._ledger = Ledger()
         self._sign_ins = schedule.SignIns()
+        self._rhythm = schedule.Rhythm()
+        self._asked: float | None = None  # when the last poll that worked asked
         self._status = Status()
         self._since = clock.now()
         self._last_success: float | None = None
@@ -291,14 +293,23 @@ class Poller:
         known = self._ledger.newest
         new = self._ledger.add(batch.readings, today)
         newest = self._ledger.newest
+        self._learn(None if newest is known else newest)
         self._offer(new)
         self._log_new(new, newest_is_new=newest is not known)
         self._become(self._judge(batch, newest))
         if newest is None:
-            return schedule.next_poll(None, now)
+            return self._rhythm.next_poll(None, now)
         if new or self._shown != (newest, self.time.known):
             self._show(newest)
-        return schedule.next_poll(self.time.at(newest.date / 1000), now)
+        return self._rhythm.next_poll(self.time.at(newest.date / 1000), now)
+
+    def _learn(self, new: Reading | None) -> None:
+        """Learn from a poll that worked, and from the reading that it found, when readings become readable."""
+        before, asked = self._asked, self._calls[-1][0]
+        self._asked = asked
+        taken = None if new is None else self.time.at(new.date / 1000)
+        if before is not None and taken is not None:
+            self._rhythm.learn(missed=before - taken, found=asked - taken)
 
     def _today(self) -> float | None:
         """Return the time of day in Unix seconds; where Share tells none, it is no earlier than its readings."""
@@ -391,6 +402,7 @@ class Poller:
             last_reading_at=None if newest is None else newest.date / 1000,
             last_success_at=None if self._last_success is None else unix(self._last_success),
             next_poll_at=unix(next_poll),
+            delay=None if self._rhythm.learned is None else round(self._rhythm.learned, 1),
             requests_24h=sum(requests for _, requests, _ in self._calls),
             logins_24h=sum(logins for _, _, logins in self._calls),
             rejected=tuple(

@@ -5,6 +5,7 @@ Pure: times are seconds of the caller's clock, and chance is a parameter. It doe
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -12,14 +13,30 @@ if TYPE_CHECKING:
 
 INTERVAL: Final = 300.0
 """Seconds from one reading to the next: the sensors' own rhythm."""
-DELAY: Final = 15.0
-"""Seconds after a reading is due when it is first asked for; most are readable 8 to 25 s after they were taken."""
 FULL_READ_EVERY: Final = 3600.0
 """Seconds between two polls that read all 24 hours, in case something was missed."""
 REFRESH_EVERY: Final = 30.0
 """Seconds that have to pass between two polls that were asked for."""
 
-_LATE_TRIES: Final = (20.0, 60.0, 140.0)
+_DELAY_FIRST: Final = 15.0  # most readings are readable 8 to 25 s after they were taken
+_DELAY_BOUNDS: Final = (1.0, 120.0)
+_SPREAD_FIRST: Final = 4.0
+_SPREAD_BOUNDS: Final = (1.0, 15.0)  # below a second, the jitter of the sensor's rhythm is all there is to see
+_REQUEST: Final = 8.5
+"""Seconds of waiting that one request more is worth."""
+_QUICK: Final = (0.0, 1.6, 4.0)
+"""When the quick tries come after the delay, in spreads."""
+_SECOND_FINDS: Final = 0.8
+"""The share of what the first try misses that the second is to find: with 1.6 spreads, the spread is a mean excess."""
+_EVERY: Final = 45.0
+"""Seconds between the tries after the quick ones, until the next reading is due."""
+_CALM: Final = 30.0
+"""Seconds by which a try is later than usual in a gap, where one has to find nearly every reading."""
+_STEP: Final = 0.03  # of the delay, in spreads
+_WIDEN: Final = 0.06  # of the spread, in parts of itself
+_LATE_IN_A_ROW: Final = 8
+_HITS_IN_A_ROW: Final = 6.0  # times as many as usual
+_HALF_A_SECOND: Final = 0.5
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
@@ -31,6 +48,7 @@ WRONG_CLOCK: Final = 30.0
 """Seconds between two tries while this machine's wrong clock makes TLS fail."""
 _BACKOFF_FIRST: Final = 5.0
 _BACKOFF_MOST: Final = 300.0
+_BACKOFF_SPREAD: Final = 0.2  # a day of failures is to cost no more requests than a day of readings
 
 _RATE_LIMIT_DEFAULT: Final = 5 * _MINUTE
 _RATE_LIMIT_LEAST: Final = _MINUTE
@@ -43,29 +61,90 @@ _FOR_RESTARTS: Final = 2
 """How many attempts in an hour restarts may add, and how many of the day's are kept for them."""
 
 
-def next_poll(newest: float | None, now: float) -> float:
-    """Return when to poll next, after a poll that worked, given when the newest reading was taken.
+class Rhythm:
+    """When one account's readings become readable, learned from which try finds them, and when to ask next.
 
-    A reading is asked for when it is due. Where it is late, a few tries follow with growing gaps; then it is
-    asked for calmly, once each time one would be due, which also finds the old rhythm again after a gap.
+    A reading is first asked for when it is due: 300 s after its predecessor, and the delay. A first try that hits
+    pulls the delay down a little; one that misses pushes it up by more, so that the two balance where asking earlier
+    would cost as much in requests as it saves in waiting. Two quick tries follow; how far apart is the spread, which
+    is learned too, so that the second try finds four in five of what the first missed. Then one comes every 45 s
+    until the next reading is due, and from then on one each 5 minutes, somewhat later than usual.
+
+    Readings later than the quick tries are late for reasons of their own, and teach nothing. But where eight in a row
+    are so late, or far more in a row hit than usual, the delay itself has changed, and it moves on with each reading.
     """
-    if newest is None:
-        return now + INTERVAL
-    due = newest + INTERVAL + DELAY
-    missed = max(0, int((now - due) // INTERVAL))
-    tries = [due + INTERVAL * periods for periods in (missed, missed + 1, missed + 2)]
-    if missed == 0:
-        tries += [due + late for late in _LATE_TRIES]
-    return min(*(at for at in tries if at > now), now + INTERVAL + DELAY)
+
+    def __init__(self) -> None:
+        self.delay = _DELAY_FIRST
+        """Seconds after a reading was due when it is first asked for."""
+        self.learned: float | None = None
+        """The delay, once a reading has told something about it."""
+        self._spread = _SPREAD_FIRST
+        self._hits = 0  # in a row
+        self._late = 0  # in a row
+
+    def learn(self, missed: float, found: float) -> None:
+        """Take note of how many seconds after a reading was taken it was asked for, last in vain, and then found.
+
+        ``missed`` is negative where nobody asked in between.
+        """
+        first, second, third = self._quick_tries()
+        slack = (second - first) / 2  # neither the sensor's rhythm nor the time of day is exact
+        odds = 1 + _REQUEST / self._spread  # hits to a miss
+        if missed < first - slack:
+            self._late = 0
+            if found < second:
+                self._hits += 1
+                self.delay -= self._spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
+        elif missed < third - slack:
+            self._late = self._hits = 0
+            self.delay += self._spread * _STEP * odds
+            found_by_second = missed < second - slack
+            self._spread *= math.exp(_WIDEN * (_SECOND_FINDS - found_by_second))
+        else:
+            self._late += 1
+            if self._late >= _LATE_IN_A_ROW:
+                self.delay = third
+        self.delay = self.learned = _within(_DELAY_BOUNDS, self.delay)
+        self._spread = _within(_SPREAD_BOUNDS, self._spread)
+
+    def next_poll(self, newest: float | None, now: float) -> float:
+        """Return when to poll next, after a poll that worked, given when the newest reading was taken.
+
+        It is never later than 5 minutes and the delay from now.
+        """
+        if newest is None:
+            return now + INTERVAL
+        due = newest + INTERVAL
+        passed = now - due + _HALF_A_SECOND  # a try that came a moment early is not made again at once
+        after = next((at for at in self._tries() if at > passed), None)
+        if after is None:
+            calm = self.delay + _CALM
+            after = calm + INTERVAL * math.ceil((passed - calm) / INTERVAL)
+        return min(due + after, now + INTERVAL + self.delay)
+
+    def _quick_tries(self) -> list[float]:
+        return [self.delay + spreads * self._spread for spreads in _QUICK]
+
+    def _tries(self) -> list[float]:
+        """Return when a reading is asked for after it was due, until its successor is."""
+        tries = self._quick_tries()
+        while tries[-1] + _EVERY < INTERVAL:
+            tries.append(tries[-1] + _EVERY)
+        return [*tries, INTERVAL + self.delay]
+
+
+def _within(bounds: tuple[float, float], value: float) -> float:
+    return min(max(value, bounds[0]), bounds[1])
 
 
 def backoff(failures: int, chance: Callable[[], float]) -> float:
-    """Return how many seconds to wait after that many failed polls in a row: 5 at first, never above 300.
+    """Return how many seconds to wait after that many failed polls in a row: 4 or 5 at first, never above 300.
 
     ``chance`` gives a number from 0 to 1; it spreads out those who failed at the same moment.
     """
     most = min(_BACKOFF_FIRST * float(2 ** min(failures - 1, 10)), _BACKOFF_MOST)
-    return most * (0.5 + chance() / 2)
+    return most * (1 - _BACKOFF_SPREAD + _BACKOFF_SPREAD * chance())
 
 
 def rate_limit(retry_after: float | None) -> float:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt import schedule
-from dexcom2mqtt.schedule import DELAY, SignIns, backoff, next_poll, rate_limit
+from dexcom2mqtt.schedule import Rhythm, SignIns, backoff, rate_limit
 from tests.builders import property_of
 
 if TYPE_CHECKING:
@@ -44,36 +44,38 @@ def test_keeps_the_intervals_that_were_promised() -> None:
 
 def polls_without_readings(newest: float | None, now: float, hours: float) -> list[float]:
     """Poll for so many hours in which no reading comes."""
-    polls = [now]
+    rhythm, polls = Rhythm(), [now]
     while polls[-1] < now + hours * HOUR:
-        polls.append(next_poll(newest, polls[-1]))
+        polls.append(rhythm.next_poll(newest, polls[-1]))
     return polls
+
+
+DELAY = Rhythm().delay
+DUE = START + INTERVAL + DELAY
 
 
 @pytest.mark.parametrize("since", [0.5, 10, 20, 200, 299, 314])
 def test_asks_for_a_reading_when_it_is_due(since: float) -> None:
     """The next poll comes 300 s and the delay after the newest reading was taken."""
-    assert next_poll(START, START + since) == START + INTERVAL + DELAY
+    assert Rhythm().next_poll(START, START + since) == DUE
 
 
 def test_tries_a_few_times_where_a_reading_is_late() -> None:
-    """A late reading is asked for a few times with growing gaps, until the next one is due."""
-    due = START + INTERVAL + DELAY
-    tries = [at for at in polls_without_readings(START, START + 20, 1) if due <= at <= due + INTERVAL]
+    """A late reading is asked for at once again, twice, then every few tens of seconds, until the next one is due."""
+    tries = [at for at in polls_without_readings(START, START + 20, 1) if DUE <= at <= DUE + INTERVAL]
     gaps = [after - before for before, after in pairwise(tries)]
-    assert tries[0] == due
-    assert tries[-1] == due + INTERVAL
-    assert 3 <= len(gaps) <= 5
-    assert 10 <= gaps[0] <= 30
-    assert all(before < after for before, after in pairwise(gaps))
+    assert tries[0] == DUE
+    assert tries[-1] == DUE + INTERVAL
+    assert gaps[0] < gaps[1] < 15
+    assert all(20 <= gap <= 60 for gap in gaps[2:])
+    assert len(gaps) <= 10
 
 
 def test_calms_down_where_readings_stay_away() -> None:
-    """After the first late reading, one poll each 5 minutes goes on in the old rhythm."""
-    due = START + INTERVAL + DELAY
-    later = [at for at in polls_without_readings(START, START + 20, 24) if at > due + INTERVAL]
+    """After the first late reading, one poll each 5 minutes goes on, within a minute after one would be readable."""
+    later = [at for at in polls_without_readings(START, START + 20, 24) if at > DUE + INTERVAL]
     assert len(later) > 280
-    assert all(round((at - due) % INTERVAL, 3) in {0, INTERVAL} for at in later)
+    assert all(0 < (at - DUE) % INTERVAL <= 45 for at in later)
 
 
 def test_calms_down_where_there_never_was_a_reading() -> None:
@@ -85,16 +87,30 @@ def test_calms_down_where_there_never_was_a_reading() -> None:
 def test_hours_without_readings_are_cheap() -> None:
     """No hour without readings costs more than 13 polls, the tries of the first late reading aside."""
     polls = polls_without_readings(START, START + 20, 24)
-    assert most_within(polls, HOUR) <= 13 + 3
-    assert most_within([at for at in polls if at >= START + 2 * INTERVAL], HOUR) <= 13
+    assert most_within(polls, HOUR) <= 22
+    assert most_within([at for at in polls if at > DUE + INTERVAL], HOUR) <= 13
 
 
-@given(newest=times | st.none(), passed=st.floats(-400, 1e6))
+seconds_after = st.floats(-1e5, 1e5)
+lessons = st.lists(st.tuples(seconds_after, st.floats(0, 1e4)), max_size=60)
+"""What can be learned from, sensible or not: when it was asked for in vain, and how much later it was found."""
+
+
+def taught(lessons: Iterable[tuple[float, float]]) -> Rhythm:
+    rhythm = Rhythm()
+    for missed, later in lessons:
+        rhythm.learn(missed, missed + later)
+    return rhythm
+
+
+@given(newest=times | st.none(), passed=st.floats(-400, 1e6), lessons=lessons)
 @property_of
-def test_next_poll_is_near(newest: float | None, passed: float) -> None:
-    """The next poll is in the future, and never later than 5 minutes and the delay from now."""
+def test_next_poll_is_near(newest: float | None, passed: float, lessons: list[tuple[float, float]]) -> None:
+    """Whatever was learned, the next poll is in the future, and no later than 5 minutes and the delay from now."""
+    rhythm = taught(lessons)
     now = max(0.0, (newest or 0.0) + passed)
-    assert now < next_poll(newest, now) <= now + INTERVAL + DELAY
+    assert 1 <= rhythm.delay <= 120
+    assert now < rhythm.next_poll(newest, now) <= now + INTERVAL + rhythm.delay
 
 
 @given(newest=times, missed=st.integers(0, 1000))
@@ -103,13 +119,94 @@ def test_next_poll_is_near(newest: float | None, passed: float) -> None:
 @property_of
 def test_polling_at_the_very_moment(newest: float, missed: int) -> None:
     """A poll that was made exactly when it was due, to the last bit, is followed by another one."""
+    rhythm = Rhythm()
     now = newest + INTERVAL + DELAY + INTERVAL * missed
-    assert now < next_poll(newest, now) <= now + INTERVAL + DELAY
+    assert now < rhythm.next_poll(newest, now) <= now + INTERVAL + DELAY
+
+
+@given(newest=times, lessons=lessons, hours=st.integers(1, 5))
+@property_of
+def test_every_rhythm_is_cheap_without_readings(newest: float, lessons: list[tuple[float, float]], hours: int) -> None:
+    """Whatever was learned, an hour without readings costs at most 13 polls after the first late reading's."""
+    rhythm, polls = taught(lessons), [newest + 2 * INTERVAL + 121]
+    while polls[-1] < polls[0] + hours * HOUR:
+        polls.append(rhythm.next_poll(newest, polls[-1]))
+    assert most_within(polls, HOUR) <= 13
 
 
 def test_a_reading_of_the_future_does_not_put_polling_off() -> None:
     """Where a wrong clock puts the newest reading ahead, the next poll still comes within 5 minutes and the delay."""
-    assert START < next_poll(START + 300, START) <= START + INTERVAL + DELAY
+    assert START < Rhythm().next_poll(START + 300, START) <= START + INTERVAL + DELAY
+
+
+# --- learning ----------------------------------------------------------------------------------------------
+
+
+def lived(rhythm: Rhythm, delays: Iterable[float]) -> list[float]:
+    """Poll for readings that are readable so many seconds after they were taken; return how much later each came."""
+    now, newest, waited = START + 20, START, []
+    for number, delay in enumerate(delays, start=1):
+        taken, before = START + number * INTERVAL, now
+        while now < taken + delay:
+            before, now = now, rhythm.next_poll(newest, now)
+        waited.append(now - taken - delay)
+        rhythm.learn(missed=before - taken, found=now - taken)
+        newest = taken
+    return waited
+
+
+def test_it_knows_nothing_until_it_learned() -> None:
+    """Until a reading has told something, the delay is a guess and is not called learned."""
+    rhythm = Rhythm()
+    assert rhythm.learned is None
+    lived(rhythm, [10.0])
+    assert rhythm.learned == rhythm.delay
+
+
+@pytest.mark.parametrize("delay", [5.0, 8.0, 12.0, 25.0, 40.0, 80.0])
+def test_it_learns_when_readings_come(delay: float) -> None:
+    """Within a day it has found a steady delay, and then waits seconds at hardly more than one request."""
+    rhythm = Rhythm()
+    waited = lived(rhythm, [delay] * 288)
+    assert delay - 0.5 <= rhythm.delay <= delay + 3
+    assert max(waited[-100:]) < 6
+    assert sum(waited[-100:]) / 100 < 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(8.0, 40.0), (40.0, 8.0), (12.0, 25.0), (25.0, 12.0)])
+def test_it_follows_a_delay_that_changes(before: float, after: float) -> None:
+    """Another phone, another delay: within half a day it is found, whether longer or shorter."""
+    rhythm = Rhythm()
+    lived(rhythm, [before] * 288 + [after] * 144)
+    assert abs(rhythm.delay - after) < 4
+
+
+def test_readings_that_are_late_for_reasons_of_their_own_teach_nothing() -> None:
+    """Some readings that come minutes late, up to every other one, leave the delay where it was."""
+    rhythm = Rhythm()
+    lived(rhythm, [8.0] * 288)
+    learned = rhythm.delay
+    lived(rhythm, [130.0, 8.0] * 72)
+    assert abs(rhythm.delay - learned) < 4
+
+
+@pytest.mark.parametrize(("delay", "bound"), [(0.0, 1), (290.0, 120)])
+def test_the_delay_stays_within_its_bounds(delay: float, bound: float) -> None:
+    """However early or late all readings come, the delay stays between a second and two minutes."""
+    rhythm = Rhythm()
+    lived(rhythm, [delay] * 500)
+    assert rhythm.delay == bound
+
+
+def test_nothing_is_learned_from_silence() -> None:
+    """A gap of hours leaves the delay where it was: only readings tell something."""
+    rhythm = Rhythm()
+    lived(rhythm, [8.0] * 288)
+    learned = rhythm.delay
+    now = START
+    for _ in range(100):
+        now = rhythm.next_poll(START, now)
+    assert rhythm.delay == learned
 
 
 # --- failures ----------------------------------------------------------------------------------------------

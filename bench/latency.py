@@ -1,0 +1,472 @@
+"""How soon a reading is published after it can be read, and at how many requests: us, others, and the best possible.
+
+    pip install '.[bench]'
+    python bench/latency.py [--days 20] [--seed N] [--plot docs/latency.png]
+
+The poller, its schedule, the ledger and the stream are the real ones, on a clock that jumps from one wait to the next.
+Share and the broker are stand-ins that answer at once: what is measured is the wait between the moment when a
+reading can be read and the moment when it is handed to the broker. The other clients are their rules for when to ask,
+as documented, in a few lines each. The oracle knows how a profile's delays are distributed, and makes the best
+of it; no client does.
+
+Each run is ``--days`` long, from a cold start, with the sensor's jitter and drift, and a warm-up without readings (27
+minutes or 2 hours, after which the rhythm is another one) about every ten days. A request is one poll; each session
+of 24 hours costs two more. The three profiles are run with five seeds each, the random ones with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import statistics
+import sys
+from bisect import bisect_right
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from email.utils import formatdate
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from dexcom2mqtt import poller
+from dexcom2mqtt.clock import ShareTime, Stopped
+from dexcom2mqtt.config import Account
+from dexcom2mqtt.messages import Topics
+from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.share import Batch
+from dexcom2mqtt.stream import Stream
+from tests.jumping import JumpingClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dexcom2mqtt.clock import Clock
+
+DAY: Final = 86400.0
+INTERVAL: Final = 300.0
+BOOTED: Final = 5000.0  # what the machine's clock shows at the start
+BEGIN: Final = 1_772_323_200  # an instant in Unix seconds: 2026-03-01
+SESSION: Final = DAY
+PRICES: Final = (0.3, 0.6, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 45)  # seconds of waiting for a request
+SEEDS: Final = 5
+TARGETS: Final = ((4, 1.45), (5, 1.6), (8, 1.7))  # mean delay in seconds, requests per reading, of the three profiles
+RATIO: Final = 1.4  # to the oracle's delay at the same requests, mean of the random profiles
+
+
+# The world: how late readings become readable
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How many seconds after it was taken a reading becomes readable; a part of them between 30 and 300 s."""
+
+    base: float
+    mean: float  # of what is above the base
+    tail: float = 0.04
+    shape: str = "exponential"
+
+    def __str__(self) -> str:
+        return f"{self.base:.3g} s + {self.shape} {self.mean:.2g} s, {self.tail:.0%} late"
+
+    def draw(self, chance: random.Random) -> float:
+        """Draw one delay."""
+        if chance.random() < self.tail:
+            return chance.uniform(30, 300)
+        match self.shape:
+            case "exponential":
+                return self.base + chance.expovariate(1 / self.mean)
+            case "gamma":
+                return self.base + chance.gammavariate(3, self.mean / 3)
+            case _:
+                return self.base + self.mean * math.exp(chance.gauss(0, 0.8) - 0.32)
+
+    def arrived(self, seconds: float) -> float:
+        """Return the probability that a reading is readable that long after it was taken."""
+        late = min(max((seconds - 30) / 270, 0), 1)
+        above = (seconds - self.base) / self.mean
+        if above <= 0:
+            usual = 0.0
+        elif self.shape == "exponential":
+            usual = 1 - math.exp(-above)
+        elif self.shape == "gamma":
+            usual = 1 - math.exp(-3 * above) * (1 + 3 * above + 4.5 * above**2)
+        else:
+            usual = 0.5 * (1 + math.erf((math.log(above) + 0.32) / (0.8 * math.sqrt(2))))
+        return self.tail * late + (1 - self.tail) * usual
+
+
+THREE: Final = (Profile(8, 2), Profile(12, 4), Profile(25, 8))
+
+
+def random_profiles(seed: int, count: int = 20) -> list[Profile]:
+    """Draw profiles of all shapes."""
+    chance = random.Random(seed)
+    shapes = ("exponential", "gamma", "lognormal")
+    return [
+        Profile(chance.uniform(4, 40), 0.5 * 24 ** chance.random(), chance.uniform(0, 0.1), shapes[number % 3])
+        for number in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A reading: when it was taken, and from when on it can be read, in seconds of the clock."""
+
+    taken: float
+    readable: float
+
+
+def arrivals(profile: Profile, days: float, seed: int) -> list[Arrival]:
+    """Return the readings of so many days, in the order in which they can be read."""
+    chance = random.Random(seed)
+    at = BOOTED - chance.uniform(0, INTERVAL)
+    warm_up, next_warm_up = 27 * 60.0, BOOTED + chance.uniform(2, 8) * DAY
+    found = []
+    while at < BOOTED + days * DAY:
+        if at > next_warm_up:
+            at += warm_up + chance.uniform(0, INTERVAL)
+            warm_up, next_warm_up = 2 * 3600.0, next_warm_up + 10 * DAY
+        taken = at + chance.uniform(-0.5, 0.5)
+        found.append(Arrival(taken, taken + profile.draw(chance)))
+        at += INTERVAL + 0.02
+    return sorted(found, key=lambda arrival: arrival.readable)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it: the delays in seconds, and how many requests they took."""
+
+    delays: Sequence[float]
+    requests: int
+
+    @property
+    def mean(self) -> float:
+        """The mean delay in seconds."""
+        return statistics.fmean(self.delays)
+
+    @property
+    def requests_per_reading(self) -> float:
+        """How many requests a reading took."""
+        return self.requests / len(self.delays)
+
+    def numbers(self) -> str:
+        """Write mean, median and 95th percentile of the delay, and the requests per reading."""
+        ordered = sorted(self.delays)
+        p95 = ordered[int(len(ordered) * 0.95)]
+        return f"{self.mean:.1f} / {ordered[len(ordered) // 2]:.1f} / {p95:.0f} s at {self.requests_per_reading:.2f}"
+
+
+def together(results: Sequence[Result]) -> Result:
+    """Take several runs for one."""
+    return Result([delay for result in results for delay in result.delays], sum(each.requests for each in results))
+
+
+# We
+
+
+class MemoryShare:
+    """Stands in for the client of Share: it has a reading as soon as that can be read, and answers at once."""
+
+    host = "share.example"
+    sign_in_requests = 2
+
+    def __init__(self, found: Sequence[Arrival], clock: Clock) -> None:
+        self._readable = [arrival.readable for arrival in found]
+        self._readings = [Reading(100, "Flat", round(unix(arrival.taken) * 1000), 0) for arrival in found]
+        self._clock = clock
+        self._session_ends = -math.inf
+        self.time = ShareTime(clock)
+        self.requests = self.logins = self.sessions = 0
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether there has been a session."""
+        return self.sessions > 0
+
+    def ask_time(self) -> None:
+        """Do nothing: the time is told by the first answer."""
+
+    def fetch(self, minutes: int, *, renew: bool) -> Batch:
+        """Return what can be read by now of so many minutes, and sign in where the session has ended."""
+        del renew  # it may always
+        now = self._clock.now()
+        if now > self._session_ends:
+            self.requests += 2  # by name and then by id, or one that finds the session lost and one by id
+            self.logins += 1
+            self.sessions += 1
+            self._session_ends = now + SESSION
+        self.requests += 1
+        self.time.tell(http_date(unix(now)), now)
+        by_now = bisect_right(self._readable, now)
+        recent = self._readings[max(0, by_now - 400) : by_now]
+        oldest = (unix(now) - minutes * 60) * 1000
+        return Batch(tuple(sorted((each for each in recent if each.date >= oldest), key=lambda each: each.date)))
+
+
+def unix(at: float) -> float:
+    """Turn a time of the clock into Unix seconds."""
+    return BEGIN + at - BOOTED
+
+
+def http_date(seconds: float) -> str:
+    """Write a time as Share does: in whole seconds."""
+    return formatdate(math.floor(seconds), usegmt=True)
+
+
+def ours(found: Sequence[Arrival], days: float) -> Result:
+    """Let the real poller poll."""
+    clock = JumpingClock(end=BOOTED + days * DAY, begin=BOOTED)
+    share = MemoryShare(found, clock)
+    topics = Topics("dexcom2mqtt")
+    stream, mirror = Stream(topics), Mirror(last=topics.bridge_state)
+    readable = {round(unix(arrival.taken) * 1000): arrival.readable for arrival in found}
+    delays = []
+
+    def serve() -> None:
+        """Be the broker: take what there is, and acknowledge it."""
+        mirror.take(clock.now(), 1000)
+        while taken := stream.take(clock.now(), 20):
+            for message in taken:
+                since = readable[json.loads(message.payload)["date"]]
+                delays.append(clock.now() - max(since, BOOTED))
+                stream.acknowledged(message)
+            stream.histories(math.inf)
+
+    clock.before_wait = serve
+    given: dict[str, Any] = {"username": "anna@example.com", "password": "password"}
+    real, poller.ShareClient = poller.ShareClient, lambda **_: share  # type: ignore[assignment,misc]
+    try:
+        anna = poller.Poller(
+            "anna",
+            Account.model_validate(given),
+            clock=clock,
+            topics=topics,
+            put=mirror.put,
+            stream=stream,
+            stale_after=900,
+            rate_limits={},
+        )
+    finally:
+        poller.ShareClient = real  # type: ignore[misc]
+    anna.take_read_back(None, None)
+    try:
+        anna.run()
+    except Stopped:
+        return Result(delays, share.requests)
+    raise AssertionError("it never ends by itself")
+
+
+# The others: a rule is given the time, the newest reading's, and the last one's answer, and tells when to ask next
+
+
+def every(seconds: float) -> Callable[[float, float, random.Random], float]:
+    """Ask always after the same time."""
+    return lambda now, _newest, _chance: now + seconds
+
+
+def nightscout_connect(now: float, newest: float, chance: random.Random) -> float:
+    """Ask 318 to 336 s after the newest; where it is late, after a minute (which is assumed)."""
+    due = newest + 318 + chance.uniform(0, 18)
+    return due if due > now else now + 60
+
+
+def loop_follow(now: float, newest: float, _chance: random.Random) -> float:
+    """Ask 310 s after the newest, then every 5 s, and ever more calmly."""
+    age = now - newest
+    steps = ((420, 5), (600, 30), (1200, 60))
+    return newest + 310 if age < 310 else now + next((seconds for until, seconds in steps if age < until), 300)
+
+
+def xdrip(now: float, newest: float, _chance: random.Random) -> float:
+    """Ask 300 s after the newest, once more after 20 s, and so each 300 s."""
+    passed = (now - newest) % INTERVAL
+    return now + (20 - passed if now - newest >= INTERVAL and passed < 19.9 else INTERVAL - passed)
+
+
+def gluco_data_handler(now: float, newest: float, _chance: random.Random) -> float:
+    """Ask 330 s after the newest, and then every minute."""
+    return max(newest + 330, now + 60) if now - newest >= 330 else newest + 330
+
+
+OTHERS: Final = {
+    "Home Assistant dexcom": every(180),
+    "share2nightscout-bridge": every(150),
+    "nightscout-connect": nightscout_connect,
+    "LoopFollow": loop_follow,
+    "xDrip+": xdrip,
+    "GlucoDataHandler": gluco_data_handler,
+}
+
+
+def another(
+    rule: Callable[[float, float, random.Random], float], found: Sequence[Arrival], days: float, seed: int
+) -> Result:
+    """Let another client poll."""
+    chance = random.Random(seed)
+    now, newest, read, delays, requests = BOOTED, -math.inf, 0, list[float](), 0
+    session_ends = -math.inf
+    while now < BOOTED + days * DAY:
+        requests += 1
+        if now > session_ends:
+            requests, session_ends = requests + 2, now + SESSION
+        while read < len(found) and found[read].readable <= now:
+            newest = max(newest, found[read].taken)
+            delays.append(now - max(found[read].readable, BOOTED))
+            read += 1
+        now = max(rule(now, newest, chance), now + 1) if newest > -math.inf else now + 60
+    return Result(delays, requests)
+
+
+# The oracle
+
+
+def oracle(profile: Profile, price: float) -> tuple[float, float]:
+    """Return the mean delay and the requests per reading of the best times to ask, for a price of a request.
+
+    Dynamic programming over the time of the next try, from the last one backwards: the one at which the successor is
+    asked for first, which costs nothing more. That one depends on the first try, so it is found in three rounds.
+    """
+    first = profile.base + profile.mean
+    for _ in range(3):
+        times = np.concatenate([np.arange(0, 100, 0.25), np.arange(100, INTERVAL + first, 2), [INTERVAL + first]])
+        arrived = np.array([profile.arrived(at) for at in times])
+        arrived[-1] = 1.0
+        fine = np.linspace(0, 1, 9)
+        areas = [
+            np.trapezoid([profile.arrived(a + (b - a) * part) for part in fine], dx=(b - a) / 8)
+            for a, b in pairwise(times)
+        ]
+        area = np.concatenate([[0.0], np.cumsum(areas)])  # under the curve of what has arrived
+        last = len(times) - 1
+        cost, following = np.zeros(last + 1), np.full(last + 1, last)
+        for now in range(last - 1, -1, -1):
+            waiting = area[now + 1 :] - area[now] - arrived[now] * (times[now + 1 :] - times[now])
+            asking = np.full(last - now, price * (1 - arrived[now]))
+            asking[-1] = 0.0
+            total = waiting + asking + cost[now + 1 :]
+            following[now] = now + 1 + int(np.argmin(total))
+            cost[now] = total.min()
+        tries = [0]
+        while tries[-1] != last:
+            tries.append(int(following[tries[-1]]))
+        first = times[tries[1]] if tries[1] != last else first
+    delay = sum(area[b] - area[a] - arrived[a] * (times[b] - times[a]) for a, b in pairwise(tries))
+    requests = sum(1 - arrived[a] for a in tries[:-2]) if len(tries) > 2 else 1.0
+    return float(delay), float(requests)
+
+
+def frontier(profile: Profile) -> list[tuple[float, float]]:
+    """Return requests and delay of the oracle for every price, the fewest requests first."""
+    return sorted((requests, delay) for delay, requests in (oracle(profile, price) for price in PRICES))
+
+
+def best_at(points: Sequence[tuple[float, float]], requests: float) -> float:
+    """Return the delay of the oracle at so many requests."""
+    return float(np.interp(requests, *zip(*points, strict=True)))
+
+
+# The result
+
+
+def plot(path: Path, rows: dict[str, list[Result]], frontiers: Sequence[list[tuple[float, float]]]) -> None:
+    """Draw delay over requests for the three profiles."""
+    import matplotlib as mpl  # noqa: PLC0415  # it takes a while, and only the plot needs it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(1, len(THREE), figsize=(13, 4.2), sharey=True)
+    for number, (profile, points, axis) in enumerate(zip(THREE, frontiers, axes, strict=True)):
+        axis.plot(*zip(*points, strict=True), color="0.5", label="oracle: the best possible")
+        for name, results in rows.items():
+            of_us = name == "dexcom2mqtt"
+            x, y = results[number].requests_per_reading, results[number].mean
+            axis.plot(
+                x, y, "*" if of_us else "o", ms=15 if of_us else 7, color="crimson" if of_us else None, label=name
+            )
+        axis.set(title=str(profile), xlabel="requests per reading", yscale="log", xscale="log")
+        axis.set_xticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
+        axis.set_xticks([], minor=True)
+        axis.set_yticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean delay, seconds")
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def run(profile: Profile, days: float, seed: int) -> dict[str, Result]:
+    """Let everybody poll for the same readings."""
+    random.seed(seed)  # of the poller's own
+    logging.basicConfig(level=logging.CRITICAL)
+    found = arrivals(profile, days, seed)
+    others = {name: another(rule, found, days, seed) for name, rule in OTHERS.items()}
+    return {"dexcom2mqtt": ours(found, days), **others}
+
+
+def run_all(worlds: Sequence[tuple[Profile, float, int]]) -> list[dict[str, Result]]:
+    """Run them side by side."""
+    with ProcessPoolExecutor() as processes:
+        return list(processes.map(run, *zip(*worlds, strict=True)))
+
+
+def main() -> int:
+    """Run all, print the tables, draw the plot; 1 where a target was missed."""
+    parser = argparse.ArgumentParser(description="How soon readings come, and at how many requests.")
+    parser.add_argument("--days", type=float, default=20.0, help="simulated days of each run (default: 20)")
+    parser.add_argument("--seed", type=int, default=None, help="of the random profiles and of all runs")
+    parser.add_argument("--plot", type=Path, help="where to draw the plot (PNG)")
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    days = options.days
+    print(f"seed {seed}, {days:g} days a run; mean / median / 95th percentile of the delay at requests per reading\n")
+
+    runs = run_all([(profile, days, seed + number) for profile in THREE for number in range(SEEDS)])
+    of_profile = [runs[first : first + SEEDS] for first in range(0, len(runs), SEEDS)]
+    rows = {name: [together([each[name] for each in results]) for results in of_profile] for name in runs[0]}
+    frontiers = [frontier(profile) for profile in THREE]
+    print(f"| client | {' | '.join(map(str, THREE))} |\n|---|{'---|' * len(THREE)}")
+    for name, results in rows.items():
+        print(f"| {name} | {' | '.join(result.numbers() for result in results)} |")
+    us = rows["dexcom2mqtt"]
+    at_ours = [best_at(points, result.requests_per_reading) for points, result in zip(frontiers, us, strict=True)]
+    print(f"| oracle, at our requests | {' | '.join(f'{delay:.1f} s' for delay in at_ours)} |\n")
+
+    print("| random profile | delay at requests per reading | oracle | ratio |\n|---|---|---|---|")
+    profiles = random_profiles(seed)
+    randoms = run_all([(profile, days, seed + number) for number, profile in enumerate(profiles)])
+    ratios = []
+    for profile, results in zip(profiles, randoms, strict=True):
+        here = results["dexcom2mqtt"]
+        delay = best_at(frontier(profile), here.requests_per_reading)
+        ratios.append(here.mean / delay)
+        print(f"| {profile} | {here.numbers()} | {delay:.1f} s | {ratios[-1]:.2f} |")
+    ratio = statistics.fmean(ratios)
+    ahead = sum(
+        peer.mean <= each["dexcom2mqtt"].mean and peer.requests <= each["dexcom2mqtt"].requests
+        for each in [*runs, *randoms]
+        for name, peer in each.items()
+        if name != "dexcom2mqtt"
+    )
+    print(f"\nratio to the oracle, mean of the random profiles: {ratio:.2f} (worst {max(ratios):.2f})")
+    print(f"others ahead in both delay and requests, in all {len(runs) + len(randoms)} runs: {ahead}")
+    if options.plot:
+        plot(options.plot, rows, frontiers)
+    missed = [
+        result
+        for result, (delay, requests) in zip(us, TARGETS, strict=True)
+        if result.mean > delay or result.requests_per_reading > requests
+    ]
+    return 1 if missed or ahead or ratio > RATIO else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
