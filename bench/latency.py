@@ -7,7 +7,8 @@ The poller, its schedule, the ledger and the stream are the real ones, on a cloc
 Share and the broker are stand-ins that answer at once: what is measured is the wait between the moment when a
 reading can be read and the moment when it is handed to the broker. The other clients are their rules for when to ask,
 as documented, in a few lines each. The oracle knows how a profile's delays are distributed, and makes the best
-of it; no client does.
+of it; no client does. It does not suffer from the sensor's jitter either, so its delay is out of reach where delays
+vary by less than a second.
 
 Each run is ``--days`` long, from a cold start, with the sensor's jitter and drift, and a warm-up without readings (27
 minutes or 2 hours, after which the rhythm is another one) about every ten days. A request is one poll; each session

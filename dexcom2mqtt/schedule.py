@@ -19,7 +19,7 @@ REFRESH_EVERY: Final = 30.0
 """Seconds that have to pass between two polls that were asked for."""
 
 _DELAY_FIRST: Final = 15.0  # most readings are readable 8 to 25 s after they were taken
-_DELAY_BOUNDS: Final = (1.0, 120.0)
+_DELAY_BOUNDS: Final = (1.0, 270.0)
 _SPREAD_FIRST: Final = 4.0
 _SPREAD_BOUNDS: Final = (1.0, 15.0)  # below a second, the jitter of the sensor's rhythm is all there is to see
 _REQUEST: Final = 8.5
@@ -86,25 +86,28 @@ class Rhythm:
     def learn(self, missed: float, found: float) -> None:
         """Take note of how many seconds after a reading was taken it was asked for, last in vain, and then found.
 
-        ``missed`` is negative where nobody asked in between.
+        That is as many as after it was due, since the sensor keeps its rhythm. ``missed`` is negative where nobody
+        asked in between.
         """
         first, second, third = self._quick_tries()
         slack = (second - first) / 2  # neither the sensor's rhythm nor the time of day is exact
         odds = 1 + _REQUEST / self._spread  # hits to a miss
         if missed < first - slack:
             self._late = 0
-            if found < second:
-                self._hits += 1
-                self.delay -= self._spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
+            if found >= second:
+                return  # nobody asked when it was due
+            self._hits += 1
+            self.delay -= self._spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
         elif missed < third - slack:
             self._late = self._hits = 0
             self.delay += self._spread * _STEP * odds
-            found_by_second = missed < second - slack
-            self._spread *= math.exp(_WIDEN * (_SECOND_FINDS - found_by_second))
+            if found < third + slack:  # else a failure came between, which says nothing of the second try
+                self._spread *= math.exp(_WIDEN * (_SECOND_FINDS - (found < third - slack)))
         else:
             self._late += 1
-            if self._late >= _LATE_IN_A_ROW:
-                self.delay = third
+            if self._late < _LATE_IN_A_ROW:
+                return
+            self.delay = third
         self.delay = self.learned = _within(_DELAY_BOUNDS, self.delay)
         self._spread = _within(_SPREAD_BOUNDS, self._spread)
 

@@ -137,6 +137,24 @@ def test_readings_come_seconds_after_they_exist(make_world: Callable[..., World]
     assert fixed < world.status["delay"] < fixed + 8
 
 
+def test_an_answer_may_take_seconds(make_world: Callable[..., World]) -> None:
+    """When a reading was asked for counts, and not when the answer came."""
+    world = make_world()
+
+    def slow(request: share.Request, respond: share.Respond) -> share.Response:
+        response = respond(request)
+        world.clock.time += 10
+        return response
+
+    world.service.fault = slow
+    world.live(DAY / 2)
+    learned_at = world.unix
+    world.live(DAY)
+    assert world.status["delay"] < 13
+    assert mean(world.delays(learned_at).values()) < 10 + 7
+    assert len(world.requests(learned_at)) < 1.6 * 288
+
+
 def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World]) -> None:
     """After the first poll nothing is known of the delay."""
     world = make_world()
