@@ -159,9 +159,11 @@ class Mosquitto:
         eventually(file.exists)
 
     def reload(self) -> None:
-        """Let it read its files again."""
+        """Let it read its files again, and wait until it does."""
         assert self._process
+        before = self.log().count("Reloading config.")
         self._process.signal(signal.SIGHUP)
+        eventually(lambda: self.log().count("Reloading config.") > before)
 
     def log(self) -> str:
         assert self._process

@@ -152,6 +152,24 @@ def test_it_refuses_while_the_daemon_runs(
     assert retained(mosquitto.port) == before
 
 
+class Guarded:
+    """A broker with an access control list, which lets everybody do everything until `allow` says otherwise."""
+
+    def __init__(self, start_mosquitto: Callable[..., Mosquitto], acl: Path, *keys: str) -> None:
+        self._acl = acl
+        acl.write_text("topic readwrite #\n", encoding="utf-8")
+        self.broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
+        fill(self.broker, *left_by(*keys))
+
+    def allow(self, *rules: str) -> None:
+        self._acl.write_text("".join(f"topic {rule}\n" for rule in rules), encoding="utf-8")
+        self.broker.reload()
+
+    def retained(self) -> set[str]:
+        self.allow("readwrite #")
+        return set(retained(self.broker.port))
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_what_may_not_be_removed_is_told(
     start_mosquitto: Callable[..., Mosquitto],
@@ -160,13 +178,9 @@ def test_what_may_not_be_removed_is_told(
     protocol: str,
 ) -> None:
     """Where access control keeps messages, the command fails and names them, with MQTT 3.1.1, too."""
-    acl = tmp_path / "acl"
-    acl.write_text("topic readwrite #\n", encoding="utf-8")
-    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
-    fill(broker, *left_by("anna"))
-    acl.write_text("topic read #\ntopic write dexcom2mqtt/bridge/#\n", encoding="utf-8")
-    broker.reload()
-    done = purge(port=broker.port, protocol=protocol)
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
+    guarded.allow("read #", "write dexcom2mqtt/bridge/#")
+    done = purge(port=guarded.broker.port, protocol=protocol)
     assert done.returncode == 1
     assert "19 retained messages could not be removed (dexcom2mqtt/anna/arrow, " in done.stderr
     assert "access control list" in done.stderr
@@ -181,16 +195,10 @@ def test_what_may_only_be_written_is_removed(
     protocol: str,
 ) -> None:
     """What access control hides is removed all the same: the daemon itself never reads its discovery."""
-    acl = tmp_path / "acl"
-    acl.write_text("topic readwrite #\n", encoding="utf-8")
-    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
-    fill(broker, *left_by("anna"))
-    acl.write_text("topic readwrite dexcom2mqtt/#\ntopic write homeassistant/#\n", encoding="utf-8")
-    broker.reload()
-    assert purge(port=broker.port, protocol=protocol).returncode == 0
-    acl.write_text("topic readwrite #\n", encoding="utf-8")
-    broker.reload()
-    assert retained(broker.port) == {}
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
+    guarded.allow("readwrite dexcom2mqtt/#", "write homeassistant/#")
+    assert purge(port=guarded.broker.port, protocol=protocol).returncode == 0
+    assert guarded.retained() == set()
 
 
 def test_a_second_try_finds_what_the_first_left(
@@ -199,18 +207,12 @@ def test_a_second_try_finds_what_the_first_left(
     tmp_path: Path,
 ) -> None:
     """A purge that could not remove all leaves the list of accounts, so that the next one knows where to look."""
-    acl = tmp_path / "acl"
-    acl.write_text("topic readwrite #\n", encoding="utf-8")
-    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
-    fill(broker, *left_by("anna", "ben"))
-    acl.write_text("topic readwrite #\ntopic deny dexcom2mqtt/ben/value\n", encoding="utf-8")
-    broker.reload()
-    assert purge(port=broker.port).returncode == 1
-    acl.write_text("topic readwrite #\n", encoding="utf-8")
-    broker.reload()
-    assert set(retained(broker.port)) == {"dexcom2mqtt/bridge/info", "dexcom2mqtt/ben/value"}
-    assert purge(port=broker.port).returncode == 0
-    assert retained(broker.port) == {}
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna", "ben")
+    guarded.allow("readwrite #", "deny dexcom2mqtt/ben/value")
+    assert purge(port=guarded.broker.port).returncode == 1
+    assert guarded.retained() == {"dexcom2mqtt/bridge/info", "dexcom2mqtt/ben/value"}
+    assert purge(port=guarded.broker.port).returncode == 0
+    assert guarded.retained() == set()
 
 
 def test_an_account_of_which_only_the_discovery_is_left(
