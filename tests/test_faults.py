@@ -263,13 +263,14 @@ def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Rec
         here.look()
 
     kills = 0
-    while len(set(here.received())) < 250:
+    while len(set(here.received())) < 200:  # far enough from the end for a slow machine not to reach it
         kill()
         kills += 1
+    assert len(set(here.received())) < 288
     here.end()
     here.start()
     record("killed early", here.row(FAULTS["killed early"], times=kills, since=here.asked_again()))
-    assert kills > 3  # all but the last one in the midst of it, however slow this machine is
+    assert kills >= 5
 
 
 @pytest.mark.faults
