@@ -9,5 +9,8 @@ FROM python:3.13-slim
 COPY --from=build /opt/dexcom2mqtt /opt/dexcom2mqtt
 USER 65532:65532
 STOPSIGNAL SIGTERM
+# Python needs a while to start on a small machine; the daemon itself has to answer within 5 s.
+HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
+    CMD ["/opt/dexcom2mqtt/bin/dexcom2mqtt", "healthcheck"]
 ENTRYPOINT ["/opt/dexcom2mqtt/bin/dexcom2mqtt"]
 CMD ["run"]

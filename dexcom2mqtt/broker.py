@@ -129,7 +129,8 @@ class Broker:
 
     ``will`` is what the broker publishes if the connection ends without a farewell. ``connected`` is called
     with the protocol after each connect, before the picture is sent; ``received`` with each message of
-    ``subscriptions``. Both are called in the broker's thread and must not block.
+    ``subscriptions``. Both are called in the broker's thread and must not block. ``back_by`` is called before each
+    connect, round and pause, with the time when it should be over.
 
     Raises TlsFileError.
     """
@@ -146,6 +147,7 @@ class Broker:
         subscriptions: Sequence[str] = (),
         connected: Callable[[Protocol], None] = lambda _: None,
         received: Callable[[Received], None] = lambda _: None,
+        back_by: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._mqtt = mqtt
         self._clock = clock
@@ -158,6 +160,7 @@ class Broker:
         self._subscriptions = subscriptions
         self._connected = connected
         self._received = received
+        self._back_by = back_by
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
         self._alarm = clock.alarm()
         self._wake_out, self._wake_in = socket.socketpair()
@@ -185,7 +188,10 @@ class Broker:
                 protocol = self._protocol
                 failure = self._connect_and_serve()
                 if failure is not None and not (failure.protocol_refused and protocol != self._protocol):
-                    self._alarm.wait(self._pause_after(failure, self._clock.now() - began))
+                    now = self._clock.now()
+                    pause = self._pause_after(failure, now - began)
+                    self._back_by(now + pause)
+                    self._alarm.wait(pause)
         except Stopped:
             pass
         finally:
@@ -201,6 +207,7 @@ class Broker:
     def _connect_and_serve(self) -> _Failure | None:
         """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
         protocol = self._protocol
+        self._back_by(self._clock.now() + (_CONNECT_SECONDS + _CONNACK_SECONDS) * self._clock.speed)
         with _Connection(self._mqtt, protocol, self._tls, self._will) as connection:
             failure = connection.open(self._clock)
             if failure is not None:
@@ -254,6 +261,7 @@ class Broker:
         began = now = self._clock.now()
         while connection.failure is None:
             now = self._clock.now()
+            self._back_by(now)
             if self._taken_over and now - began > _TAKEN_OVER_SETTLED:
                 self._taken_over = False
                 self._say_connected(connection.protocol)

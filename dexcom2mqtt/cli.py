@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
     # The options are taken before and after the command; a default of theirs would overwrite what came before it.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
-    command = {"run": _run, "demo": _demo, "purge": _purge, "schema": _schema}[given.command]
+    command = {"run": _run, "demo": _demo, "healthcheck": _healthcheck, "purge": _purge, "schema": _schema}[
+        given.command
+    ]
     return command(given)
 
 
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--speed", type=_speed, default=60.0, metavar="N", help="how many times faster (default 60)")
     demo.add_argument("--duration", type=_duration, metavar="S", help="end after that many real seconds")
     demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default a free one)")
+    add("healthcheck", "ask the daemon that runs on this machine whether its loops are alive; needs no secret")
     purge = add("purge", "remove from the broker what the daemon left there: every retained message, discovery too")
     purge.add_argument("--account", type=_account, metavar="NAME", help="only those of this account")
     purge.add_argument(
@@ -141,6 +144,19 @@ def _demo(given: argparse.Namespace) -> int:
         )
         return FAILED
     return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
+
+
+def _healthcheck(given: argparse.Namespace) -> int:
+    from dexcom2mqtt import config, health  # noqa: PLC0415  # only what a command needs
+
+    try:
+        answer = health.ask(config.client_id(given.config))
+    except config.ConfigError as error:
+        return _complain(error.mistakes)
+    if answer != health.HEALTHY:
+        return _fail(answer)
+    print(answer)
+    return 0
 
 
 def _purge(given: argparse.Namespace) -> int:

@@ -159,6 +159,11 @@ def parse_iso(text: object) -> float | None:
         return None
 
 
+def local(unix: float) -> str:
+    """Write Unix seconds as a time of day in this machine's zone, such as ``14:03:12``."""
+    return f"{datetime.fromtimestamp(unix, UTC).astimezone():%H:%M:%S}"
+
+
 def iso(unix: float | None) -> str | None:
     """Write Unix seconds as ISO 8601 in UTC, in whole seconds; None stays None."""
     return None if unix is None else datetime.fromtimestamp(int(unix), UTC).isoformat()

@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
@@ -275,7 +275,27 @@ class HomeAssistant(_Section):
     status_topic: AnyTopic = Field("homeassistant/status", description="topic where it says that it started")
 
 
-class Settings(BaseSettings, _Section):
+class _Layered(BaseSettings, _Section):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature of pydantic-settings
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the layers that ``load`` has read; pydantic's own sources would guess at types."""
+        given = init_settings()
+        return tuple(given["layers"]) if "layers" in given else (init_settings,)
+
+
+class _Name(_Layered):
+    """What tells one daemon from another, with the other keys at their defaults."""
+
+    mqtt: Mqtt = Field(default_factory=Mqtt)
+
+
+class Settings(_Layered):
     """The whole configuration, complete and free of contradictions."""
 
     accounts: dict[AccountKey, Account] = Field(
@@ -289,18 +309,6 @@ class Settings(BaseSettings, _Section):
     log_level: LogLevel = Field("info", description="the least important kind of line that is logged")
 
     _exposed: str = PrivateAttr("")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature of pydantic-settings
-        init_settings: PydanticBaseSettingsSource,
-        *_: PydanticBaseSettingsSource,
-        **__: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the layers that ``load`` has read; pydantic's own sources would guess at types."""
-        given = init_settings()
-        return tuple(given["layers"]) if "layers" in given else (init_settings,)
 
     @field_validator("accounts", mode="wrap")
     @classmethod
@@ -363,6 +371,7 @@ def _model(place: _Place) -> type[BaseModel] | None:
 # --- where values come from --------------------------------------------------------------------------------
 
 _Source = tuple[str, _Place, Callable[[], str]]  # what to call it, where its value belongs, how to read it
+_NAMING = ("base_topic", "client_id")  # of the section mqtt
 
 
 def load(
@@ -374,21 +383,8 @@ def load(
     ``DEFAULT_FILES`` that exists, or none. Of the folders ``secrets`` (by default Docker's, then systemd's) the
     later beats the earlier. Raises ConfigError with every mistake that can be told.
     """
-    named = path or environ.get("DEXCOM2MQTT_CONFIG")
-    # Path.exists would raise where a folder may not be searched.
-    usual = (each for each in DEFAULT_FILES if os.path.exists(each))  # noqa: PTH110  # see above
-    file = Path(named) if named else next(usual, None)
-    if secrets is None:
-        systemd = environ.get("CREDENTIALS_DIRECTORY")
-        secrets = [DOCKER_SECRETS, Path(systemd)] if systemd else [DOCKER_SECRETS]
-
-    layers: list[_Layer] = []
-    mistakes: list[str] = []
-    for name, place, read in _sources(environ, secrets, file):
-        try:
-            layers.append(_Layer(name, place, read()))
-        except ConfigError as error:
-            mistakes += error.mistakes
+    file, sources = _find(path, environ, secrets)
+    layers, mistakes = _read_all(sources)
     try:
         settings = Settings(layers=layers)  # type: ignore[call-arg]  # no key: for settings_customise_sources
     except ValidationError as error:
@@ -401,6 +397,51 @@ def load(
     if file:
         settings._exposed = _exposed(file, layers[-1], settings)  # noqa: SLF001  # a fact, but not a key
     return settings
+
+
+def client_id(
+    path: Path | None = None, *, environ: Mapping[str, str] = os.environ, secrets: Sequence[Path] | None = None
+) -> str:
+    """Read ``mqtt.client_id`` from where ``load`` does, but no secret and nothing else. Raises ConfigError."""
+    _, sources = _find(path, environ, secrets)
+    layers, mistakes = _read_all(
+        source for source in sources if source[1][:1] in {(), ("mqtt",)} and {*source[1][1:]} <= {*_NAMING}
+    )
+    for layer in layers:
+        layer.keep_naming()
+    try:
+        name = _Name(layers=layers)  # type: ignore[call-arg]  # no key: for settings_customise_sources
+    except ValidationError as error:
+        mistakes += [_mistake(each, layers) for each in error.errors()]
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return name.mqtt.client_id
+
+
+def _find(
+    path: Path | None, environ: Mapping[str, str], secrets: Sequence[Path] | None
+) -> tuple[Path | None, Iterator[_Source]]:
+    """Find the configuration file, if there is one, and all that has a say."""
+    named = path or environ.get("DEXCOM2MQTT_CONFIG")
+    # Path.exists would raise where a folder may not be searched.
+    usual = (each for each in DEFAULT_FILES if os.path.exists(each))  # noqa: PTH110  # see above
+    file = Path(named) if named else next(usual, None)
+    if secrets is None:
+        systemd = environ.get("CREDENTIALS_DIRECTORY")
+        secrets = [DOCKER_SECRETS, Path(systemd)] if systemd else [DOCKER_SECRETS]
+    return file, _sources(environ, secrets, file)
+
+
+def _read_all(sources: Iterable[_Source]) -> tuple[list["_Layer"], list[str]]:
+    """Read each source; return what they say, and what is wrong with those that cannot be read."""
+    layers: list[_Layer] = []
+    mistakes: list[str] = []
+    for name, place, read in sources:
+        try:
+            layers.append(_Layer(name, place, read()))
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return layers, mistakes
 
 
 def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | None) -> Iterator[_Source]:
@@ -452,6 +493,13 @@ class _Layer(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002  # abstract
         return self.tree.get(field_name), field_name, False
+
+    def keep_naming(self) -> None:
+        """Forget all but the keys that tell one daemon from another."""
+        mqtt = self.tree.get("mqtt")
+        if isinstance(mqtt, dict):
+            mqtt = {key: value for key, value in mqtt.items() if key in _NAMING}
+        self.tree = {"mqtt": mqtt} if "mqtt" in self.tree else {}
 
     def at(self, place: _Place) -> object:
         """Return what is said about a place; None for nothing."""

@@ -1,7 +1,7 @@
 """The daemon: build the parts, let them run, keep telling the broker that they do, stop them.
 
-Composition only. Each account has a thread, the broker has one, one tells the broker that all live, and the main
-thread waits for a signal. All are daemon threads: the stop waits for none of them.
+Composition only. Each account has a thread, the broker has one, one tells the broker that all live, one answers for
+their health, and the main thread waits for a signal. All are daemon threads: the stop waits for none of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
+from dexcom2mqtt.health import Health
 from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.poller import Poller, without_text
@@ -44,6 +45,8 @@ _STOP_SECONDS: Final = 1.8
 _BIRTH_SPREAD: Final = 3.0
 _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
+_IN_WORDS: Final = 10
+"""Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
 
 
 @functools.cache
@@ -65,6 +68,8 @@ class Daemon:
         home_assistant = settings.home_assistant
         self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
         self._stream = Stream(self._topics, changed=self._wake)
+        self._health = Health(self._clock, settings.mqtt.client_id, self._in_words)
+        self._back_by = self._health.loop("the heartbeat")
         rate_limits: dict[str, float] = {}
         self._pollers = {
             key: Poller(
@@ -76,6 +81,7 @@ class Daemon:
                 stream=self._stream,
                 stale_after=settings.stale_after * 60.0,
                 rate_limits=rate_limits,
+                back_by=self._health.loop(f"account {key}"),
             )
             for key, account in settings.accounts.items()
         }
@@ -100,6 +106,7 @@ class Daemon:
             subscriptions=(*self._refreshes, *((home_assistant.status_topic,) if home_assistant.discovery else ())),
             connected=self._take_connected,
             received=self._take_received,
+            back_by=self._health.loop("the broker's connection"),
         )
         self._protocol: Protocol | None = None
         self._started = self._clock.now()
@@ -125,9 +132,15 @@ class Daemon:
             self._spawn(key, poller.run)
         self._spawn("heart", self._beat)
 
+    def answer_for_health(self) -> None:
+        """Tell systemd that the threads run and how they are, and answer ``healthcheck``."""
+        self._spawn("health", self._health.run)
+
     def _beat(self) -> None:
         while True:
-            self._alarm.wait(self._tick())
+            wait = self._tick()
+            self._back_by(self._clock.now() + wait)
+            self._alarm.wait(wait)
 
     def _tick(self) -> float:
         """Do what is due now; return after how many seconds to come again."""
@@ -168,6 +181,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
+        self._health.stopping()
         self._mirror.put(self._stream.histories(math.inf))
         gone = [messages.unavailable(self._topics, key) for key in self._pollers]
         self._mirror.close([*gone, messages.bridge_offline(self._topics)])
@@ -244,6 +258,12 @@ class Daemon:
             self._born = True
             self._alarm.ring()
 
+    def _in_words(self) -> str:
+        """Say how the accounts are doing; where there are many, those in trouble come first."""
+        pollers = sorted(self._pollers.values(), key=lambda poller: poller.well)
+        more = [f"and {len(pollers) - _IN_WORDS} more"] if len(pollers) > _IN_WORDS else []
+        return "; ".join([*(poller.in_words() for poller in pollers[:_IN_WORDS]), *more])
+
     def _wake(self) -> None:
         self._broker.wake()
 
@@ -277,6 +297,7 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
     daemon.start()
+    daemon.answer_for_health()
     signal.sigwait(STOP)
     code = 1 if daemon.broken else 0
     # Even writing to the log may hang, where nobody reads it.

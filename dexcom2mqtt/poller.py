@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import tenacity
 
 from dexcom2mqtt import messages, schedule, status
+from dexcom2mqtt.clock import local
 from dexcom2mqtt.ledger import Ledger
 from dexcom2mqtt.share import (
     Batch,
@@ -73,7 +74,7 @@ class Poller:
     """Polls one account and puts what is to be published, through ``put``, until the clock stops.
 
     ``rate_limits`` says until when each server wants to be left alone; the accounts share it. ``stale_after`` is
-    in seconds.
+    in seconds. ``back_by`` is called before each wait and each fetch, with the time when it should be over.
     """
 
     def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
@@ -87,6 +88,7 @@ class Poller:
         stream: Stream,
         stale_after: float,
         rate_limits: dict[str, float],
+        back_by: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.key = key
         self._account = account
@@ -97,6 +99,7 @@ class Poller:
         self._source = messages.source_of(account.region, account.user.get_secret_value())
         self._stale_after = stale_after
         self._rate_limits = rate_limits
+        self._back_by = back_by
         self._alarm = clock.alarm()
         self._client = ShareClient(
             username=_plain(account.username),
@@ -134,6 +137,27 @@ class Poller:
         self._refresh_asked = True
         self._alarm.ring()
 
+    @property
+    def well(self) -> bool:
+        """Whether there is nothing to worry about; for any thread."""
+        return self._status.well
+
+    def in_words(self) -> str:
+        """Say how the account is doing, such as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; for any thread."""
+        status, unit, words = self._status, self._account.unit, list[str]()
+        reading = self._shown and self._shown[0]
+        fresh = reading is not None and self._clock.now() < self._fresh_until(reading)
+        if status.share != "ok" or not fresh:
+            words.append(status.share)
+        if reading is not None and fresh:
+            age = max((self.time.now() or 0.0) - reading.date / 1000, 0.0)
+            words.append(
+                " ".join(filter(None, (f"{reading.value(unit)} {unit}", reading.arrow, f"{age // 60:.0f} min ago")))
+            )
+        if status.next_poll_at is not None:
+            words.append(f"next poll {local(status.next_poll_at)}")
+        return f"{self.key}: {', '.join(words)}"
+
     def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread."""
         try:
@@ -163,6 +187,7 @@ class Poller:
                 self._become("unexpected_response", status.BUG)
                 self._publish_status(now + _AFTER_A_BUG)
                 self.answered.set()
+                self._back_by(now + _AFTER_A_BUG)
                 self._alarm.sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
@@ -182,7 +207,8 @@ class Poller:
 
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
-        while (left := max(self._next_poll, self._not_before()) - self._clock.now()) > 0:
+        while (left := (until := max(self._next_poll, self._not_before())) - self._clock.now()) > 0:
+            self._back_by(until)
             self._alarm.wait(left)
             if self._refresh_asked:
                 self._refresh_asked = False
@@ -199,6 +225,7 @@ class Poller:
 
     def _poll(self) -> float:
         """Fetch and publish. Return when to poll next, as far as this account alone is concerned."""
+        self._back_by(self._clock.now())
         try:
             if self._before != messages.Before() and not self.time.known and not self._client.signed_in:
                 self._calls.append((self._clock.now(), 1, 0))
@@ -254,6 +281,7 @@ class Poller:
     def _fetch_once(self, minutes: int) -> Batch:
         """Fetch, and take note of what it took: sign-ins are rationed, so each one counts."""
         client, now = self._client, self._clock.now()
+        self._back_by(now)
         may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
         if not client.signed_in and not may_sign_in:
             raise self._too_early()

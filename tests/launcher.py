@@ -2,19 +2,24 @@
 
 The command line itself has no switch for this: a user has no use for it. From the environment come ``SPEED``;
 ``CALL_SECONDS``, a time limit of calls to Share that suits the speed; ``BUG_IN``, an account whose third and
-fourth poll end in an exception that nobody expects.
+fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, the
+account's key or the loop that blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists; ``NAMED``,
+whether ``healthcheck`` finds the daemon: those of other tests that run at the same time have the same client id.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import socket
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from dexcom2mqtt import cli, daemon, share
+from dexcom2mqtt import cli, daemon, health, share
+from dexcom2mqtt.broker import Broker
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.poller import Poller
 
@@ -32,6 +37,15 @@ def main() -> int:
             hooks.enter_context(mock.patch.object(share, "CALL_SECONDS", float(seconds)))
         if key := os.environ.get("BUG_IN"):
             hooks.enter_context(mock.patch.object(Poller, "_poll", _with_a_bug(key, Poller._poll)))  # noqa: SLF001  # where it hurts
+        if seconds := os.environ.get("PATIENCE"):
+            hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
+        if what := os.environ.get("BLOCK"):
+            places = {"broker": (Broker, "_take_from"), "heart": (daemon.Daemon, "_tick")}
+            owner, method = places.get(what, (Poller, "_poll"))
+            blocking = _blocking(what, getattr(owner, method), Path(os.environ["BLOCK_WHEN"]))
+            hooks.enter_context(mock.patch.object(owner, method, blocking))
+        if "NAMED" not in os.environ:
+            hooks.enter_context(mock.patch.object(health, "address", return_value=""))
         return cli.main(sys.argv[1:])
 
 
@@ -44,6 +58,18 @@ def _with_a_bug(key: str, poll: Callable[[Poller], float]) -> Callable[[Poller],
         return poll(poller)
 
     return broken
+
+
+def _blocking(what: str, method: Callable[..., Any], when: Path) -> Callable[..., Any]:
+    silent = socket.socket(type=socket.SOCK_DGRAM)
+    silent.bind(("127.0.0.1", 0))  # where nobody sends anything
+
+    def blocking(self: object, *arguments: object) -> object:
+        if when.exists() and (not isinstance(self, Poller) or self.key == what):
+            silent.recv(1)
+        return method(self, *arguments)
+
+    return blocking
 
 
 if __name__ == "__main__":
