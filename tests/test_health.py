@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from dexcom2mqtt import health
+from dexcom2mqtt.broker import Broker, ReadBack
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
+from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.stream import Stream
 from tests.jumping import JumpingClock
 from tests.processes import Mosquitto, Process, Subscriber, daemon, eventually, free_port, write_config
 
@@ -186,6 +191,31 @@ def test_a_pause_of_all_makes_nobody_overdue(speed: float) -> None:
 def test_patience_is_longer_than_anything_that_is_bounded() -> None:
     """The greatest that resolv.conf takes is 5 attempts of 30 s at 3 servers; a fetch is 4 calls of 20 s."""
     assert max(30 * 5 * 3, 4 * (20 + 30)) + 60 < PATIENCE
+
+
+def test_the_connection_to_the_broker_says_how_long_it_takes() -> None:
+    """Before a connect and before a pause it says how long they take at most, in the clock's time."""
+    promised: list[tuple[float, float]] = []
+    clock = Clock(100.0)
+    mirror, stream = Mirror(last="test/state"), Stream(Topics("test"))
+    read_back = ReadBack((), "test/probe", lambda _: None)
+    broker = Broker(
+        Mqtt(host="127.0.0.1", port=free_port()),
+        clock,
+        mirror,
+        stream,
+        will=Message("test/state", "offline"),
+        read_back=read_back,
+        back_by=lambda at: promised.append((clock.now(), at)),
+    )
+    thread = threading.Thread(target=broker.run)
+    thread.start()
+    eventually(lambda: len(promised) >= 10)
+    clock.stop()
+    thread.join()
+    for (connect, answered), (pause, back) in zip(promised[::2], promised[1::2], strict=False):
+        assert 1300 < answered - connect <= 1500
+        assert 0 < back - pause <= 30
 
 
 # --- asking and telling, in one process --------------------------------------------------------------------

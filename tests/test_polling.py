@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from contextlib import suppress
@@ -40,6 +41,8 @@ class World:
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
         self.published: dict[int, float] = {}  # by date: when
+        self.back_by = math.inf  # by when the poller said it is done with what it does
+        self.late = -math.inf  # seconds after that
         self._password = password
         self.clock.before_wait = self._serve
         self.service.__enter__()
@@ -62,6 +65,7 @@ class World:
             stream=self._stream,
             stale_after=900,
             rate_limits={},
+            back_by=lambda at: setattr(self, "back_by", at),
         )
         self._poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
 
@@ -75,6 +79,7 @@ class World:
 
     def _serve(self) -> None:
         now = self.clock.now()
+        self.late = max(self.late, now - self.back_by)
         while taken := self._stream.take(now, 20):
             for message in taken:
                 self.published.setdefault(json.loads(message.payload)["date"], self.unix)
@@ -275,3 +280,28 @@ def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., 
         world._poller.refresh()  # noqa: SLF001  # as a message would
         world.live(MINUTE)
     assert abs(world.status["delay"] - learned) < 4
+
+
+@pytest.mark.parametrize("fault", ["nothing", "wrong password", "rate limit", "a bug"])
+def test_however_long_it_waits_it_is_back_by_when_it_said(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Before each wait a poller says how long that is; what it does not count are the seconds of quick retries."""
+    world = make_world(password="wrong" if fault == "wrong password" else PASSWORD)
+    if fault == "rate limit":
+        world.service.fault = share.status(429, {"Retry-After": "3600"})
+    if fault == "a bug":
+        poll, polls = Poller._poll, itertools.count()  # noqa: SLF001  # where it hurts
+        monkeypatch.setattr(Poller, "_poll", lambda self: poll(self) if next(polls) % 20 else 1 / 0)
+    waits: list[float] = []
+    serve, began = world.clock.before_wait, world.clock.now()
+
+    def note() -> None:
+        waits.append(world.clock.now())
+        serve()
+
+    world.clock.before_wait = note
+    world.live(DAY / 4)
+    longest = max(after - before for before, after in itertools.pairwise([began, *waits]))
+    assert longest >= {"nothing": 200, "wrong password": 1200, "rate limit": 3600, "a bug": 290}[fault]
+    assert world.late < 10
