@@ -225,7 +225,6 @@ class Poller:
 
     def _poll(self) -> float:
         """Fetch and publish. Return when to poll next, as far as this account alone is concerned."""
-        self._back_by(self._clock.now())
         try:
             if self._before != messages.Before() and not self.time.known and not self._client.signed_in:
                 self._calls.append((self._clock.now(), 1, 0))

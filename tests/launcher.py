@@ -2,8 +2,8 @@
 
 The command line itself has no switch for this: a user has no use for it. From the environment come ``SPEED``;
 ``CALL_SECONDS``, a time limit of calls to Share that suits the speed; ``BUG_IN``, an account whose third and
-fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, the
-account's key or the loop that blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists; ``NAMED``,
+fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, what
+blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists: ``share``, ``broker`` or ``heart``; ``NAMED``,
 whether ``healthcheck`` finds the daemon: those of other tests that run at the same time have the same client id.
 """
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_PLACES: dict[str, tuple[type, str]] = {
+    "share": (share.ShareClient, "_call"),
+    "broker": (Broker, "_take_from"),
+    "heart": (daemon.Daemon, "_tick"),
+}
+
+
 def main() -> int:
     """Take the hooks from the environment and the rest from the command line."""
     run = daemon.run
@@ -40,9 +47,8 @@ def main() -> int:
         if seconds := os.environ.get("PATIENCE"):
             hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
         if what := os.environ.get("BLOCK"):
-            places = {"broker": (Broker, "_take_from"), "heart": (daemon.Daemon, "_tick")}
-            owner, method = places.get(what, (Poller, "_poll"))
-            blocking = _blocking(what, getattr(owner, method), Path(os.environ["BLOCK_WHEN"]))
+            owner, method = _PLACES[what]
+            blocking = _blocking(getattr(owner, method), Path(os.environ["BLOCK_WHEN"]))
             hooks.enter_context(mock.patch.object(owner, method, blocking))
         if "NAMED" not in os.environ:
             hooks.enter_context(mock.patch.object(health, "address", return_value=""))
@@ -60,12 +66,12 @@ def _with_a_bug(key: str, poll: Callable[[Poller], float]) -> Callable[[Poller],
     return broken
 
 
-def _blocking(what: str, method: Callable[..., Any], when: Path) -> Callable[..., Any]:
+def _blocking(method: Callable[..., Any], when: Path) -> Callable[..., Any]:
     silent = socket.socket(type=socket.SOCK_DGRAM)
     silent.bind(("127.0.0.1", 0))  # where nobody sends anything
 
     def blocking(self: object, *arguments: object) -> object:
-        if when.exists() and (not isinstance(self, Poller) or self.key == what):
+        if when.exists():
             silent.recv(1)
         return method(self, *arguments)
 

@@ -329,7 +329,7 @@ def test_the_status_line_of_many_accounts_is_cut(
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [("anna", "account anna"), ("broker", "the broker's connection"), ("heart", "the heartbeat")],
+    [("share", "account anna"), ("broker", "the broker's connection"), ("heart", "the heartbeat")],
 )
 def test_a_loop_that_blocks_is_ill_health(
     mosquitto: Mosquitto,

@@ -41,8 +41,8 @@ class World:
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
         self.published: dict[int, float] = {}  # by date: when
-        self.back_by = math.inf  # by when the poller said it is done with what it does
-        self.late = -math.inf  # seconds after that
+        self._back_by = math.inf
+        self.late = -math.inf  # how many seconds later than it said the poller was back
         self._password = password
         self.clock.before_wait = self._serve
         self.service.__enter__()
@@ -65,7 +65,7 @@ class World:
             stream=self._stream,
             stale_after=900,
             rate_limits={},
-            back_by=lambda at: setattr(self, "back_by", at),
+            back_by=self._take_back_by,
         )
         self._poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
 
@@ -77,9 +77,12 @@ class World:
         self.clock.time = self.clock.end
         self._serve()
 
+    def _take_back_by(self, at: float) -> None:
+        self.late = max(self.late, self.clock.now() - self._back_by)
+        self._back_by = at
+
     def _serve(self) -> None:
         now = self.clock.now()
-        self.late = max(self.late, now - self.back_by)
         while taken := self._stream.take(now, 20):
             for message in taken:
                 self.published.setdefault(json.loads(message.payload)["date"], self.unix)
