@@ -56,8 +56,10 @@ class Health:
         self._back_by: dict[str, float] = {}
         self._looked = clock.now()
         self._patient_until = -math.inf
-        self._overdue = ""
-        self._notify_socket = environ.get("NOTIFY_SOCKET", "")
+        self._last = HEALTHY
+        self._systemd = environ.get("NOTIFY_SOCKET", "")
+        if self._systemd.startswith("@"):
+            self._systemd = f"\0{self._systemd[1:]}"
         watchdog = environ.get("WATCHDOG_USEC", "")
         self._feed_every = int(watchdog) / 2e6 if watchdog.isdecimal() and int(watchdog) else math.inf
         self._feed_at = math.inf if math.isinf(self._feed_every) else -math.inf
@@ -118,25 +120,21 @@ class Health:
             self._told = words
         if now >= self._feed_at and well and self._notify("WATCHDOG=1"):
             self._feed_at = now + self._feed_every * self._clock.speed
-        overdue = "" if well else health
-        if overdue != self._overdue:
-            self._overdue = overdue
+        if health != self._last:
+            self._last = health
             if well:
                 _log.info("nothing is overdue any more")
             else:
-                _log.error("%s: a thread seems to be stuck in a call; please report it", overdue)
+                _log.error("%s: a thread seems to be stuck in a call; please report it", health)
 
     def _notify(self, *lines: str) -> bool:
         """Send to systemd without waiting; return whether it was taken, also where nobody wants to know."""
-        if not self._notify_socket:
+        if not self._systemd:
             return True
-        abstract = self._notify_socket.startswith("@")
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(0)
-                sock.sendto(
-                    "\n".join(lines).encode(), f"\0{self._notify_socket[1:]}" if abstract else self._notify_socket
-                )
+                sock.sendto("\n".join(lines).encode(), self._systemd)
         except OSError:
             return False
         return True
