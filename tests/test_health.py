@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -193,29 +194,44 @@ def test_patience_is_longer_than_anything_that_is_bounded() -> None:
     assert max(30 * 5 * 3, 4 * (20 + 30)) + 60 < PATIENCE
 
 
-def test_the_connection_to_the_broker_says_how_long_it_takes() -> None:
-    """Before a connect and before a pause it says how long they take at most, in the clock's time."""
+@contextlib.contextmanager
+def connecting(port: int, speed: float = 1.0) -> Iterator[list[tuple[float, float]]]:
+    """Keep a Broker running; give a list of when it said by when it will be back."""
     promised: list[tuple[float, float]] = []
-    clock = Clock(100.0)
-    mirror, stream = Mirror(last="test/state"), Stream(Topics("test"))
-    read_back = ReadBack((), "test/probe", lambda _: None)
+    clock = Clock(speed)
     broker = Broker(
-        Mqtt(host="127.0.0.1", port=free_port()),
+        Mqtt(host="127.0.0.1", port=port),
         clock,
-        mirror,
-        stream,
+        Mirror(last="test/state"),
+        Stream(Topics("test")),
         will=Message("test/state", "offline"),
-        read_back=read_back,
+        read_back=ReadBack((), "test/probe", lambda _: None),
         back_by=lambda at: promised.append((clock.now(), at)),
     )
     thread = threading.Thread(target=broker.run)
     thread.start()
-    eventually(lambda: len(promised) >= 10)
+    yield promised
     clock.stop()
     thread.join()
+
+
+def test_the_connection_to_the_broker_says_how_long_it_takes() -> None:
+    """Before a connect and before a pause it says how long they take at most, in the clock's time."""
+    with connecting(free_port(), speed=100.0) as promised:
+        eventually(lambda: len(promised) >= 10)
     for (connect, answered), (pause, back) in zip(promised[::2], promised[1::2], strict=False):
         assert 1300 < answered - connect <= 1500
         assert 0 < back - pause <= 30
+
+
+def test_a_connection_is_back_every_second(mosquitto: Mosquitto) -> None:
+    """While nothing happens on a connection, its loop still comes round each second."""
+    with connecting(mosquitto.port) as promised:
+        time.sleep(4)
+        rounds = promised[1:]
+        assert len(rounds) >= 3
+        assert Clock().now() - rounds[-1][0] < 2
+    assert all(back - said < 0.5 for said, back in rounds)
 
 
 # --- asking and telling, in one process --------------------------------------------------------------------
@@ -243,6 +259,19 @@ def test_answers_by_client_id(run: Callable[..., str]) -> None:
     for client_id in (run(), run(client_id="🩸" * 128)):
         eventually(lambda client_id=client_id: health.ask(client_id) == HEALTHY)  # type: ignore[misc]
     assert health.ask("nobody") == "no daemon with the mqtt.client_id nobody answers on this machine"
+
+
+def test_one_question_gets_one_answer(run: Callable[..., str]) -> None:
+    """Who asks once hears once, also when the daemon goes on for another round."""
+    client_id = run()
+    eventually(lambda: health.ask(client_id) == HEALTHY)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
+        asker.bind("")
+        asker.settimeout(2.5)
+        asker.sendto(b"?", health.address(client_id))
+        assert asker.recv(100) == HEALTHY.encode()
+        with pytest.raises(TimeoutError):
+            asker.recv(100)
 
 
 def test_a_question_without_an_address_does_no_harm(run: Callable[..., str]) -> None:
