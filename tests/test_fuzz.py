@@ -269,7 +269,7 @@ def test_any_refresh(target: Target, payloads: list[tuple[bytes, bool, int]]) ->
     target.send(*payloads)
     assert target.process.running
     assert target.threads == threads
-    assert len(threads) == 4  # the main one, the broker's, the account's, the heart
+    assert len(threads) == 5  # the main one, the broker's, the account's, the heart, health
 
 
 # --- the configuration -------------------------------------------------------------------------------------
