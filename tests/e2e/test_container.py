@@ -1,0 +1,370 @@
+"""The container image and compose.yaml: built and run as the documents say, with podman in place of docker.
+
+The images they are made from, Python's and Mosquitto's, are a Debian with those programs under the same names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
+from tests.e2e.debian import Debian, needs
+from tests.e2e.podman import COMPOSE, CONFINED, Container, Podman
+from tests.processes import MOSQUITTO, ROOT, Mosquitto, Subscriber, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+pytestmark = [pytest.mark.e2e]
+
+PYTHON = "docker.io/library/python:3.13-slim"
+BROKER = "docker.io/library/eclipse-mosquitto:2"
+IMAGE = "localhost/dexcom2mqtt"
+ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
+VERSION = version("dexcom2mqtt")
+BROKERS_PASSWORD = "password at the broker"
+
+PATH = "--change=ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MOSQUITTO_IMAGE = f"""\
+FROM {PYTHON}
+VOLUME /mosquitto/data
+ENTRYPOINT ["/docker-entrypoint.sh"]
+CMD ["/usr/sbin/mosquitto", "-c", "/mosquitto/config/mosquitto.conf"]
+"""
+ENTRYPOINT = """\
+#!/bin/sh
+set -e
+[ "$(id -u)" != 0 ] || chown -R mosquitto:mosquitto /mosquitto
+exec "$@"
+"""
+"""How the image of Mosquitto starts."""
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """Return a podman that knows the two images which are made elsewhere."""
+    needs("buildah", "podman", "setpriv", "nsenter", "ip", "git")
+    if MOSQUITTO is None:
+        pytest.skip("needs mosquitto")
+    folder = tmp_path_factory.mktemp("containers")
+    podman = Podman(folder)
+    try:
+        _make_bases(podman, folder)
+        tried = podman.run("podman", "run", "--rm", "--network=host", *CONFINED, PYTHON, "true", may_fail=True)
+        if tried.returncode:
+            pytest.skip(f"podman cannot run a container: {tried.stderr.strip()}")
+        yield podman
+    finally:
+        podman.close()
+        shutil.rmtree(folder)
+
+
+def _make_bases(podman: Podman, folder: Path) -> None:
+    """Make both images of one Debian."""
+    debian = Debian(folder / "debian", "trixie", ["python3-venv", "mosquitto", "mosquitto-clients"])
+    debian.inside("/usr/local/bin/python").symlink_to("/usr/bin/python3")
+    _lead_to_packages(debian)
+    debian.run("usermod", "--uid=1883", "mosquitto")
+    debian.run("groupmod", "--gid=1883", "mosquitto")
+    debian.run("apt-get", "clean")
+    debian.run("install", "-d", "-o", "1883", "-g", "1883", "/mosquitto/data", "/mosquitto/config")
+    debian.inside("/docker-entrypoint.sh").write_text(ENTRYPOINT, encoding="utf-8")
+    debian.inside("/docker-entrypoint.sh").chmod(0o755)
+    podman.run("sh", "-c", f"tar -C {debian.folder} --one-file-system -c . | podman import '{PATH}' - {PYTHON}")
+    (folder / "Mosquitto").write_text(MOSQUITTO_IMAGE, encoding="utf-8")
+    podman.run("buildah", "build", "--pull-never", f"--tag={BROKER}", f"--file={folder / 'Mosquitto'}")
+
+
+def _lead_to_packages(debian: Debian) -> None:
+    """Let pip in there find its index as here; the Dockerfile knows nothing of it."""
+    settings = [
+        f"{key[4:].lower().replace('_', '-')} = {value}" for key, value in os.environ.items() if key[:4] == "PIP_"
+    ]
+    debian.inside("/etc/pip.conf").write_text("\n".join(["[global]", *settings, ""]), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clone(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of what git knows of this clone, with things next to it that must not get into an image."""
+    del podman  # where that is not possible, this need not be
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "config.yaml").write_text("a secret", encoding="utf-8")
+    (folder / "dexcom2mqtt" / "__pycache__").mkdir()
+    (folder / "dexcom2mqtt" / "__pycache__" / "old.pyc").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(podman: Podman, clone: Path, pytestconfig: pytest.Config) -> str:
+    """Build the image, and say how large it is on top of Python's."""
+    podman.run("buildah", "build", "--pull-never", f"--tag={IMAGE}", clone, seconds=400)
+    size = podman.inspect(IMAGE)["Size"] - podman.inspect(PYTHON)["Size"]
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert reporter
+    reporter.write_line(f" the image, run by podman, is {size / 1e6:.1f} MB on top of Python's")
+    return IMAGE
+
+
+@dataclass
+class Services:
+    """What a daemon needs: a broker that asks for a password, the Share service, and the two passwords in files."""
+
+    broker: Mosquitto
+    share: SimulatedShare
+    secrets: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """All but the passwords, as the environment says it."""
+        return {
+            "DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": ANNA.username,
+            "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": self.share.base_url,
+            "DEXCOM2MQTT_MQTT__HOST": "127.0.0.1",
+            "DEXCOM2MQTT_MQTT__PORT": str(self.broker.port),
+            "DEXCOM2MQTT_MQTT__USERNAME": "dexcom2mqtt",
+        }
+
+    def subscriber(self) -> Subscriber:
+        return Subscriber(self.broker.port, login=("dexcom2mqtt", BROKERS_PASSWORD))
+
+
+@pytest.fixture(scope="module")
+def services(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Start a broker and the Share service on this machine's loopback."""
+    del image  # where that is not possible, this need not be
+    folder = tmp_path_factory.mktemp("services")
+    passwords = folder / "passwords"
+    subprocess.run(["/usr/bin/mosquitto_passwd", "-c", "-b", passwords, "dexcom2mqtt", BROKERS_PASSWORD], check=True)
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    (secrets / "dexcom2mqtt_accounts__anna__password").write_text(ANNA.password, encoding="utf-8")
+    (secrets / "dexcom2mqtt_mqtt__password").write_text(f"{BROKERS_PASSWORD}\n", encoding="utf-8")
+    broker = Mosquitto(folder, "allow_anonymous false", f"password_file {passwords}")
+    with SimulatedShare([ANNA], time.time) as share:
+        yield Services(broker, share, secrets)
+    broker.kill()
+
+
+@pytest.fixture(scope="module")
+def start(podman: Podman, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Container]]:
+    """Start a container of the image; it ends with the module at the latest."""
+    started: list[Container] = []
+
+    def start(environ: Mapping[str, str], *options: str) -> Container:
+        name = f"daemon{len(started)}"
+        log = tmp_path_factory.mktemp(name) / "log"
+        started.append(podman.start(image, name, log, environ, *options))
+        return started[-1]
+
+    yield start
+    for container in started:
+        container.remove()
+
+
+@pytest.fixture(scope="module")
+def daemon(start: Callable[..., Container], services: Services) -> Container:
+    """Start the daemon with its passwords as secrets, and wait until it has published."""
+    container = start(services.settings, f"--volume={services.secrets}:/run/secrets:ro")
+    with services.subscriber() as subscriber:
+        _wait_for_readings(subscriber, container)
+    return container
+
+
+def _wait_for_readings(subscriber: Subscriber, container: Container | None = None) -> None:
+    try:
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online", seconds=30)
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "online", seconds=30)
+    except AssertionError as error:
+        error.add_note(container.process.text() if container else "")
+        raise
+    assert 39 <= int(subscriber.wait_for("dexcom2mqtt/anna/value").payload) <= 401
+
+
+def test_what_the_image_says(podman: Podman, image: str) -> None:
+    """It names user, command, signal and health check, and what it is, as docker reads them."""
+    found = podman.inspect(image)
+    config = found["Config"]
+    assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("65532:65532", ["dexcom2mqtt"], ["run"])
+    assert config["StopSignal"] == "SIGTERM"
+    assert found["Healthcheck"]["Test"] == ["CMD", "dexcom2mqtt", "healthcheck"]
+    assert found["Healthcheck"]["Timeout"] >= 10e9
+    assert config["Labels"]["org.opencontainers.image.title"] == "dexcom2mqtt"
+    assert config["Labels"]["org.opencontainers.image.version"] == VERSION
+
+
+def test_what_is_in_the_image(podman: Podman, image: str) -> None:
+    """On top of Python's it has the installed daemon alone: no pip, no cache, no sources; nor a compiler below."""
+    changed = podman.run("podman", "diff", image, PYTHON).stdout.split("\n")
+    added = {line[2:] for line in changed if line.startswith("A ")}
+    assert "/opt/dexcom2mqtt/bin/dexcom2mqtt" in added
+    assert [path for path in added if not path.startswith("/opt/dexcom2mqtt")] == []
+    assert [path for path in added if re.search(r"/pip\b|/\.cache|\.(c|h|rs)$", path)] == []
+    assert [line for line in changed if line.startswith("D ")] == []
+    missing = "! command -v cc gcc"
+    podman.run("podman", "run", "--rm", "--network=host", "--entrypoint=sh", image, "-c", missing)
+
+
+def test_what_the_builder_gets(podman: Podman, clone: Path, image: str) -> None:
+    """No configuration, no secret, no history: a build can only copy what the package is made of."""
+    del image  # it is built first
+    (clone / "secrets").mkdir()
+    (clone / "secrets" / "password").touch()
+    (clone.parent / "All").write_text(f"FROM {PYTHON}\nCOPY . /context\n", encoding="utf-8")
+    podman.run("buildah", "build", "--pull-never", "--tag=all", f"--file={clone.parent / 'All'}", clone)
+    shutil.rmtree(clone / "secrets")
+    changed = podman.run("podman", "diff", "localhost/all", PYTHON).stdout.split("\n")
+    got = {line.removeprefix("A /context/") for line in changed if line.startswith("A /context/")}
+    assert {path for path in got if "/" not in path} == {"pyproject.toml", "README.md", "LICENSE", "dexcom2mqtt"}
+    assert not [path for path in got if "__pycache__" in path]
+
+
+def test_version(podman: Podman, image: str) -> None:
+    """Arguments reach the command, which says its version."""
+    ran = podman.run("podman", "run", "--rm", "--network=host", *CONFINED, image, "--version")
+    assert (ran.stdout.strip(), ran.stderr) == (VERSION, "")
+
+
+def test_readings_arrive_with_passwords_from_secrets(daemon: Container, services: Services) -> None:
+    """With both passwords in /run/secrets, the last day is at the broker, and no password is in the log."""
+    with services.subscriber() as subscriber:
+        eventually(lambda: subscriber.picture().get("dexcom2mqtt/anna/history", "").count("mg_dl") > 250, 60)
+    for secret in (ANNA.password, ANNA.username, BROKERS_PASSWORD):
+        assert secret not in daemon.process.text()
+
+
+def test_it_has_no_rights_and_writes_nothing(podman: Podman, daemon: Container) -> None:
+    """It runs as 65532 without a capability or a way to one, and what it could have written is as it was."""
+    status = dict(
+        line.split(":\t", 1) for line in daemon.run("cat", "/proc/1/status").stdout.splitlines() if "\t" in line
+    )
+    assert status["Name"] == "dexcom2mqtt"
+    assert {status["Uid"], status["Gid"]} == {"\t".join(["65532"] * 4)}
+    assert {int(status[f"Cap{of}"], 16) for of in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    mounts = [line.split() for line in daemon.run("cat", "/proc/1/mountinfo").stdout.splitlines()]
+    writable = {mount[4] for mount in mounts if mount[5].startswith("rw")}
+    assert not [place for place in writable if not place.startswith(("/proc", "/dev"))]
+    changed = podman.run("podman", "diff", daemon.name).stdout.split("\n")
+    assert [line for line in changed if line.startswith("A ") and line != "A /run/secrets"] == []
+
+
+def test_health(daemon: Container, services: Services) -> None:
+    """It is healthy, with the broker down, too; but not when it is frozen."""
+    assert daemon.healthy()
+    services.broker.stop()
+    eventually(lambda: "broker" in daemon.process.text().rpartition("connected to the broker")[2].lower())
+    assert daemon.healthy()
+    services.broker.start()
+    daemon.signal("STOP")
+    assert not daemon.healthy()
+    daemon.signal("CONT")
+    eventually(daemon.healthy)
+
+
+def test_readings_arrive_with_the_environment_alone_and_stop_ends_it(
+    start: Callable[..., Container], daemon: Container, services: Services
+) -> None:
+    """Without a file, too; and on SIGTERM it says that it is offline and ends with 0, within 2 s."""
+    daemon.stop()
+    passwords = {
+        "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": ANNA.password,
+        "DEXCOM2MQTT_MQTT__PASSWORD": BROKERS_PASSWORD,
+    }
+    container = start(services.settings | passwords)
+    with services.subscriber() as subscriber:
+        _wait_for_readings(subscriber, container)
+        began = time.monotonic()
+        code = container.stop()
+        took = time.monotonic() - began
+        assert code == 0, container.process.text()
+        assert took < 2
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "offline")
+
+
+def test_a_broken_configuration_ends_it(podman: Podman, image: str) -> None:
+    """It ends with 78 and names each mistake on standard error."""
+    wrong = ("--env=DEXCOM2MQTT_ACCOUNTS__ANNA__REGION=mars", "--env=DEXCOM2MQTT_MQTT__PORT=many")
+    ran = podman.run("podman", "run", "--rm", "--network=host", *CONFINED, *wrong, image, may_fail=True)
+    assert (ran.returncode, ran.stdout) == (78, "")
+    for place in ("accounts.anna.region", "accounts.anna.password", "mqtt.port"):
+        assert place in ran.stderr
+
+
+def _documented(kind: str) -> list[str]:
+    """Return the blocks of docs/deployment.md on Docker."""
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    text = text.partition("\n## With Docker\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def _needs_compose() -> None:
+    if not COMPOSE.exists():
+        pytest.skip("needs podman-compose from PyPI")
+
+
+def test_compose_as_documented(podman: Podman, clone: Path, image: str, tmp_path: Path) -> None:
+    """The documented commands start a broker that knows its users, and a daemon that gets in; both without rights."""
+    del image  # it is built first
+    _needs_compose()
+    folder = shutil.copytree(clone, tmp_path / "clone")
+
+    def run(*command: str, may_fail: bool = False, said: str = "") -> subprocess.CompletedProcess[str]:
+        return podman.run(*command, folder=folder, elsewhere=True, may_fail=may_fail, said=said)
+
+    def subscribe(*options: str) -> subprocess.CompletedProcess[str]:
+        listen = ("mosquitto_sub", "-t", "dexcom2mqtt/bridge/state", "-C", "1", "-W", "5", *options)
+        return run("docker", "compose", "exec", "-T", "mosquitto", *listen, may_fail=True)
+
+    begin, add_user, ask_version = _documented("sh")
+    run("sh", "-ec", begin)
+    run("sh", "-ec", add_user, said="password\npassword\n")
+    eventually(lambda: subscribe("-u", "homeassistant", "-P", "password").stdout.strip() == "online", 60)
+    assert "not authorised" in subscribe().stderr
+    assert (
+        run("docker", "compose", "exec", "-T", "dexcom2mqtt", "dexcom2mqtt", "healthcheck").stdout.strip() == "healthy"
+    )
+    for service, user in (("mosquitto", "1883"), ("dexcom2mqtt", "65532")):
+        status = run("docker", "compose", "exec", "-T", service, "cat", "/proc/1/status").stdout
+        assert re.search(rf"^Uid:\t{user}\t", status, re.MULTILINE)
+        assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+    log = run("docker", "compose", "logs", "dexcom2mqtt").stdout
+    assert "her password" not in log
+    assert "ERROR" not in log
+    assert run("sh", "-ec", ask_version).stdout.strip() == VERSION
+    run("docker", "compose", "down", "--volumes")
+
+
+def test_compose_with_a_broker_that_is_there(podman: Podman, clone: Path, services: Services, tmp_path: Path) -> None:
+    """The documented compose.override.yaml leads the daemon to a broker on this machine's loopback."""
+    _needs_compose()
+    (override,) = (block for block in _documented("yaml") if "network_mode: host" in block)
+    folder = shutil.copytree(clone, tmp_path / "clone")
+    (folder / "secrets").mkdir(0o700)
+    (folder / "secrets" / "dexcom2mqtt_accounts__anna__username").write_text(ANNA.username, encoding="utf-8")
+    shutil.copytree(services.secrets, folder / "secrets", dirs_exist_ok=True)
+    (folder / "compose.override.yaml").write_text(override, encoding="utf-8")
+    # What only this test needs: where its broker and its Share service are.
+    here = {key: value for key, value in services.settings.items() if key.endswith(("__PORT", "__SHARE_URL"))}
+    (folder / "here.yaml").write_text(yaml.safe_dump({"services": {"dexcom2mqtt": {"environment": here}}}))
+    files = [f"--file={name}" for name in ("compose.yaml", "compose.override.yaml", "here.yaml")]
+    podman.run("docker", "compose", *files, "up", "-d", "dexcom2mqtt", folder=folder)
+    with services.subscriber() as subscriber:
+        _wait_for_readings(subscriber)
+    podman.run("docker", "compose", *files, "down", folder=folder)
