@@ -123,9 +123,12 @@ def runtime(
     podman = Podman(machine)
     trouble = podman.trouble(PYTHON)
     size = machine.inspect(image)["Size"] - machine.inspect(PYTHON)["Size"]
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert capture
     assert reporter
-    reporter.write_line(f" {size / 1e6:.1f} MB on top of Python's image, run by {trouble or 'podman'}")
+    with capture.global_and_fixture_disabled():
+        reporter.write_line(f" {size / 1e6:.1f} MB on top of Python's image, run by {trouble or 'podman'}")
     return Chroot(machine, tmp_path_factory.mktemp("chroot")) if trouble else podman
 
 
