@@ -57,7 +57,12 @@ exec podman "$@"
 _NAMESPACES = """\
 set -e
 umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || echo no cgroups
+names=$(cat /etc/resolv.conf)
+file=$(readlink -f /etc/resolv.conf)
 mount -t tmpfs none /run
+case $file in
+    /run/*) mkdir -p "${file%/*}" && echo "$names" >"$file" ;;
+esac
 mount -t tmpfs none /dev/shm
 touch /run/elsewhere
 unshare --net=/run/elsewhere ip link set lo up || echo no other network
