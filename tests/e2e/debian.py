@@ -52,30 +52,32 @@ class Debian:
         """Return where a path of that Debian is on this machine."""
         return self.folder / str(path).lstrip("/")
 
+    def entering(self) -> list[str]:
+        """Return what enters it before a command; its processes end with it, and its mounts too."""
+        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={self.folder}", "--mount-proc"]
+
     def command(self, *command: str | Path) -> list[str]:
-        """Return how to run a command in there; its processes end with it, and its mounts too."""
-        return [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={self.folder}", "--mount-proc"),
-            *("env", "-i", *(f"{key}={value}" for key, value in _environ().items())),
-            *map(str, command),
-        ]
+        """Return how to run a command in there."""
+        environ = (f"{key}={value}" for key, value in _environ().items())
+        return [*self.entering(), "env", "-i", *environ, *map(str, command)]
 
     def run(
         self,
         *command: str | Path,
         seconds: float = 600,
         may_fail: bool = False,
+        given: str = "",
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in there and return what it said; where it fails, so does the test."""
-        given = [f"{key}={value}" for key, value in (environ or {}).items()]
+        """Run a command in there and return what it said, ``given`` that to read; where it fails, so does the test."""
+        extra = [f"{key}={value}" for key, value in (environ or {}).items()]
         ran = subprocess.run(
-            self.command("env", *given, *command),
+            self.command("env", *extra, *command),
             capture_output=True,
             text=True,
             timeout=seconds,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=given,
         )
         assert may_fail or ran.returncode == 0, f"{command} ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}"
         return ran

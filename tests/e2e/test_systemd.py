@@ -1,0 +1,343 @@
+"""The service as the README installs it, in a Debian that systemd boots, with a broker and a Share on loopback."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
+from tests.e2e.debian import Debian, needs
+from tests.processes import ROOT, Mosquitto, Process, Subscriber, eventually, retained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.e2e]
+
+ANNA = SimulatedAccount("anna@example.com", "Anna's password at Share")
+BROKER_LOGIN = ("daemon", "the password at the broker")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "sudo", "python3-venv")
+CONFIG = "/etc/dexcom2mqtt/config.yaml"
+UNIT = "/etc/systemd/system/dexcom2mqtt.service"
+DROP_INS = "/run/systemd/system/dexcom2mqtt.service.d"
+PROGRAM = "/opt/dexcom2mqtt/bin/dexcom2mqtt"
+SOON = "[Service]\nRestartSec=1\nWatchdogSec=5\n"
+"""What the service's 30 s and 3 min are while a test waits for them; that they are so is a test of its own."""
+STATUS = re.compile(r"^anna: (\d+) mg/dL [↑↗→↘↓]+ \d min ago, next poll \d\d:\d\d:\d\d$")
+
+
+class Booted(Debian):
+    """A Debian that systemd boots. It has this machine's network, and ends with the tests, however those end."""
+
+    def boot(self, log: Path) -> None:
+        # Where these tests end, unshare is killed, and with it whatever runs in its namespace. nspawn alone, when it
+        # is killed, leaves its container running.
+        alone = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        nspawn = ("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe")
+        self._unshare = Process([*alone, *nspawn, "--boot", "-D", self.folder], log)
+        try:
+            eventually(self._is_up, 90)
+        except AssertionError:
+            pytest.skip(f"systemd does not boot in systemd-nspawn here: {self._unshare.text().strip() or 'no word'}")
+
+    def _is_up(self) -> bool:
+        assert self._unshare.running
+        asked = self.run("systemctl", "is-system-running", may_fail=True) if self._leader() else None
+        return asked is not None and asked.stdout.strip() in {"running", "degraded"}
+
+    def _leader(self) -> str:
+        """Return the process that systemd is, in this machine's numbers, or nothing."""
+        nspawn = _child(str(self._unshare.pid))
+        return nspawn and _child(nspawn)
+
+    def entering(self) -> list[str]:
+        """Return what enters it, as one of its own processes."""
+        return ["nsenter", "--all", f"--target={self._leader()}"]
+
+    def end(self) -> None:
+        """End all that runs in it."""
+        systemd = Path("/proc", self._leader(), "exe")
+        self._unshare.kill()
+        eventually(lambda: not systemd.exists())
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file that root alone can read."""
+        self.run("install", "-D", "--mode=600", "/dev/stdin", path, given=text)
+
+    def person(self, commands: str) -> None:
+        """Let a person type that in a copy of the repository: one who has to say sudo."""
+        self.run("runuser", "-u", "pi", "--", "sh", "-euc", f"cd /home/pi/dexcom2mqtt\n{commands}")
+
+    def systemctl(self, *arguments: str, may_fail: bool = False) -> str:
+        return self.run("systemctl", *arguments, may_fail=may_fail, seconds=60).stdout.strip()
+
+    def shown(self, key: str) -> str:
+        """Return a property of the service."""
+        return self.systemctl("show", "--value", f"--property={key}", "dexcom2mqtt")
+
+    def configure(self, settings: dict[str, Any], drop_in: str = "") -> None:
+        """Let the service have this configuration and this drop-in when it is started."""
+        self.write(CONFIG, yaml.safe_dump(settings))
+        self.write(f"{DROP_INS}/test.conf", drop_in)
+        self.systemctl("daemon-reload")
+
+    def signal(self, name: str) -> None:
+        """Send the daemon a signal."""
+        self.systemctl("kill", "--kill-whom=main", f"--signal={name}", "dexcom2mqtt")
+
+    def journal(self, since: float = 0) -> str:
+        """Return what the journal has since then, everything that is kept of a line."""
+        return self.run("journalctl", "--no-pager", "--output=verbose", "--all", f"--since=@{since:.3f}").stdout
+
+    def healthcheck(self) -> tuple[int, str]:
+        done = self.run("sudo", PROGRAM, "healthcheck", may_fail=True)
+        return done.returncode, done.stdout + done.stderr
+
+
+def _child(process: str) -> str:
+    """Return the first child of a process, or nothing."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").partition(" ")[0]
+    return ""
+
+
+def block(file: str, heading: str) -> str:
+    """Return the first block of shell commands below a heading."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return text.partition(f"\n{heading}\n")[2].partition("\n```sh\n")[2].partition("```")[0]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """Return a broker that lets everybody in."""
+    needs("mosquitto", "mosquitto_passwd", "systemd-nspawn", "nsenter", "setpriv")
+    mosquitto = Mosquitto(tmp_path_factory.mktemp("mosquitto"))
+    yield mosquitto
+    mosquitto.kill()
+
+
+@pytest.fixture(scope="module")
+def share() -> Iterator[SimulatedShare]:
+    with SimulatedShare([ANNA], time.time) as service:
+        yield service
+
+
+def settings(share: SimulatedShare, broker: Mosquitto) -> dict[str, Any]:
+    """Return a good configuration. Its client id is no other test's: they share a network."""
+    anna = {"username": ANNA.username, "password": ANNA.password, "share_url": share.base_url}
+    mqtt = {"host": "127.0.0.1", "port": broker.port, "client_id": "e2e-systemd"}
+    return {"accounts": {"anna": anna}, "mqtt": mqtt}
+
+
+@pytest.fixture(scope="module")
+def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """Return a booted Debian in which somebody has typed the commands of the README."""
+    folder = tmp_path_factory.mktemp("debian")
+    debian = Booted(folder / "root", "bookworm", PACKAGES)
+    try:
+        debian.boot(folder / "log")
+        debian.run("useradd", "--create-home", "pi")
+        # The environment leads to the package index; a Raspberry Pi needs nothing in it.
+        debian.write("/etc/sudoers.d/pi", "pi ALL=(ALL) NOPASSWD: ALL\nDefaults !env_reset\n")
+        for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]:
+            copied = debian.inside(f"/home/pi/dexcom2mqtt/{name}")
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copied)
+        debian.run("chown", "-R", "pi:", "/home/pi")
+        debian.write(CONFIG, yaml.safe_dump(settings(share, broker)))
+        debian.person(block("README.md", "## As a service"))
+        yield debian
+    finally:
+        debian.end()
+        shutil.rmtree(folder / "root")
+
+
+@pytest.fixture
+def start(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> Iterator[Callable[..., Booted]]:
+    """Start the service anew, with a drop-in perhaps, and return once it is ready."""
+
+    def start(drop_in: str = "", **changed: Any) -> Booted:
+        installed.systemctl("stop", "dexcom2mqtt")
+        installed.systemctl("reset-failed", "dexcom2mqtt", may_fail=True)
+        installed.configure(settings(share, broker) | changed, drop_in)
+        installed.systemctl("start", "dexcom2mqtt")
+        assert installed.systemctl("is-active", "dexcom2mqtt") == "active"
+        return installed
+
+    yield start
+    if not broker.running:
+        broker.start()
+
+
+def restarted(debian: Booted, killed: str) -> bool:
+    return debian.shown("MainPID") not in {"0", killed} and debian.shown("ActiveState") == "active"
+
+
+def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) -> None:
+    """After them it is active, and will be after a boot; its status line tells the reading that the broker has."""
+    assert block("docs/deployment.md", "## With systemd") == block("README.md", "## As a service")
+    assert installed.systemctl("is-enabled", "dexcom2mqtt") == "enabled"
+    assert installed.systemctl("is-active", "dexcom2mqtt") == "active"
+    with Subscriber(broker.port) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
+        value = subscriber.wait_for("dexcom2mqtt/anna/value").payload
+    told = eventually(lambda: STATUS.findall(installed.shown("StatusText")), why=installed.shown("StatusText"))
+    assert told == [value]
+
+
+def test_the_unit_keeps_its_word(
+    installed: Booted, share: SimulatedShare, broker: Mosquitto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What others rely on is in the unit, and systemd finds nothing wrong with it."""
+    installed.configure(settings(share, broker))  # without any drop-in
+    promised = {
+        "Type": "notify",
+        "Restart": "on-failure",
+        "RestartUSec": "30s",
+        "RestartPreventExitStatus": "2 78",
+        "WatchdogUSec": "3min",
+    }
+    assert {key: installed.shown(key) for key in promised} == promised
+    verified = installed.run("systemd-analyze", "verify", UNIT)
+    assert verified.stdout + verified.stderr == ""
+    security = installed.run("systemd-analyze", "security", "--no-pager", "--offline=true", UNIT).stdout
+    exposure = re.search(r"Overall exposure level for dexcom2mqtt.service: ([\d.]+)", security)
+    assert exposure, security
+    with capsys.disabled():
+        print(exposure.group())  # noqa: T201  # how near it is
+    assert float(exposure.group(1)) <= 1.2
+
+
+def test_it_has_no_rights(start: Callable[..., Booted]) -> None:
+    """Its user exists only now, can do nothing, and cannot read the configuration but as systemd hands it over."""
+    debian = start()
+    pid = debian.shown("MainPID")
+    status = dict(re.findall(r"^(\w+):\s*(.*)$", debian.run("cat", f"/proc/{pid}/status").stdout, re.MULTILINE))
+    (uid,), (gid,) = set(status["Uid"].split()), set(status["Gid"].split())
+    assert all(61184 <= int(one) <= 65519 for one in (uid, gid))  # those that systemd gives and takes back
+    assert {int(status[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+    def read_by_it(path: str) -> subprocess.CompletedProcess[str]:
+        it = ("nsenter", "--all", f"--target={pid}", f"--setuid={uid}", f"--setgid={gid}")
+        return debian.run(*it, "cat", path, may_fail=True)
+
+    assert read_by_it(CONFIG).stderr == f"cat: {CONFIG}: Permission denied\n"
+    handed_over = read_by_it("/run/credentials/dexcom2mqtt.service/config.yaml").stdout
+    assert handed_over == debian.inside(CONFIG).read_text(encoding="utf-8")
+
+
+def test_it_is_started_again_when_killed(start: Callable[..., Booted]) -> None:
+    """After a SIGKILL systemd starts it anew."""
+    debian = start(SOON)
+    pid = debian.shown("MainPID")
+    debian.signal("KILL")
+    eventually(lambda: restarted(debian, pid), 30)
+    assert debian.shown("NRestarts") == "1"
+
+
+def test_it_is_started_again_when_frozen(start: Callable[..., Booted]) -> None:
+    """When it does not run any more the watchdog ends it, with the place of each thread in the journal; not before."""
+    debian = start(SOON)
+    began = time.time()
+    pid = debian.shown("MainPID")
+    time.sleep(7)  # longer than the watchdog waits
+    assert (debian.shown("MainPID"), debian.shown("NRestarts")) == (pid, "0")
+    debian.signal("STOP")
+    eventually(lambda: restarted(debian, pid), 30)
+    journal = debian.journal(began)
+    assert "Watchdog timeout" in journal
+    assert "Fatal Python error: Aborted" in journal
+
+
+def test_it_stops_at_once(start: Callable[..., Booted], broker: Mosquitto) -> None:
+    """It ends within 2 s and leaves nothing on the broker that looks current."""
+    with Subscriber(broker.port) as subscriber:
+        debian = start()
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
+    began = time.monotonic()
+    debian.systemctl("stop", "dexcom2mqtt")
+    assert time.monotonic() - began < 2
+    left = retained(broker.port)
+    assert left["dexcom2mqtt/bridge/state"] == left["dexcom2mqtt/anna/availability"] == "offline"
+    assert (debian.shown("Result"), debian.shown("ExecMainStatus")) == ("success", "0")
+
+
+def test_a_mistake_in_the_configuration_ends_it_for_good(
+    start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto
+) -> None:
+    """It is not started again; the journal names every mistake, and once they are mended it runs."""
+    debian = start()
+    began = time.time()
+    debian.configure(settings(share, broker) | {"stale_after": 1, "log_level": "loud"}, SOON)
+    debian.systemctl("restart", "dexcom2mqtt", may_fail=True)
+    found = {key: debian.shown(key) for key in ("ActiveState", "NRestarts", "Result", "ExecMainStatus")}
+    assert found == {"ActiveState": "failed", "NRestarts": "0", "Result": "exit-code", "ExecMainStatus": "78"}
+    journal = debian.journal(began)
+    assert re.search(r"MESSAGE=.*\bstale_after\b", journal)
+    assert re.search(r"MESSAGE=.*\blog_level\b", journal)
+    start()
+
+
+def test_it_waits_for_nobody(start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto) -> None:
+    """With neither broker nor Share it becomes active, and is healthy; with both there it goes on by itself."""
+    broker.kill()
+    share.close()
+    try:
+        debian = start()
+        eventually(lambda: debian.shown("StatusText").startswith("anna: unavailable"), 30)
+        assert debian.healthcheck() == (0, "healthy\n")
+        pid = debian.shown("MainPID")
+    finally:
+        share.start()
+        broker.start()
+    with Subscriber(broker.port) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online", 60)
+    assert debian.shown("MainPID") == pid
+
+
+def test_secrets_can_be_credentials(
+    start: Callable[..., Booted], share: SimulatedShare, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """As the unit's remarks show: one of a file, one encrypted; both work, and neither is in the journal."""
+    passwords = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-c", "-b", passwords, *BROKER_LOGIN], check=True)
+    guarded = start_mosquitto("allow_anonymous false", f"password_file {passwords}")
+    unit = (ROOT / "systemd/dexcom2mqtt.service").read_text(encoding="utf-8")
+    debian = start()
+    debian.write("/etc/dexcom2mqtt/anna-password", f"{ANNA.password}\n")
+    (encrypt,) = re.findall(r"systemd-creds encrypt .*", unit)
+    debian.run(*encrypt.split(), given=f"{BROKER_LOGIN[1]}\n")
+    assert BROKER_LOGIN[1] not in debian.inside("/etc/dexcom2mqtt/mqtt.cred").read_text(encoding="utf-8")
+    shown = re.findall(r"^#(LoadCredential=.*anna-password|LoadCredentialEncrypted=.*)$", unit, re.MULTILINE)
+    assert len(shown) == 2
+
+    accounts, mqtt = settings(share, guarded).values()
+    del accounts["anna"]["password"]
+    began = time.time()
+    start("\n".join(["[Service]", *shown, ""]), accounts=accounts, mqtt=mqtt | {"username": BROKER_LOGIN[0]})
+    with Subscriber(guarded.port, login=BROKER_LOGIN) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
+    assert share.count(began, password=True, outcome="ok")
+    journal = debian.journal()
+    assert "reading" in journal
+    assert ANNA.password not in journal
+    assert BROKER_LOGIN[1] not in journal
+
+
+def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None:
+    """It is healthy while it runs, not while it stands still, and again when it goes on."""
+    debian = start()
+    assert debian.healthcheck() == (0, "healthy\n")
+    debian.signal("STOP")
+    assert debian.healthcheck() == (1, "dexcom2mqtt: the daemon does not answer within 5 s; is it frozen?\n")
+    debian.signal("CONT")
+    assert debian.healthcheck() == (0, "healthy\n")
