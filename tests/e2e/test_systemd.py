@@ -249,7 +249,12 @@ def test_it_is_started_again_when_frozen(start: Callable[..., Booted]) -> None:
     debian = start(SOON)
     began = time.time()
     pid = debian.shown("MainPID")
-    time.sleep(7)  # longer than the watchdog waits
+
+    def fed() -> int:
+        return int(debian.shown("WatchdogTimestampMonotonic"))
+
+    enough = fed() + 7_000_000  # microseconds, and more than the watchdog waits
+    eventually(lambda: fed() > enough)
     assert (debian.shown("MainPID"), debian.shown("NRestarts")) == (pid, "0")
     debian.signal("STOP")
     eventually(lambda: restarted(debian, pid), 30)
