@@ -394,7 +394,8 @@ def load(
         mistakes += [_mistake(each, layers) for each in wrong]
     if mistakes:
         raise ConfigError(*mistakes)
-    if file:
+    # What systemd hands over is for the daemon alone; group bits in its mode stand for an access control list.
+    if file and str(file.parent) != environ.get("CREDENTIALS_DIRECTORY"):
         settings._exposed = _exposed(file, layers[-1], settings)  # noqa: SLF001  # a fact, but not a key
     return settings
 

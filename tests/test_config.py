@@ -986,6 +986,15 @@ def test_the_remedy_does_not_lock_the_daemon_out(tmp_path: Path, monkeypatch: py
     assert warning.endswith(f"mend it with: sudo chown 4711 {file} && sudo chmod 600 {file}")
 
 
+def test_a_credential_of_systemd_earns_no_warning(tmp_path: Path) -> None:
+    """Where systemd hands the file over it looks open to a group and is not; any other file beside it counts."""
+    file = tmp_path / "config.yaml"
+    file.write_text(ANNA)
+    file.chmod(0o440)
+    assert load(file, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)}).warnings == ()
+    assert load(file, environ={"CREDENTIALS_DIRECTORY": str(tmp_path / "other")}).warnings != ()
+
+
 @pytest.mark.parametrize(
     ("mqtt", "warned"),
     [
