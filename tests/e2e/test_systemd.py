@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.e2e]
 ANNA = SimulatedAccount("anna@example.com", "Anna's password at Share")
 BROKER_LOGIN = ("daemon", "the password at the broker")
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "sudo", "python3-venv")
+DOCS = "docs/deployment.md"
 CONFIG = "/etc/dexcom2mqtt/config.yaml"
 UNIT = "/etc/systemd/system/dexcom2mqtt.service"
 DROP_INS = "/run/systemd/system/dexcom2mqtt.service.d"
@@ -85,7 +86,7 @@ class Booted(Debian):
 
     def configure(self, settings: dict[str, Any], drop_in: str = "") -> None:
         """Let the service have this configuration and this drop-in when it is started."""
-        self.write(CONFIG, yaml.safe_dump(settings))
+        self.run("tee", CONFIG, given=yaml.safe_dump(settings))  # its rights remain
         self.write(f"{DROP_INS}/test.conf", drop_in)
         self.systemctl("daemon-reload")
 
@@ -109,10 +110,10 @@ def _child(process: str) -> str:
     return ""
 
 
-def block(file: str, heading: str) -> str:
-    """Return the first block of shell commands below a heading."""
-    text = (ROOT / file).read_text(encoding="utf-8")
-    return text.partition(f"\n{heading}\n")[2].partition("\n```sh\n")[2].partition("```")[0]
+def blocks(file: str, heading: str) -> list[str]:
+    """Return the blocks of shell commands and of lines for a unit below a heading."""
+    section = (ROOT / file).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```(?:sh|ini)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +132,9 @@ def share() -> Iterator[SimulatedShare]:
 
 
 def settings(share: SimulatedShare, broker: Mosquitto) -> dict[str, Any]:
-    """Return a good configuration. Its client id is no other test's: they share a network."""
+    """Return a good configuration. Its client id is no other daemon's of this network."""
     anna = {"username": ANNA.username, "password": ANNA.password, "share_url": share.base_url}
-    mqtt = {"host": "127.0.0.1", "port": broker.port, "client_id": "e2e-systemd"}
+    mqtt = {"host": "127.0.0.1", "port": broker.port, "client_id": f"e2e-{broker.port}"}
     return {"accounts": {"anna": anna}, "mqtt": mqtt}
 
 
@@ -152,8 +153,10 @@ def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copied)
         debian.run("chown", "-R", "pi:", "/home/pi")
-        debian.write(CONFIG, yaml.safe_dump(settings(share, broker)))
-        debian.person(block("README.md", "## As a service"))
+        debian.person(blocks(DOCS, "## With systemd")[0].splitlines()[0])
+        debian.run("tee", CONFIG, given=yaml.safe_dump(settings(share, broker)))  # in the editor, which is next there
+        (three_commands,) = blocks("README.md", "## As a service")
+        debian.person(three_commands)
         yield debian
     finally:
         debian.end()
@@ -183,7 +186,7 @@ def restarted(debian: Booted, killed: str) -> bool:
 
 def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) -> None:
     """After them it is active, and will be after a boot; its status line tells the reading that the broker has."""
-    assert block("docs/deployment.md", "## With systemd") == block("README.md", "## As a service")
+    assert set(blocks("README.md", "## As a service")) <= set(blocks(DOCS, "## With systemd"))
     assert installed.systemctl("is-enabled", "dexcom2mqtt") == "enabled"
     assert installed.systemctl("is-active", "dexcom2mqtt") == "active"
     with Subscriber(broker.port) as subscriber:
@@ -191,6 +194,7 @@ def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) 
         value = subscriber.wait_for("dexcom2mqtt/anna/value").payload
     told = eventually(lambda: STATUS.findall(installed.shown("StatusText")), why=installed.shown("StatusText"))
     assert told == [value]
+    assert not re.search(r"MESSAGE=(WARNING|ERROR|CRITICAL)", installed.journal())
 
 
 def test_the_unit_keeps_its_word(
@@ -309,33 +313,41 @@ def test_it_waits_for_nobody(start: Callable[..., Booted], share: SimulatedShare
     assert debian.shown("MainPID") == pid
 
 
+@pytest.mark.parametrize(("plain", "encrypted"), [("anna", "mqtt"), ("mqtt", "anna")])
 def test_secrets_can_be_credentials(
-    start: Callable[..., Booted], share: SimulatedShare, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+    start: Callable[..., Booted],
+    share: SimulatedShare,
+    start_mosquitto: Callable[..., Mosquitto],
+    tmp_path: Path,
+    plain: str,
+    encrypted: str,
 ) -> None:
-    """As the unit's remarks show: one of a file, one encrypted; both work, and neither is in the journal."""
+    """As the unit and the docs show, one in a file and one encrypted: both work, and neither is in the journal."""
+    password = {"anna": ANNA.password, "mqtt": BROKER_LOGIN[1]}
     passwords = tmp_path / "passwords"
     subprocess.run(["mosquitto_passwd", "-c", "-b", passwords, *BROKER_LOGIN], check=True)
     guarded = start_mosquitto("allow_anonymous false", f"password_file {passwords}")
-    unit = (ROOT / "systemd/dexcom2mqtt.service").read_text(encoding="utf-8")
-    debian = start()
-    debian.write("/etc/dexcom2mqtt/anna-password", f"{ANNA.password}\n")
-    (encrypt,) = re.findall(r"systemd-creds encrypt .*", unit)
-    debian.run(*encrypt.split(), given=f"{BROKER_LOGIN[1]}\n")
-    assert BROKER_LOGIN[1] not in debian.inside("/etc/dexcom2mqtt/mqtt.cred").read_text(encoding="utf-8")
-    shown = re.findall(r"^#(LoadCredential=.*anna-password|LoadCredentialEncrypted=.*)$", unit, re.MULTILINE)
-    assert len(shown) == 2
+    remarks = "".join((ROOT / file).read_text("utf-8") for file in ("systemd/dexcom2mqtt.service", DOCS))
+    (encrypt,) = re.findall(rf"systemd-creds encrypt .*/{encrypted}\.cred", remarks)
+    drop_in = re.findall(
+        rf"^#?(LoadCredential=.*/{plain}-password|LoadCredentialEncrypted=.*/{encrypted}\.cred)$", remarks, re.MULTILINE
+    )
+    assert len(drop_in) == 2
 
+    debian = start()
+    debian.write(f"/etc/dexcom2mqtt/{plain}-password", f"{password[plain]}\n")
+    debian.run(*encrypt.split(), given=f"{password[encrypted]}\n")
+    assert password[encrypted] not in debian.run("cat", encrypt.split()[-1]).stdout
     accounts, mqtt = settings(share, guarded).values()
     del accounts["anna"]["password"]
     began = time.time()
-    start("\n".join(["[Service]", *shown, ""]), accounts=accounts, mqtt=mqtt | {"username": BROKER_LOGIN[0]})
+    start("\n".join(["[Service]", *drop_in, ""]), accounts=accounts, mqtt=mqtt | {"username": BROKER_LOGIN[0]})
     with Subscriber(guarded.port, login=BROKER_LOGIN) as subscriber:
         subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
     assert share.count(began, password=True, outcome="ok")
     journal = debian.journal()
-    assert "reading" in journal
-    assert ANNA.password not in journal
-    assert BROKER_LOGIN[1] not in journal
+    assert re.search("MESSAGE=INFO *connected to the broker", journal)
+    assert not any(each in journal for each in password.values())
 
 
 def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None:
