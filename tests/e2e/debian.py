@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _MINUTES_20 = 1200
 
+APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""How a command ends with whoever started it, however that ends, and its processes and its mounts with it."""
+
 
 class Debian:
     """A small Debian in ``folder``; ``arch`` is Debian's word for it, by default this machine's."""
@@ -28,6 +31,7 @@ class Debian:
         self.folder = folder
         made = subprocess.run(
             [
+                *APART,
                 "debootstrap",
                 "--variant=minbase",
                 f"--include={','.join(('ca-certificates', *packages))}",
@@ -53,8 +57,8 @@ class Debian:
         return self.folder / str(path).lstrip("/")
 
     def entering(self) -> list[str]:
-        """Return what enters it before a command; its processes end with it, and its mounts too."""
-        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={self.folder}", "--mount-proc"]
+        """Return what enters it before a command, which is the only child of what is started."""
+        return [*APART, f"--root={self.folder}"]
 
     def command(self, *command: str | Path) -> list[str]:
         """Return how to run a command in there."""
@@ -87,7 +91,8 @@ def needs(*programs: str) -> None:
     """Skip where this is not root, or one of the programs is missing."""
     if os.geteuid():
         pytest.skip("needs root")
-    if missing := [program for program in (*programs, "debootstrap", "unshare") if not shutil.which(program)]:
+    wanted = (*programs, "debootstrap", "setpriv", "unshare")
+    if missing := [program for program in wanted if not shutil.which(program)]:
         pytest.skip(f"needs {', '.join(missing)}")
 
 

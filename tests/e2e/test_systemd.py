@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from tests.e2e.debian import Debian, needs
+from tests.e2e.debian import APART, Debian, needs
 from tests.processes import ROOT, Mosquitto, Process, Subscriber, eventually, retained
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ class Booted(Debian):
     def boot(self, log: Path) -> None:
         # Where these tests end, unshare is killed, and with it whatever runs in its namespace. nspawn alone, when it
         # is killed, leaves its container running.
-        alone = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         nspawn = ("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe")
-        self._unshare = Process([*alone, *nspawn, "--boot", "-D", self.folder], log)
+        self._unshare = Process([*APART, *nspawn, "--boot", "-D", self.folder], log)
         try:
             eventually(self._is_up, 180)
         except AssertionError:
