@@ -67,7 +67,7 @@ def build(folder: Path) -> Path:
 def installed(arch: str, processor: str, extra: str = "") -> Iterator[Debian]:
     """Install the project as a user does, in a Debian for that architecture that has no compiler."""
     needs(f"qemu-{processor}-static")
-    with tempfile.TemporaryDirectory() as name, emulated(processor):
+    with tempfile.TemporaryDirectory(prefix="dexcom2mqtt-") as name, emulated(processor):
         folder = Path(name)
         debian = Debian(folder / "debian", "bookworm", ["python3-venv"], arch)
         programs = " ".join(program.name for program in debian.inside("/usr/bin").iterdir())
