@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from dexcom2mqtt.clock import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
 
@@ -89,6 +89,7 @@ class _Failure:
     """Why a connection came to nothing, or to an end, in words for a person."""
 
     text: str
+    causes: tuple[str, ...] = ()
     protocol_refused: bool = False
     closed_without_answer: bool = False
     closed: Literal["idle", "busy"] | None = None  # by the broker, without a word
@@ -97,6 +98,21 @@ class _Failure:
 
 class BrokerError(Exception):
     """The broker cannot be used; the text says why, and what to look at."""
+
+    def __init__(self, text: str, causes: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.causes = causes
+        """What may have led to it and what to do, the most frequent first; empty where the text says it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a broker's certificate says, as far as it is looked at."""
+
+    subject: str
+    issuer: str
+    until: float
+    """Unix seconds."""
 
 
 class TlsFileError(Exception):
@@ -122,6 +138,46 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def reach(mqtt: Mqtt) -> str:
+    """Connect to the broker's port, and leave; return the address that took the connection. Raises BrokerError."""
+    with _dialled(mqtt) as sock:
+        return str(sock.getpeername()[0])
+
+
+def certificate(mqtt: Mqtt, tls: Tls) -> Certificate | None:
+    """Make an encrypted connection to the broker, and leave; return the certificate, None where it is not verified.
+
+    Raises BrokerError and TlsFileError.
+    """
+    context = tls_context(tls)
+    with _dialled(mqtt) as sock, _explained(mqtt), context.wrap_socket(sock, server_hostname=mqtt.host) as secured:
+        shown: Any = secured.getpeercert()
+    if not shown:
+        return None
+    subject, issuer = (dict(pair for part in shown[who] for pair in part) for who in ("subject", "issuer"))
+    names = [name for _, name in shown.get("subjectAltName", ())]
+    return Certificate(
+        subject=subject.get("commonName") or ", ".join(names) or "nobody",
+        issuer=issuer.get("organizationName") or issuer.get("commonName") or "nobody",
+        until=ssl.cert_time_to_seconds(shown["notAfter"]),
+    )
+
+
+@contextlib.contextmanager
+def _explained(mqtt: Mqtt) -> Iterator[None]:
+    """Turn what can fail while connecting into a BrokerError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = f"cannot connect to the broker at {mqtt.host}:{mqtt.port}: {_explain(error)}"
+        raise BrokerError(text, _causes(error)) from None
+
+
+def _dialled(mqtt: Mqtt) -> socket.socket:
+    with _explained(mqtt):
+        return socket.create_connection((mqtt.host, mqtt.port), _CONNECT_SECONDS)
 
 
 class Broker:
@@ -402,30 +458,51 @@ class Visit:
             with self._connection:  # which closes it
                 if not (failure.protocol_refused or failure.closed_without_answer):
                     break
-        raise BrokerError("nothing was tried" if failure is None else failure.text)
+        raise BrokerError("nothing was tried") if failure is None else BrokerError(failure.text, failure.causes)
 
     def __exit__(self, *_: object) -> None:
         with self._connection:
             self._connection.client.disconnect()
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the connection."""
+        return self._connection.protocol
 
     def retained(self, filters: Sequence[str], probe: str) -> dict[str, bytes]:
         """Return what the broker retains at these topics, which may have wildcards.
 
         What is retained has arrived once ``probe``, a topic of its own, has come back.
         """
-        client, found = self._connection.client, dict[str, bytes]()
-        for topic in (*filters, probe):
-            client.subscribe(topic, qos=0)
-        client.publish(probe, "probe", qos=0)
-        returned = False
-        while not returned:
-            for received in self._until(self._connection.take_received):
-                returned |= received.topic == probe
-                if received.retained:
-                    found[received.topic] = received.payload
-        for topic in (*filters, probe):
-            client.unsubscribe(topic)
-        return found
+        with self._subscribed(*filters):
+            return {heard.topic: heard.payload for heard in self._heard_before(probe) if heard.retained}
+
+    def try_out(self, message: Message, probe: str) -> tuple[bool, bool]:
+        """Publish a message; return whether the broker takes it, and whether it sends it back to us.
+
+        With MQTT 3.1.1 it seems to take everything. What is sent back has arrived before ``probe``.
+        """
+        with self._subscribed(message.topic):
+            refused = self.publish([message])
+            came_back = any(heard.topic == message.topic for heard in self._heard_before(probe))
+        return not refused, came_back
+
+    @contextlib.contextmanager
+    def _subscribed(self, *filters: str) -> Iterator[None]:
+        for topic in filters:
+            self._connection.client.subscribe(topic, qos=0)
+        yield
+        for topic in filters:
+            self._connection.client.unsubscribe(topic)
+
+    def _heard_before(self, probe: str) -> list[Received]:
+        """Return what arrives until the probe comes back."""
+        heard = list[Received]()
+        with self._subscribed(probe):
+            self._connection.client.publish(probe, "probe", qos=0)
+            while not any(received.topic == probe for received in heard):
+                heard += self._until(self._connection.take_received)
+        return heard
 
     def publish(self, messages: Sequence[Message]) -> list[str]:
         """Publish these, and wait until the broker has answered to all; return the topics that it refused.
@@ -505,7 +582,7 @@ class _Connection:
         try:
             self.client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
-            return _Failure(f"cannot connect to {self._place}: {_explain(error)}")
+            return _Failure(f"cannot connect to {self._place}: {_explain(error)}", _causes(error))
         until = clock.now() + _CONNACK_SECONDS * clock.speed
         while not self._answered and self.failure is None:
             left = clock.real(until - clock.now())
@@ -583,7 +660,8 @@ class _Connection:
         elif reason.value == _PROTOCOL_REFUSED:
             self._end(_Failure(f"{self._place} does not take MQTT {self.protocol}", protocol_refused=True))
         elif reason.value in BAD_CREDENTIALS:
-            self._end(_Failure(f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"))
+            text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
+            self._end(_Failure(text, _REFUSED))
         else:
             self._end(_Failure(f"{self._place} refuses the connection ({reason})"))
 
@@ -593,7 +671,7 @@ class _Connection:
         lost = f"the connection to {self._place} was lost"
         if not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
-            self._end(_Failure(text, closed_without_answer=True))
+            self._end(_Failure(text, _NO_MQTT, closed_without_answer=True))
         elif flags.is_disconnect_packet_from_server:
             self._end(_Failure(f"{lost} ({reason})", taken_over=reason.value == _SESSION_TAKEN_OVER))
         else:
@@ -626,3 +704,50 @@ def _explain(error: Exception) -> str:  # noqa: PLR0911  # a table of causes
             return error.strerror or type(error).__name__
         case _:
             return f"{type(error).__name__}; check mqtt.host"
+
+
+_NOT_THERE: Final = (
+    "The broker does not run, or not on that machine: on it, look at `systemctl status mosquitto`.",
+    "Mosquitto 2 takes connections of its own machine alone until its configuration has a line `listener 1883`.",
+    "In a container, localhost is the container itself: write the name of the broker's container or machine.",
+    "A firewall is between, or the port is another one: mqtt.port; with TLS it is mostly 8883.",
+)
+_NO_NAME: Final = (
+    "The name is misspelt, or known to some machines only: try the broker's address in its place, as 192.168.1.2.",
+    "This machine has no network or no name server yet: then other names cannot be looked up either.",
+)
+_NOT_TRUSTED: Final = (
+    "The broker has a certificate of an authority of your own: name that authority's file in mqtt.tls.ca_file.",
+    "mqtt.host has to be a name that the certificate is made for; an address works only if the certificate has it.",
+    "The certificate is out of date, or this machine's clock is wrong.",
+)
+_NO_TLS: Final = (
+    "Behind that port the broker does not speak TLS: with TLS it is mostly 8883, without it 1883.",
+    "The broker wants a certificate of this client: mqtt.tls.cert_file and key_file.",
+)
+_NO_MQTT: Final = (
+    "The broker wants TLS at that port: write tls: {} below mqtt:, or take the port without TLS, mostly 1883.",
+    "Something else listens there: MQTT over WebSockets (mostly 9001) and web pages are of no use.",
+)
+_REFUSED: Final = (
+    "mqtt.username or mqtt.password is wrong or missing; with Mosquitto, mosquitto_passwd makes users.",
+    "With the broker inside Home Assistant, it is the name and password of one of its users.",
+    "The broker admits certain client ids only: mqtt.client_id, to which check and purge add a word.",
+)
+
+
+def _causes(error: Exception) -> tuple[str, ...]:
+    """Return what may have led to a failure while connecting, and what to do, the most frequent first."""
+    match error:
+        case socket.gaierror():
+            return _NO_NAME
+        case ssl.SSLCertVerificationError():
+            return _NOT_TRUSTED
+        case ssl.SSLError():
+            return _NO_TLS
+        case ConnectionResetError() | BrokenPipeError():
+            return _NO_MQTT
+        case OSError():
+            return _NOT_THERE
+        case _:
+            return _NO_NAME

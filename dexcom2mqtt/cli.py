@@ -9,8 +9,10 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,11 +21,14 @@ from dexcom2mqtt import messages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dexcom2mqtt.check import Step
     from dexcom2mqtt.config import Settings
 
 FAILED: Final = 1
 MISCONFIGURED: Final = 78  # EX_CONFIG of sysexits.h
 
+_NARROW: Final = 40
+"""Columns below which nothing is wrapped any narrower."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -31,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
     # The options are taken before and after the command; a default of theirs would overwrite what came before it.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
-    command = {"run": _run, "demo": _demo, "healthcheck": _healthcheck, "purge": _purge, "schema": _schema}[
-        given.command
-    ]
-    return command(given)
+    commands = {
+        "run": _run,
+        "check": _check,
+        "demo": _demo,
+        "healthcheck": _healthcheck,
+        "purge": _purge,
+        "schema": _schema,
+    }
+    return commands[given.command](given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("run", "poll and publish, in the foreground, until SIGTERM or SIGINT (the default)")
+    add("check", "try everything once (configuration, accounts, broker), and say what to do where it does not work")
     demo = add("demo", "see it work with no account and no broker: everything simulated, on this machine alone")
     demo.add_argument("--speed", type=_speed, default=60.0, metavar="N", help="how many times faster (default 60)")
     demo.add_argument("--duration", type=_duration, metavar="S", help="end after that many real seconds")
@@ -131,6 +142,49 @@ def _run(given: argparse.Namespace) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _check(given: argparse.Namespace) -> int:
+    settings = _load(given)
+    if settings is None:
+        return MISCONFIGURED
+    print(f"ok      configuration: It is good, with {_count(len(settings.accounts), 'account')}.", flush=True)
+    from dexcom2mqtt import broker, check  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+
+    failed = 0
+    try:
+        for step in check.check(settings, Clock()):
+            failed += step.verdict == "failed"
+            _print_step(step)
+    except broker.TlsFileError as error:
+        return _complain([str(error)])
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    if failed:
+        return _fail(f"{_count(failed, 'step')} failed; see above for what to do")
+    print("All is well.")
+    return 0
+
+
+def _print_step(step: Step) -> None:
+    """Print a step, and what to do about it below, no wider than the terminal."""
+    width = max(shutil.get_terminal_size().columns, _NARROW)
+
+    def fill(first: str, text: str) -> str:
+        return textwrap.fill(
+            text, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+        )
+
+    verdict = {"ok": "ok", "note": "note", "failed": "FAILED"}[step.verdict]
+    print(fill(f"{verdict:<8}", f"{step.of}: {step.text}"))
+    for number, remedy in enumerate(step.remedies, 1):
+        print(fill(f"{'':8}{number}. ", remedy))
+    sys.stdout.flush()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _demo(given: argparse.Namespace) -> int:

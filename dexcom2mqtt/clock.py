@@ -159,9 +159,19 @@ def parse_iso(text: object) -> float | None:
         return None
 
 
+def system_time() -> float:
+    """Return what this machine takes for the time of day, in Unix seconds; it may be years off."""
+    return time.time()
+
+
 def local(unix: float) -> str:
     """Write Unix seconds as a time of day in this machine's zone, such as ``14:03:12``."""
     return f"{datetime.fromtimestamp(unix, UTC).astimezone():%H:%M:%S}"
+
+
+def day(unix: float) -> str:
+    """Write Unix seconds as a day in UTC, such as ``2027-01-31``."""
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d}"
 
 
 def iso(unix: float | None) -> str | None:

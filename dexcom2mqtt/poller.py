@@ -51,13 +51,14 @@ _WAIT_FOR_BROKER: Final = 3.0
 _QUICK_TRIES: Final = 3
 _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
-_STATES: Final[dict[type[ShareError], str]] = {
+STATES: Final[dict[type[ShareError], str]] = {
     UnavailableError: "unavailable",
     CredentialsRejectedError: "credentials_rejected",
     LockedOutError: "locked_out",
     RateLimitedError: "rate_limited",
     UnexpectedResponseError: "unexpected_response",
 }
+"""What an account becomes by each error of Share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +102,7 @@ class Poller:
         self._rate_limits = rate_limits
         self._back_by = back_by
         self._alarm = clock.alarm()
-        self._client = ShareClient(
-            username=_plain(account.username),
-            account_id=_plain(account.account_id),
-            password=account.password.get_secret_value(),
-            region=account.region,
-            base_url=account.share_url,
-            clock=clock,
-        )
+        self._client = client_of(account, clock)
         self.time = self._client.time
         """The time of day, as this account's server tells it."""
         self.answered = threading.Event()
@@ -384,7 +378,7 @@ class Poller:
     def _take_failure(self, error: ShareError) -> float:
         now = self._clock.now()
         self._failures += 1
-        share = _STATES[type(error)]
+        share = STATES[type(error)]
         wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
         self._become(share, status.tell(str(error), share, wrong_clock=wrong_clock))
         if isinstance(error, RateLimitedError):
@@ -459,6 +453,18 @@ class Poller:
             )
         if late:
             _log.info("%s: %s earlier readings", self.key, late)
+
+
+def client_of(account: Account, clock: Clock) -> ShareClient:
+    """Make the client of an account."""
+    return ShareClient(
+        username=_plain(account.username),
+        account_id=_plain(account.account_id),
+        password=account.password.get_secret_value(),
+        region=account.region,
+        base_url=account.share_url,
+        clock=clock,
+    )
 
 
 def _plain(secret: SecretStr | None) -> str | None:

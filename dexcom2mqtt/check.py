@@ -1,0 +1,243 @@
+"""The command that tries everything once, and says what works, what does not, and what to do about it.
+
+It is the first thing that anyone runs. It signs in once for each account, since wrong credentials tried again and
+again lock an account, and it leaves nothing at the broker. What it says of the account pages, of followers and of
+phone numbers is from pydexcom's answers to frequent questions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from dexcom2mqtt import broker, status
+from dexcom2mqtt.broker import BrokerError, Visit
+from dexcom2mqtt.clock import day, system_time
+from dexcom2mqtt.messages import Message, Topics, cleared
+from dexcom2mqtt.poller import STATES, client_of
+from dexcom2mqtt.share import CredentialsRejectedError, ShareError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Account, Settings
+    from dexcom2mqtt.share import Batch, Region, ShareClient
+
+_ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
+_CLOCKS_AGREE: Final = 30.0
+_CERTIFICATE_ENDS: Final = 30 * 86400.0
+_PHONE_DIGITS: Final = 7
+
+_NO_READINGS: Final = (
+    "In the Dexcom app of the person who wears the sensor, sharing has to be on and to have at least one follower.",
+    "The credentials have to be those of that person. A follower can sign in, too, but has no readings.",
+    "The sensor may be warming up, or the phone may be off or without network for a day: the app tells.",
+    "Share has readings of G4 to G7 and ONE+. Stelo has no sharing.",
+)
+_OLD_READINGS: Final = (
+    "The phone is off or without network, or the Dexcom app does not run there.",
+    "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
+    "Sharing was switched off in the app.",
+)
+_MAY_NOT_READ: Final = (
+    "The broker's access control list has to let the user of this daemon read and write all below {topic}.",
+    "The broker is frozen or overloaded.",
+)
+_MAY_NOT_WRITE: Final = (
+    "The broker's access control list has to let the user of this daemon write to {topic}, as examples/mosquitto/acl.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was tried: of whom (an account's key, or ``broker``), and what came of it."""
+
+    of: str
+    text: str
+    verdict: Literal["ok", "note", "failed"] = "ok"
+    remedies: tuple[str, ...] = ()
+    """What may have led to it and what to do, the most likely first."""
+
+
+def check(settings: Settings, clock: Clock) -> Iterator[Step]:
+    """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
+    for key, account in settings.accounts.items():
+        yield from _check_account(key, account, settings.stale_after * 60.0, clock)
+    try:
+        yield from _check_broker(settings, clock)
+    except BrokerError as error:
+        yield Step("broker", _sentence(str(error)), "failed", error.causes)
+
+
+# --- an account --------------------------------------------------------------------------------------------
+
+
+def _check_account(key: str, account: Account, stale_after: float, clock: Clock) -> Iterator[Step]:
+    client = client_of(account, clock)
+    try:
+        client.sign_in()
+        yield Step(key, f"Signed in to {client.host}, region {account.region}.")
+        yield _newest(key, account, client, client.fetch(renew=False), stale_after)
+    except ShareError as error:
+        yield Step(key, *_failed(error, account))
+    if client.time.known:
+        yield _clocks(key, client)
+
+
+def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"], tuple[str, ...]]:
+    if isinstance(error, CredentialsRejectedError):
+        return _sentence(str(error)), "failed", tuple(_rejected(account))
+    wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
+    return status.tell(str(error), STATES[type(error)], wrong_clock=wrong_clock), "failed", ()
+
+
+def _rejected(account: Account) -> Iterator[str]:
+    """Yield why Share may not accept the credentials; it does not say itself."""
+    page = _ACCOUNT_PAGES[account.region]
+    others = "; at ".join(
+        f"{other}, the region is {region}" for region, other in _ACCOUNT_PAGES.items() if other != page
+    )
+    phone = "A phone number is written with + and the country code: '+11234567890'."
+    seems_phone = _seems_phone(account)
+    if seems_phone:
+        yield f"The user name looks like a phone number. {phone}"
+    yield (
+        "They have to be those of the person who wears the sensor, as in the Dexcom app that shows the readings; not a "
+        "follower's, nor those of somebody who manages the account of a child."
+    )
+    yield (
+        f"The region has to be the account's. For {account.region} they have to work at {page}. If they work at "
+        f"{others}."
+    )
+    if account.username is not None and not seems_phone:
+        yield phone
+    yield f"The password is mistyped: {page} lets you try it, and make a new one."
+    if account.username is not None:
+        yield (
+            f"If they are right, try the account id in place of the user name: once signed in at {page}, it is in the "
+            "page's address. Write it as account_id: 12345678-90ab-cdef-1234-567890abcdef."
+        )
+    yield (
+        "If they worked until now: Share rejects right ones, too, after many sign-ins. Stop other programs that use "
+        "the account, and wait 20 minutes. Whoever tries wrong ones again and again locks the account."
+    )
+
+
+def _seems_phone(account: Account) -> bool:
+    name = "" if account.username is None else account.username.get_secret_value()
+    digits = [letter for letter in name if letter not in " ()-./"]
+    return len(digits) >= _PHONE_DIGITS and all(digit.isdecimal() for digit in digits)
+
+
+def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:
+    if not batch.readings:
+        if batch.error_codes:
+            return Step(key, status.REMEDIES["sensor_error"], "failed")
+        if batch.malformed:
+            return Step(key, status.REMEDIES["unexpected_response"], "failed")
+        return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
+    newest, count = batch.readings[-1], len(batch.readings)
+    age = (client.time.now() or system_time()) - newest.date / 1000
+    value = " ".join(filter(None, (str(newest.value(account.unit)), account.unit, newest.arrow)))
+    text = f"Sharing is on. The newest reading is {value}, {_span(age)} old; there are {count} of the last 24 hours."
+    return Step(key, text) if age < stale_after else Step(key, text, "failed", _OLD_READINGS)
+
+
+def _clocks(key: str, client: ShareClient) -> Step:
+    ahead = system_time() - (client.time.now() or 0.0)
+    if abs(ahead) < _CLOCKS_AGREE:
+        return Step(key, "This machine's clock agrees with Share's.")
+    direction = "ahead of" if ahead > 0 else "behind"
+    return Step(
+        key,
+        f"This machine's clock is {_span(abs(ahead))} {direction} Share's. The daemon goes by Share's, but encrypted "
+        "connections and other programs need a clock that is right.",
+        "note",
+        ("Let this machine reach a time server: `timedatectl` tells whether it does.",),
+    )
+
+
+# --- the broker --------------------------------------------------------------------------------------------
+
+
+def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
+    mqtt = settings.mqtt
+    yield Step("broker", f"{mqtt.host} port {mqtt.port} takes connections, at {broker.reach(mqtt)}.")
+    if mqtt.tls is not None:
+        yield _certificate(broker.certificate(mqtt, mqtt.tls))
+    with Visit(mqtt, clock, "check") as visit:
+        whom = "us without a user name" if mqtt.username is None else "our user name and password"
+        yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {whom}.")
+        yield from _check_topics(settings, visit)
+
+
+def _certificate(shown: broker.Certificate | None) -> Step:
+    if shown is None:
+        return Step("broker", "Its certificate is not looked at: mqtt.tls.verify is false.", "note")
+    left = shown.until - system_time()
+    text = f"Its certificate is {shown.subject}'s, issued by {shown.issuer}, and good until {day(shown.until)}."
+    return Step("broker", text, "ok" if left > _CERTIFICATE_ENDS else "note")
+
+
+def _check_topics(settings: Settings, visit: Visit) -> Iterator[Step]:
+    topics, home_assistant = Topics(settings.mqtt.base_topic), settings.home_assistant
+    probe = topics.sync(f"{settings.mqtt.client_id}-check")
+    left_there = topics.sync(f"{settings.mqtt.client_id}-check-retained")
+    try:
+        taken, _ = visit.try_out(Message(left_there, "check"), probe)
+        came_back = left_there in visit.retained([left_there], probe)
+    except BrokerError as error:
+        raise BrokerError(
+            str(error), tuple(cause.format(topic=f"{topics.base}/#") for cause in _MAY_NOT_READ)
+        ) from None
+    finally:
+        with contextlib.suppress(BrokerError):  # the connection may be what failed
+            visit.publish([cleared(left_there)])
+    yield _written(f"{topics.base}/#", taken=taken and came_back)
+    if home_assistant.discovery:
+        yield from _check_home_assistant(settings, visit, probe)
+    if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
+        yield Step("broker", f"A daemon is online below {topics.base}.", "note")
+
+
+def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Iterator[Step]:
+    prefix, status_topic = settings.home_assistant.discovery_prefix, settings.home_assistant.status_topic
+    # Home Assistant takes an empty message for the removal of a device that it does not have, and says nothing.
+    device = f"{prefix}/device/{settings.mqtt.base_topic.replace('/', '_')}-check/config"
+    taken, came_back = visit.try_out(cleared(device), probe)
+    # The daemon need not read there, but only MQTT 5 tells whether it may write.
+    yield _written(f"{prefix}/device/+/config", taken=taken and (came_back or visit.protocol == "5"))
+    word = visit.retained([status_topic], probe).get(status_topic)
+    if word == b"online":
+        yield Step("broker", f"Home Assistant is there: {status_topic} is online.")
+    else:
+        yield Step(
+            "broker",
+            f"Home Assistant has left no word on {status_topic}. By default its birth message is not retained, so it "
+            "may be there all the same; what is published will be found when it comes.",
+            "note",
+        )
+
+
+def _written(topic: str, *, taken: bool) -> Step:
+    if taken:
+        return Step("broker", f"Publishing to {topic} is allowed.")
+    remedies = tuple(remedy.format(topic=topic) for remedy in _MAY_NOT_WRITE)
+    return Step("broker", f"Publishing to {topic} is not allowed.", "failed", remedies)
+
+
+# --- words -------------------------------------------------------------------------------------------------
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _span(seconds: float) -> str:
+    """Say how long something is, roughly: ``40 s``, ``12 min``, ``5 h``, ``3 days``."""
+    for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
+        if seconds < until:
+            return f"{max(seconds, 0) / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
