@@ -240,13 +240,15 @@ class Mqtt(_Section):
     """The broker, and how to speak to it."""
 
     host: Host = Field("localhost", description="host name or address of the broker, without port")
-    tls: Tls | None = Field(None, description="encryption; {} trusts the system's authorities; null: none")
-    port: Port = Field(default_factory=int, description="default: 1883, or 8883 with tls")
+    tls: Tls | None = Field(None, description="encryption; {} is on, trusting the system's authorities")
+    port: Port = Field(default_factory=int, description="port of the broker; default: 1883, or 8883 with tls")
     username: Secret | None = Field(None, description="user name at the broker")
     password: MqttPassword | None = Field(None, description="password at the broker")
     protocol: Protocol = Field("auto", description="MQTT version; auto: 5, or 3.1.1 where 5 is refused")
     base_topic: Topic = Field("dexcom2mqtt", description="topic below which everything is published")
-    client_id: ClientId = Field(default_factory=str, description='default: base_topic with "_" for each "/"')
+    client_id: ClientId = Field(
+        default_factory=str, description='name of this program at the broker; default: base_topic with "_" for "/"'
+    )
     keepalive: Seconds = Field(60, description="seconds (5 to 65535) between signs of life")
 
     @field_validator("port", mode="before")

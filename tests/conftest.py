@@ -20,8 +20,9 @@ settings.register_profile("ci", max_examples=3000, deadline=None, database=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that makes the page of the faults anew."""
+    """Add the options that make pages anew."""
     parser.addoption("--write-faults", action="store_true", help="write docs/faults.md from what is measured")
+    parser.addoption("--write-configuration", action="store_true", help="write docs/configuration.md from the schema")
 
 
 def pytest_configure(config: pytest.Config) -> None:
