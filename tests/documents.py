@@ -32,6 +32,9 @@ REASONS: Final = {
 MISTAKE: Final = "a mistake"
 """`<!-- a mistake -->` above a configuration: it must not load."""
 
+WITHOUT_FILE: Final = "without a file"
+"""`<!-- without a file -->` above commands: there is no configuration file when they run."""
+
 _FENCE: Final = re.compile(
     r"(?:^[ ]*<!-- (?P<note>[^\n]*?) -->\n)?"
     r"^(?P<indent>[ ]*)```(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ ]*$",
@@ -93,7 +96,12 @@ def every_block(*languages: str) -> list[Block]:
 
 def prose_of(text: str) -> str:
     """Return a document without its blocks and without code in the line."""
-    return re.sub(r"`[^`\n]+`", "", _FENCE.sub("", text))
+    return re.sub(r"`[^`\n]+`", "", without_blocks(text))
+
+
+def without_blocks(text: str) -> str:
+    """Return a document without its blocks."""
+    return _FENCE.sub("", text)
 
 
 def links_of(text: str) -> list[str]:
@@ -103,7 +111,7 @@ def links_of(text: str) -> list[str]:
 
 def anchors_of(text: str) -> set[str]:
     """Return the anchors that a reader of Markdown makes of the headings."""
-    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -124,9 +132,9 @@ def rows_of(text: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def codes_in(cell: str) -> list[str]:
-    """List the pieces of code in a cell."""
-    return re.findall(r"`([^`]+)`", cell)
+def codes_in(text: str) -> list[str]:
+    """List the pieces of code in a text without blocks, such as a cell."""
+    return re.findall(r"`([^`]+)`", text)
 
 
 def files_of_the_project() -> list[Path]:

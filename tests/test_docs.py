@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt import config, messages, readings, share, status
+from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.config import ConfigError, Settings
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.homeassistant import discovery_topic
@@ -31,6 +32,7 @@ from tests.documents import (
     DOCUMENTS,
     MISTAKE,
     REASONS,
+    WITHOUT_FILE,
     Block,
     anchors_of,
     blocks_of,
@@ -42,6 +44,7 @@ from tests.documents import (
     rows_of,
     section_of,
     text_of,
+    without_blocks,
 )
 from tests.processes import ROOT, eventually, retained
 from tests.test_examples import load as load_strictly
@@ -75,8 +78,8 @@ def test_a_block_is_run_or_says_why_not(block: Block) -> None:
         assert block.language in {"yaml", "json", "python", "toml", *SHELL}, (
             f"nothing runs this; give it a reason, as <!-- not run here: … -->, one of {REASONS}"
         )
-        assert block.note in {"", MISTAKE}, "no comment that a test knows"
-        assert block.note != MISTAKE or block.language == "yaml"
+        known = {"yaml": {"", MISTAKE}, "sh": {"", WITHOUT_FILE}}.get(block.language, {""})
+        assert block.note in known, "no comment that a test knows"
     else:
         assert block.reason, f"not one of the reasons {REASONS}"
         name, what = block.reason
@@ -142,6 +145,9 @@ def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
         ] * len(shown["readings"])
     if kind == "status":
         assert (shown["share"], shown["message"]) in status.REMEDIES.items()
+        times = [shown[key] for key in ("since", "last_reading_at", "last_success_at", "next_poll_at")]
+        assert times == sorted(times)
+        assert [iso(parse_iso(time)) for time in times] == times
 
 
 # --- as a library ------------------------------------------------------------------------------------------
@@ -293,7 +299,9 @@ class World:
         text = block.text.replace("sudo ", "").replace("/etc/mosquitto", f"{self.folder}/mosquitto")
         text = text.replace("-g mosquitto", f"-g {os.getgid()}")
         lines = [line for line in text.splitlines() if not line.startswith("#")]
-        words = " ".join(lines[-1].partition("#")[0].split())
+        words = re.sub(r"\s+#.*", "", lines[-1])
+        if block.note == WITHOUT_FILE:
+            (self.folder / "config.yaml").unlink()
         if ready := self._lasting(words):
             script = "\n".join([*lines[:-1], f"exec {words}"])
             self._run_and_end(script, ready)
@@ -326,10 +334,10 @@ class World:
             )
             assert ran.stdout == shown, f"{block}: {command}"
 
-    def _lasting(self, command: str) -> Callable[[str], bool] | None:
+    def _lasting(self, command: str) -> Callable[[str], object] | None:
         """Return what tells, from what it said, that a command which does not end by itself works."""
         if command.startswith("mosquitto_sub "):
-            return bool
+            return re.compile("^dexcom2mqtt/", re.MULTILINE).search
         if command.startswith("dexcom2mqtt run"):
             assert self.settings
             topics = Topics(self.settings.mqtt.base_topic)
@@ -337,7 +345,7 @@ class World:
             return lambda _: {retained(self.broker.port).get(topic) for topic in wanted} == {"online"}
         return None
 
-    def _run_and_end(self, script: str, ready: Callable[[str], bool]) -> None:
+    def _run_and_end(self, script: str, ready: Callable[[str], object]) -> None:
         output = self.folder / "output"
         with output.open("w") as file:
             process = subprocess.Popen(
@@ -389,8 +397,6 @@ def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[.
 
 # --- what they say -----------------------------------------------------------------------------------------
 
-NAME: Final = re.compile("`([^`]+)`")
-
 
 def test_the_keys_of_the_configuration_are_those_of_the_schema(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
@@ -432,7 +438,7 @@ def topics_of_the_code() -> set[str]:
 def test_the_topics_are_those_of_the_code() -> None:
     """The page of the topics names each topic, and none that there is not."""
     page = text_of("docs/topics.md")
-    named = {name for name in NAME.findall(page) if re.match("[BP]/", name)}
+    named = {name for name in codes_in(without_blocks(page)) if re.match("[BP]/", name)}
     keys = {f"B/A/{key}" for key in messages.STATE_KEYS}
     assert named - {"B/A/<key of state>"} == topics_of_the_code() - keys
     assert "B/A/<key of state>" in named
@@ -551,8 +557,8 @@ def test_nothing_is_named_that_does_not_exist(what: str) -> None:
 def test_finds_what_does_not_exist() -> None:
     """Each kind of place is found where it is written."""
     found = {
-        "a place of the repository": "git clone https://" + "github.com/someone/dexcom2mqtt",
-        "a badge": "https://img." + "shields.io/x",
+        "a place of the repository": "git clone https://github" + ".com/someone/dexcom2mqtt",
+        "a badge": "https://img.shields" + ".io/x",
         "an image": "docker " + "pull someone/dexcom2mqtt",
         "a package": "pip " + "install --user dexcom2mqtt",
     }
