@@ -140,7 +140,7 @@ def codes_in(text: str) -> list[str]:
 def files_of_the_project() -> list[Path]:
     """List all that is the project's own, as text."""
     folders = (".ci", "bench", "dexcom2mqtt", "docs", "examples", "scripts", "systemd", "tests")
-    found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("[!.]*"))
     return [path for path in found if path.is_file() and path.suffix in _TEXT and "__pycache__" not in path.parts]
 
 

@@ -546,7 +546,7 @@ UNPUBLISHED: Final = {
     "a place of the repository": r"(github|gitlab|codeberg|bitbucket|sr\.ht)[\w.]*[/:]\S*dexcom2mqtt",
     "a badge": r"shields\.io|badge(n\.net|\.fury|\.svg)",
     "an image": r"(ghcr|docker|quay)\.io/\S*dexcom2mqtt|(docker|podman) pull \S*dexcom2mqtt",
-    "a package": r"pypi\.org/\S*dexcom2mqtt|(pip|pipx) install (--\S+ )*dexcom2mqtt",
+    "a package": r"pypi\.org/\S*dexcom2mqtt|(pip|pipx) install (--\S+ )*['\"]?dexcom2mqtt(?!\[demo\])",
 }
 
 
