@@ -321,7 +321,7 @@ class World:
 
     def say(self, block: Block) -> None:
         """Run the commands after a `$`, and compare what they say with what is shown."""
-        for part in block.text.split("$ ")[1:]:
+        for part in re.split(r"(?m)^\$ ", block.text)[1:]:
             command, _, shown = part.partition("\n")
             ran = subprocess.run(
                 ["sh", "-c", command],
