@@ -152,7 +152,11 @@ def certificate(mqtt: Mqtt, tls: Tls) -> Certificate | None:
     Raises BrokerError and TlsFileError.
     """
     context = tls_context(tls)
-    with _dialled(mqtt) as sock, _explained(mqtt), context.wrap_socket(sock, server_hostname=mqtt.host) as secured:
+    with (
+        _dialled(mqtt) as sock,
+        _explained(mqtt, tls=True),
+        context.wrap_socket(sock, server_hostname=mqtt.host) as secured,
+    ):
         shown: Any = secured.getpeercert()
     if not shown:
         return None
@@ -166,17 +170,17 @@ def certificate(mqtt: Mqtt, tls: Tls) -> Certificate | None:
 
 
 @contextlib.contextmanager
-def _explained(mqtt: Mqtt) -> Iterator[None]:
+def _explained(mqtt: Mqtt, *, tls: bool) -> Iterator[None]:
     """Turn what can fail while connecting into a BrokerError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        text = f"cannot connect to the broker at {mqtt.host}:{mqtt.port}: {_explain(error)}"
-        raise BrokerError(text, _causes(error)) from None
+        why, causes = _explain(error, tls=tls)
+        raise BrokerError(f"cannot connect to the broker at {mqtt.host}:{mqtt.port}: {why}", causes) from None
 
 
 def _dialled(mqtt: Mqtt) -> socket.socket:
-    with _explained(mqtt):
+    with _explained(mqtt, tls=False):
         return socket.create_connection((mqtt.host, mqtt.port), _CONNECT_SECONDS)
 
 
@@ -525,7 +529,7 @@ class Visit:
         while not (taken := take()):
             self._connection.work(_POLL_SECONDS)
             if self._connection.failure is not None:
-                raise BrokerError(self._connection.failure.text)
+                raise BrokerError(self._connection.failure.text, self._connection.failure.causes)
             if self._clock.now() > until:
                 raise BrokerError(
                     f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Either it is frozen, or its "
@@ -582,7 +586,8 @@ class _Connection:
         try:
             self.client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
-            return _Failure(f"cannot connect to {self._place}: {_explain(error)}", _causes(error))
+            why, causes = _explain(error, tls=self._mqtt.tls is not None)
+            return _Failure(f"cannot connect to {self._place}: {why}", causes)
         until = clock.now() + _CONNACK_SECONDS * clock.speed
         while not self._answered and self.failure is None:
             left = clock.real(until - clock.now())
@@ -617,7 +622,7 @@ class _Connection:
         """Let paho read and write for up to ``seconds``; return early where something happened."""
         sock = self.client.socket()
         if sock is None:
-            self._end(_Failure(f"the connection to {self._place} was lost"))
+            self._end(_Failure(f"the connection to {self._place} was lost", _BROKE_OFF))
             return
         poll = select.poll()  # unlike select, it takes any number of open files
         poll.register(sock, select.POLLIN | (select.POLLOUT if self.client.want_write() else 0))
@@ -635,7 +640,7 @@ class _Connection:
                 self.client.loop_write()
             self.client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
+            self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})", _NO_MQTT))
 
     def take_received(self) -> list[Received]:
         """Return the messages that came since the last call."""
@@ -658,7 +663,7 @@ class _Connection:
         if not reason.is_failure:
             self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
         elif reason.value == _PROTOCOL_REFUSED:
-            self._end(_Failure(f"{self._place} does not take MQTT {self.protocol}", protocol_refused=True))
+            self._end(_Failure(f"{self._place} does not take MQTT {self.protocol}", _OTHER_MQTT, protocol_refused=True))
         elif reason.value in BAD_CREDENTIALS:
             text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
             self._end(_Failure(text, _REFUSED))
@@ -671,12 +676,13 @@ class _Connection:
         lost = f"the connection to {self._place} was lost"
         if not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
-            self._end(_Failure(text, _NO_MQTT, closed_without_answer=True))
+            causes = _NO_MQTT if self._mqtt.tls is None else (_OUR_CERTIFICATE, _NO_MQTT[1])
+            self._end(_Failure(text, causes, closed_without_answer=True))
         elif flags.is_disconnect_packet_from_server:
-            self._end(_Failure(f"{lost} ({reason})", taken_over=reason.value == _SESSION_TAKEN_OVER))
+            self._end(_Failure(f"{lost} ({reason})", _BROKE_OFF, taken_over=reason.value == _SESSION_TAKEN_OVER))
         else:
             closed: Literal["idle", "busy"] = "idle" if self.idle else "busy"
-            self._end(_Failure(lost, closed=closed if reason.value == _CLOSED else None))
+            self._end(_Failure(lost, _BROKE_OFF, closed=closed if reason.value == _CLOSED else None))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)
@@ -685,25 +691,6 @@ class _Connection:
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))
-
-
-def _explain(error: Exception) -> str:  # noqa: PLR0911  # a table of causes
-    """Say what failed while connecting, and what to look at."""
-    match error:
-        case socket.gaierror():
-            return "its name cannot be looked up; check mqtt.host"
-        case ConnectionRefusedError():
-            return "nothing listens there; is the broker running? check mqtt.host and mqtt.port"
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not accepted ({error.verify_message}); check mqtt.tls and this machine's clock"
-        case ssl.SSLError():
-            return f"the encrypted connection fails ({error.reason}); check mqtt.port and mqtt.tls"
-        case TimeoutError():
-            return "no answer; check mqtt.host, mqtt.port, and any firewall between"
-        case OSError():
-            return error.strerror or type(error).__name__
-        case _:
-            return f"{type(error).__name__}; check mqtt.host"
 
 
 _NOT_THERE: Final = (
@@ -721,9 +708,11 @@ _NOT_TRUSTED: Final = (
     "mqtt.host has to be a name that the certificate is made for; an address works only if the certificate has it.",
     "The certificate is out of date, or this machine's clock is wrong.",
 )
+_OUR_CERTIFICATE: Final = "The broker wants a certificate of this client: mqtt.tls.cert_file and key_file."
 _NO_TLS: Final = (
     "Behind that port the broker does not speak TLS: with TLS it is mostly 8883, without it 1883.",
-    "The broker wants a certificate of this client: mqtt.tls.cert_file and key_file.",
+    _OUR_CERTIFICATE,
+    "The broker is frozen or overloaded.",
 )
 _NO_MQTT: Final = (
     "The broker wants TLS at that port: write tls: {} below mqtt:, or take the port without TLS, mostly 1883.",
@@ -734,20 +723,36 @@ _REFUSED: Final = (
     "With the broker inside Home Assistant, it is the name and password of one of its users.",
     "The broker admits certain client ids only: mqtt.client_id, to which check and purge add a word.",
 )
+_OTHER_MQTT: Final = ("Write protocol: auto below mqtt:, or leave it out: then the other one is tried, too.",)
+_BROKE_OFF: Final = (
+    "The broker was restarted, or the network broke: try again.",
+    "It does not take something that was sent, such as retained messages: its log says what.",
+)
 
 
-def _causes(error: Exception) -> tuple[str, ...]:
-    """Return what may have led to a failure while connecting, and what to do, the most frequent first."""
+def _explain(error: Exception, *, tls: bool) -> tuple[str, tuple[str, ...]]:
+    """Say what failed while connecting, and what may have led to it and what to do, the most frequent first.
+
+    ``tls`` is whether that may have been the encryption.
+    """
+    told: tuple[str, tuple[str, ...]]
     match error:
         case socket.gaierror():
-            return _NO_NAME
+            told = "its name cannot be looked up; check mqtt.host", _NO_NAME
+        case ConnectionRefusedError():
+            told = "nothing listens there; is the broker running? check mqtt.host and mqtt.port", _NOT_THERE
         case ssl.SSLCertVerificationError():
-            return _NOT_TRUSTED
+            why = f"its certificate is not accepted ({error.verify_message}); check mqtt.tls and this machine's clock"
+            told = why, _NOT_TRUSTED
         case ssl.SSLError():
-            return _NO_TLS
-        case ConnectionResetError() | BrokenPipeError():
-            return _NO_MQTT
+            told = f"the encrypted connection fails ({error.reason}); check mqtt.port and mqtt.tls", _NO_TLS
+        case ConnectionResetError() | BrokenPipeError() if tls:
+            told = "the encrypted connection fails (closed); check mqtt.port and mqtt.tls", _NO_TLS
+        case TimeoutError():
+            why = "no answer; check mqtt.host, mqtt.port, and any firewall between"
+            told = why, _NO_TLS if tls else _NOT_THERE
         case OSError():
-            return _NOT_THERE
+            told = error.strerror or type(error).__name__, _NOT_THERE
         case _:
-            return _NO_NAME
+            told = f"{type(error).__name__}; check mqtt.host", _NO_NAME
+    return told

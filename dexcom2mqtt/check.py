@@ -8,6 +8,7 @@ phone numbers is from pydexcom's answers to frequent questions.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
 _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
-_PHONE_DIGITS: Final = 7
+_PHONE: Final = re.compile(r"[\d ()./-]{7,}")
 
 _NO_READINGS: Final = (
     "In the Dexcom app of the person who wears the sensor, sharing has to be on and to have at least one follower.",
@@ -41,18 +42,11 @@ _OLD_READINGS: Final = (
     "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
     "Sharing was switched off in the app.",
 )
-_MAY_NOT_READ: Final = (
-    "The broker's access control list has to let the user of this daemon read and write all below {topic}.",
-    "The broker is frozen or overloaded.",
-)
-_MAY_NOT_WRITE: Final = (
-    "The broker's access control list has to let the user of this daemon write to {topic}, as examples/mosquitto/acl.",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was tried: of whom (an account's key, or ``broker``), and what came of it."""
+    """One thing that was tried, and what came of it. ``of`` is an account's key, ``configuration`` or ``broker``."""
 
     of: str
     text: str
@@ -63,6 +57,9 @@ class Step:
 
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
+    if settings.mqtt.tls is not None:
+        broker.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+    yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, settings.stale_after * 60.0, clock)
     try:
@@ -90,7 +87,8 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
     if isinstance(error, CredentialsRejectedError):
         return _sentence(str(error)), "failed", tuple(_rejected(account))
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
-    return status.tell(str(error), STATES[type(error)], wrong_clock=wrong_clock), "failed", ()
+    today = (f"This machine takes today for {day(system_time())}.",) if wrong_clock else ()
+    return status.tell(str(error), STATES[type(error)], wrong_clock=wrong_clock), "failed", today
 
 
 def _rejected(account: Account) -> Iterator[str]:
@@ -126,14 +124,13 @@ def _rejected(account: Account) -> Iterator[str]:
 
 
 def _seems_phone(account: Account) -> bool:
-    name = "" if account.username is None else account.username.get_secret_value()
-    digits = [letter for letter in name if letter not in " ()-./"]
-    return len(digits) >= _PHONE_DIGITS and all(digit.isdecimal() for digit in digits)
+    return account.username is not None and bool(_PHONE.fullmatch(account.username.get_secret_value()))
 
 
 def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:
+    last_error = max(batch.error_codes, default=0)
     if not batch.readings:
-        if batch.error_codes:
+        if last_error:
             return Step(key, status.REMEDIES["sensor_error"], "failed")
         if batch.malformed:
             return Step(key, status.REMEDIES["unexpected_response"], "failed")
@@ -142,7 +139,10 @@ def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale
     age = (client.time.now() or system_time()) - newest.date / 1000
     value = " ".join(filter(None, (str(newest.value(account.unit)), account.unit, newest.arrow)))
     text = f"Sharing is on. The newest reading is {value}, {_span(age)} old; there are {count} of the last 24 hours."
-    return Step(key, text) if age < stale_after else Step(key, text, "failed", _OLD_READINGS)
+    if age < stale_after:
+        return Step(key, text)
+    why = (status.REMEDIES["sensor_error"],) if last_error > newest.date else _OLD_READINGS
+    return Step(key, text, "failed", why)
 
 
 def _clocks(key: str, client: ShareClient) -> Step:
@@ -188,14 +188,10 @@ def _check_topics(settings: Settings, visit: Visit) -> Iterator[Step]:
     try:
         taken, _ = visit.try_out(Message(left_there, "check"), probe)
         came_back = left_there in visit.retained([left_there], probe)
-    except BrokerError as error:
-        raise BrokerError(
-            str(error), tuple(cause.format(topic=f"{topics.base}/#") for cause in _MAY_NOT_READ)
-        ) from None
     finally:
         with contextlib.suppress(BrokerError):  # the connection may be what failed
             visit.publish([cleared(left_there)])
-    yield _written(f"{topics.base}/#", taken=taken and came_back)
+    yield _written(f"{topics.base}/#", visit, taken=taken and came_back)
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
@@ -208,7 +204,7 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
     device = f"{prefix}/device/{settings.mqtt.base_topic.replace('/', '_')}-check/config"
     taken, came_back = visit.try_out(cleared(device), probe)
     # The daemon need not read there, but only MQTT 5 tells whether it may write.
-    yield _written(f"{prefix}/device/+/config", taken=taken and (came_back or visit.protocol == "5"))
+    yield _written(f"{prefix}/device/+/config", visit, taken=taken and (came_back or visit.protocol == "5"))
     word = visit.retained([status_topic], probe).get(status_topic)
     if word == b"online":
         yield Step("broker", f"Home Assistant is there: {status_topic} is online.")
@@ -221,10 +217,12 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
         )
 
 
-def _written(topic: str, *, taken: bool) -> Step:
+def _written(topic: str, visit: Visit, *, taken: bool) -> Step:
     if taken:
         return Step("broker", f"Publishing to {topic} is allowed.")
-    remedies = tuple(remedy.format(topic=topic) for remedy in _MAY_NOT_WRITE)
+    remedy = "The broker's access control list has to let the user of this daemon write there: examples/mosquitto/acl."
+    either = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
+    remedies = (remedy,) if visit.protocol == "5" else (remedy, either)
     return Step("broker", f"Publishing to {topic} is not allowed.", "failed", remedies)
 
 
@@ -232,7 +230,7 @@ def _written(topic: str, *, taken: bool) -> Step:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"
 
 
 def _span(seconds: float) -> str:

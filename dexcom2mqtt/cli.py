@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that a small one starts fast
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -44,7 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "purge": _purge,
         "schema": _schema,
     }
-    return commands[given.command](given)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where it cannot take an arrow, it gets a question mark
+            stream.reconfigure(errors="replace")
+    try:
+        code = commands[given.command](given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except BrokenPipeError:  # nobody reads any more, as behind `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,10 +157,10 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is to be left at the broker
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    print(f"ok      configuration: It is good, with {_count(len(settings.accounts), 'account')}.", flush=True)
     from dexcom2mqtt import broker, check  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
 
@@ -159,10 +171,8 @@ def _check(given: argparse.Namespace) -> int:
             _print_step(step)
     except broker.TlsFileError as error:
         return _complain([str(error)])
-    except KeyboardInterrupt:
-        return _fail("interrupted")
     if failed:
-        return _fail(f"{_count(failed, 'step')} failed; see above for what to do")
+        return _fail(f"{failed} failed; see above for what to do")
     print("All is well.")
     return 0
 
@@ -181,10 +191,6 @@ def _print_step(step: Step) -> None:
     for number, remedy in enumerate(step.remedies, 1):
         print(fill(f"{'':8}{number}. ", remedy))
     sys.stdout.flush()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _demo(given: argparse.Namespace) -> int:
