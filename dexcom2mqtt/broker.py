@@ -453,16 +453,21 @@ class Visit:
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
 
     def __enter__(self) -> Self:
-        protocols: list[Protocol] = ["5", "3.1.1"] if self._mqtt.protocol == "auto" else [self._mqtt.protocol]
-        for protocol in protocols:
-            self._connection = _Connection(self._mqtt, protocol, self._tls)
-            failure = self._connection.open(self._clock)
-            if failure is None:
-                return self
+        failure = self._connect("3.1.1" if self._mqtt.protocol == "3.1.1" else "5")
+        no_mqtt_5 = failure is not None and (failure.protocol_refused or failure.closed_without_answer)
+        if no_mqtt_5 and self._mqtt.protocol == "auto":
+            failure = self._connect("3.1.1")
+        if failure is not None:
+            raise BrokerError(failure.text, failure.causes)
+        return self
+
+    def _connect(self, protocol: Protocol) -> _Failure | None:
+        self._connection = _Connection(self._mqtt, protocol, self._tls)
+        failure = self._connection.open(self._clock)
+        if failure is not None:
             with self._connection:  # which closes it
-                if not (failure.protocol_refused or failure.closed_without_answer):
-                    break
-        raise BrokerError("nothing was tried") if failure is None else BrokerError(failure.text, failure.causes)
+                pass
+        return failure
 
     def __exit__(self, *_: object) -> None:
         with self._connection:
@@ -668,7 +673,7 @@ class _Connection:
             text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
             self._end(_Failure(text, _REFUSED))
         else:
-            self._end(_Failure(f"{self._place} refuses the connection ({reason})"))
+            self._end(_Failure(f"{self._place} refuses the connection ({reason}); its log says why"))
 
     def _on_disconnect(
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
@@ -744,15 +749,14 @@ def _explain(error: Exception, *, tls: bool) -> tuple[str, tuple[str, ...]]:
         case ssl.SSLCertVerificationError():
             why = f"its certificate is not accepted ({error.verify_message}); check mqtt.tls and this machine's clock"
             told = why, _NOT_TRUSTED
-        case ssl.SSLError():
-            told = f"the encrypted connection fails ({error.reason}); check mqtt.port and mqtt.tls", _NO_TLS
-        case ConnectionResetError() | BrokenPipeError() if tls:
-            told = "the encrypted connection fails (closed); check mqtt.port and mqtt.tls", _NO_TLS
+        case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if tls:
+            reason = getattr(error, "reason", None) or "closed"
+            told = f"the encrypted connection fails ({reason}); check mqtt.port and mqtt.tls", _NO_TLS
         case TimeoutError():
             why = "no answer; check mqtt.host, mqtt.port, and any firewall between"
             told = why, _NO_TLS if tls else _NOT_THERE
         case OSError():
-            told = error.strerror or type(error).__name__, _NOT_THERE
+            told = f"{error.strerror or type(error).__name__}; check mqtt.host and this machine's network", _NOT_THERE
         case _:
-            told = f"{type(error).__name__}; check mqtt.host", _NO_NAME
+            told = f"{type(error).__name__}; check mqtt.host and mqtt.port", _NO_NAME
     return told
