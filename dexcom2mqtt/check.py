@@ -42,6 +42,10 @@ _OLD_READINGS: Final = (
     "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
     "Sharing was switched off in the app.",
 )
+_DENIED: Final = (
+    "The broker's access control list has to let the user of this daemon read and write there: examples/mosquitto/acl."
+)
+_UNTOLD: Final = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,10 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
 
 def _rejected(account: Account) -> Iterator[str]:
     """Yield why Share may not accept the credentials; it does not say itself."""
-    page = _ACCOUNT_PAGES[account.region]
-    others = "; at ".join(
-        f"{other}, the region is {region}" for region, other in _ACCOUNT_PAGES.items() if other != page
-    )
+    page, name = _ACCOUNT_PAGES[account.region], account.username
+    others = [f"{other}, the region is {region}" for region, other in _ACCOUNT_PAGES.items() if other != page]
     phone = "A phone number is written with + and the country code: '+11234567890'."
-    seems_phone = _seems_phone(account)
+    seems_phone = name is not None and _PHONE.fullmatch(name.get_secret_value())
     if seems_phone:
         yield f"The user name looks like a phone number. {phone}"
     yield (
@@ -107,12 +109,12 @@ def _rejected(account: Account) -> Iterator[str]:
     )
     yield (
         f"The region has to be the account's. For {account.region} they have to work at {page}. If they work at "
-        f"{others}."
+        f"{'; at '.join(others)}."
     )
-    if account.username is not None and not seems_phone:
+    if name is not None and not seems_phone:
         yield phone
     yield f"The password is mistyped: {page} lets you try it, and make a new one."
-    if account.username is not None:
+    if name is not None:
         yield (
             f"If they are right, try the account id in place of the user name: once signed in at {page}, it is in the "
             "page's address. Write it as account_id: 12345678-90ab-cdef-1234-567890abcdef."
@@ -121,10 +123,6 @@ def _rejected(account: Account) -> Iterator[str]:
         "If they worked until now: Share rejects right ones, too, after many sign-ins. Stop other programs that use "
         "the account, and wait 20 minutes. Whoever tries wrong ones again and again locks the account."
     )
-
-
-def _seems_phone(account: Account) -> bool:
-    return account.username is not None and bool(_PHONE.fullmatch(account.username.get_secret_value()))
 
 
 def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:
@@ -191,7 +189,9 @@ def _check_topics(settings: Settings, visit: Visit) -> Iterator[Step]:
     finally:
         with contextlib.suppress(BrokerError):  # the connection may be what failed
             visit.publish([cleared(left_there)])
-    yield _written(f"{topics.base}/#", visit, taken=taken and came_back)
+    yield _written(topics.of("bridge", "#"), taken=taken and came_back)
+    for key in settings.accounts:
+        yield _written(topics.of(key, "#"), taken=all(visit.try_out(cleared(topics.of(key, "check")), probe)))
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
@@ -204,7 +204,8 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
     device = f"{prefix}/device/{settings.mqtt.base_topic.replace('/', '_')}-check/config"
     taken, came_back = visit.try_out(cleared(device), probe)
     # The daemon need not read there, but only MQTT 5 tells whether it may write.
-    yield _written(f"{prefix}/device/+/config", visit, taken=taken and (came_back or visit.protocol == "5"))
+    untold = () if visit.protocol == "5" else (_UNTOLD,)
+    yield _written(f"{prefix}/device/+/config", *untold, taken=taken and (came_back or not untold))
     word = visit.retained([status_topic], probe).get(status_topic)
     if word == b"online":
         yield Step("broker", f"Home Assistant is there: {status_topic} is online.")
@@ -217,13 +218,10 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
         )
 
 
-def _written(topic: str, visit: Visit, *, taken: bool) -> Step:
+def _written(topic: str, *more: str, taken: bool) -> Step:
     if taken:
         return Step("broker", f"Publishing to {topic} is allowed.")
-    remedy = "The broker's access control list has to let the user of this daemon write there: examples/mosquitto/acl."
-    either = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
-    remedies = (remedy,) if visit.protocol == "5" else (remedy, either)
-    return Step("broker", f"Publishing to {topic} is not allowed.", "failed", remedies)
+    return Step("broker", f"Publishing to {topic} is not allowed.", "failed", (_DENIED, *more))
 
 
 # --- words -------------------------------------------------------------------------------------------------
