@@ -36,6 +36,7 @@ NO_TROUBLE: Final = (
     *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),
+    *("Waiting for the first answer of Share", "Readings arrive"),
     *("ahead of", "sudo chown", "Let this machine reach a time server"),  # parts of others, which hold the remedy
 )
 """Pieces of what is said when all is well, or says itself what to do."""
@@ -93,8 +94,10 @@ def functions() -> Iterator[ast.FunctionDef]:
 
 def messages() -> set[str]:
     """Return every message of the code that tells of trouble."""
-    found = {text for function in functions() for text in said_in(function) if SENTENCE.search(text)}
-    return {text for text in found if not any(piece in text for piece in NO_TROUBLE)}
+    states = ast.parse(Path(status.__file__).read_text(encoding="utf-8")).body
+    found = {text for node in states if isinstance(node, ast.AnnAssign) and node.value for text in texts(node.value)}
+    found |= {text for function in functions() for text in said_in(function)}
+    return {text for text in found if SENTENCE.search(text) and not any(piece in text for piece in NO_TROUBLE)}
 
 
 def quotes() -> list[str]:
