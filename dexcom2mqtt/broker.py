@@ -645,7 +645,7 @@ class _Connection:
                 self.client.loop_write()
             self.client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})", _NO_MQTT))
+            self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
 
     def take_received(self) -> list[Received]:
         """Return the messages that came since the last call."""

@@ -869,8 +869,9 @@ def test_a_broker_without_mqtt_5(bench: Bench, mosquitto: Mosquitto, answer: byt
             assert "protocol: auto" in remedies(done.stdout)[0]
 
 
-def test_something_that_is_no_broker(bench: Bench) -> None:
-    """A web server's answer is told to be none of MQTT."""
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x03\x00\x55\x00"])
+def test_something_that_is_no_broker(bench: Bench, answer: bytes) -> None:
+    """The answer of a web server, or any garbage, is told to be none of MQTT, with what it may be."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
 
         def serve() -> None:
@@ -879,11 +880,11 @@ def test_something_that_is_no_broker(bench: Bench) -> None:
                     client, _ = server.accept()
                     with client:
                         client.recv(4096)
-                        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        client.sendall(answer)
 
         threading.Thread(target=serve, daemon=True).start()
         done = bench.check(server.getsockname()[1])
-    broker_failure(done)
+    assert "closed the connection without an answer" in broker_failure(done)
     assert "web pages are of no use" in remedies(done.stdout)[1]
 
 
