@@ -1,16 +1,21 @@
 """The demo: simulated service, embedded broker, the real daemon, and what a subscriber of the broker gets.
 
-It owns the composition and the lines on the screen. Nothing leaves this machine, and no file is read or written.
+It owns the composition, and the plain lines where there is no terminal for the view. The view learns everything as any
+subscriber does, from the messages. Nothing leaves this machine, and no file is read or written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
+import os
 import signal
 import sys
 import time
+from collections import deque
 from queue import Queue
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -18,13 +23,32 @@ from paho.mqtt.enums import CallbackAPIVersion
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Settings
 from dexcom2mqtt.daemon import STOP, Daemon, stop_wanted
+from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from dexcom2mqtt.demo.view import Heard, Seen, Viewer, closing
+from dexcom2mqtt.messages import Topics
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_KEY: Final = "anna"
 _ACCOUNT: Final = SimulatedAccount("anna@example.com", "a password of the demo")
 _WIDTH: Final = 110
 _BACKFILL: Final = '"backfill": true}'
 _REFRESH: Final = 0.1
+_REDRAW: Final = 0.5
+"""Real seconds after which the view is drawn again although nothing was heard: times go on."""
+
+_NEW_FOR: Final = 1.5
+"""Real seconds for which a message is shown as new."""
+
+_LOG_LINES: Final = 1000
+
+
+class _Show(Protocol):
+    def __call__(self, heard: Sequence[Heard]) -> None:
+        """Take what was heard since the last time, perhaps nothing."""
 
 
 def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
@@ -35,59 +59,149 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # before a thread starts: they inherit it
     began = time.monotonic()
+    until = None if duration is None else began + duration
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an arrow is no reason to end where there is no UTF-8
+    now = accelerated(speed)
     try:
         broker = EmbeddedBroker(mqtt_port)
         broker.start()
     except OSError as error:
         print(f"dexcom2mqtt: no broker on port {mqtt_port}: {error.strerror}; choose another with --mqtt-port")
         return 1
-    with SimulatedShare([_ACCOUNT], accelerated(speed)) as share:
-        print(f"a simulated Share service: {share.base_url}")
-        print(f"an embedded MQTT broker:   127.0.0.1:{broker.port} (look for yourself: any client, topic #)")
-        print(f"the clock:                 {speed:g} times as fast as the real one; Ctrl-C ends the demo", flush=True)
-        lines: Queue[str] = Queue()
-        client = _subscribe(broker.port, lines)
-        daemon = Daemon(_settings(share.base_url, broker.port), Clock(speed))
+    seen = Seen()
+    with SimulatedShare([_ACCOUNT], now) as share:
+        heard: Queue[Heard] = Queue()
+        client = _subscribe(broker.port, heard, now)
+        settings = _settings(share.base_url, broker.port)
+        daemon = Daemon(settings, Clock(speed))
         daemon.start()
-        with contextlib.suppress(BrokenPipeError):  # nobody looks any more
-            _show(lines, None if duration is None else began + duration)
+        with _survived():
+            _introduce(share.base_url, broker.port, speed)
+            with _shown(settings, speed, now, broker.port) as show:
+                seen = _follow(heard, show, until)
         daemon.stop()
         client.loop_stop()
     broker.close()
+    with _survived():
+        print(closing(seen), flush=True)
     return 0
+
+
+def _introduce(base_url: str, port: int, speed: float) -> None:
+    print(f"a simulated Share service: {base_url}")
+    print(f"an embedded MQTT broker:   127.0.0.1:{port} (look for yourself: any client, topic #)")
+    print(f"the clock:                 {speed:g} times as fast as the real one; Ctrl-C ends the demo", flush=True)
 
 
 def _settings(base_url: str, port: int) -> Settings:
     anna = {"username": _ACCOUNT.username, "password": _ACCOUNT.password, "share_url": base_url}
     # The embedded broker does not speak MQTT 5; the daemon would find out, but that takes a moment.
     return Settings.model_validate(
-        {"accounts": {"anna": anna}, "mqtt": {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}}
+        {"accounts": {_KEY: anna}, "mqtt": {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}}
     )
 
 
-def _show(lines: Queue[str], until: float | None) -> None:
-    """Print the lines until a signal comes or the time is over."""
+def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
+    """Show what is heard until a signal comes or the time is over; return all that was."""
+    seen = Seen()
     while not stop_wanted() and (until is None or time.monotonic() < until):
         time.sleep(_REFRESH)
-        waiting = [lines.get() for _ in range(lines.qsize())]
-        earlier = [line for line in waiting if line.endswith(_BACKFILL)]
-        for line in waiting:
-            if line not in earlier:
-                print(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…")
-        if earlier:
-            print(f"{earlier[0].partition(' ')[0]} … {len(earlier)} earlier readings")
-        sys.stdout.flush()
+        waiting = [heard.get() for _ in range(heard.qsize())]
+        seen = seen.then(waiting)
+        show(waiting)
+    return seen
 
 
-def _subscribe(port: int, lines: Queue[str]) -> paho.Client:
-    """Put a line into ``lines`` for every message that a subscriber of everything gets."""
+@contextlib.contextmanager
+def _shown(settings: Settings, speed: float, now: Callable[[], float], port: int) -> Iterator[_Show]:
+    """Show messages as the view where there is a terminal for it, else as lines."""
+    if not screen.suits(sys.stdout):
+        yield _print_lines
+        return
+    account = settings.accounts[_KEY]
+    viewer = Viewer(_KEY, account.name, Topics(settings.mqtt.base_topic), fresh_for=_NEW_FOR * speed)
+    head = f"dexcom2mqtt demo, {speed:g} times as fast as real time"
+    foot = f"Ctrl-C ends it. For a look of your own: MQTT at 127.0.0.1:{port}, topic #"
+    with _log_held(), screen.Screen(sys.stdout, account.ranges, head, foot) as terminal:
+        yield _Drawing(terminal, viewer, now)
+
+
+class _Drawing:
+    """Draws the view when there is something new in it, and now and then because time goes on."""
+
+    def __init__(self, terminal: screen.Screen, viewer: Viewer, now: Callable[[], float]) -> None:
+        self._terminal = terminal
+        self._viewer = viewer
+        self._now = now
+        self._seen = Seen()
+        self._drawn = 0.0
+
+    def __call__(self, heard: Sequence[Heard]) -> None:
+        self._seen = self._seen.then(heard)
+        if heard or time.monotonic() - self._drawn >= _REDRAW:
+            self._drawn = time.monotonic()
+            self._terminal.draw(self._viewer.show(self._seen, self._now()))
+
+
+def _print_lines(heard: Sequence[Heard]) -> None:
+    """Print a line a message, but one for all the readings of the past."""
+    lines = [f"{message.topic} {message.payload}" for message in heard]
+    earlier = [line for line in lines if line.endswith(_BACKFILL)]
+    for line in lines:
+        if not line.endswith(_BACKFILL):
+            print(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…")
+    if earlier:
+        print(f"{earlier[0].partition(' ')[0]} … {len(earlier)} earlier readings")
+    sys.stdout.flush()
+
+
+def _subscribe(port: int, heard: Queue[Heard], now: Callable[[], float]) -> paho.Client:
+    """Put every message that a subscriber of everything gets into ``heard``."""
     client = paho.Client(CallbackAPIVersion.VERSION2)
 
     def take(_client: object, _data: object, message: paho.MQTTMessage) -> None:
-        lines.put(f"{message.topic} {bytes(message.payload).decode()}")
+        heard.put(Heard.of(message.topic, bytes(message.payload), now()))
 
     client.on_message = take
     client.connect("127.0.0.1", port)
     client.subscribe("#", qos=1)
     client.loop_start()
     return client
+
+
+@contextlib.contextmanager
+def _survived() -> Iterator[None]:
+    """Write, and care no more where nobody reads it any longer: the pipe is broken, the terminal gone."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        # What is still in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _log_held() -> Iterator[None]:
+    """Keep lines of the log until the view is gone, which they would tear apart; the last of them, if too many."""
+    root = logging.getLogger()
+    if not sys.stderr.isatty():
+        yield
+        return
+    held = _Held()
+    handlers, root.handlers = root.handlers, [held]
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        for record in held.records:
+            root.handle(record)
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
