@@ -269,7 +269,7 @@ def _offset_min(state: Mapping[str, object]) -> int:
 
 
 def _clock(unix: float, offset_min: int) -> str:
-    if not abs(unix) < _FAR:
+    if unix > _FAR:
         return "?"
     return f"{datetime.fromtimestamp(unix + offset_min * 60, UTC):%H:%M:%S}"
 
