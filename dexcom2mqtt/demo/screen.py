@@ -24,7 +24,7 @@ from dexcom2mqtt.demo import plot, view
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from rich.console import ConsoleOptions, RenderableType, RenderResult
+    from rich.console import ConsoleOptions, OverflowMethod, RenderableType, RenderResult
 
     from dexcom2mqtt.config import Ranges
     from dexcom2mqtt.demo.view import Line, Shown
@@ -90,6 +90,11 @@ class Look:
     head: str
     foot: str
     plain: bool = False
+
+    @property
+    def overflow(self) -> OverflowMethod:
+        """How a text ends that has not room enough: rich's dots are not ASCII."""
+        return "crop" if self.plain else "ellipsis"
 
 
 class Screen:
@@ -163,8 +168,8 @@ def _column(shown: Shown, look: Look, height: int) -> list[Layout]:
 
 def _head(shown: Shown, look: Look) -> RenderableType:
     line = Table.grid(expand=True)
-    line.add_column(ratio=1, no_wrap=True)
-    line.add_column(justify="right", no_wrap=True)
+    line.add_column(ratio=1, no_wrap=True, overflow="crop")
+    line.add_column(justify="right", no_wrap=True, overflow="crop")
     line.add_row(Text(f" {look.head}", "bold cyan"), Text(f"{shown.clock} ", "bold cyan"))
     return line
 
@@ -186,10 +191,10 @@ def _panel(content: RenderableType, title: str, look: Look, style: str = "dim") 
 def _now(shown: Shown, look: Look) -> RenderableType:
     colour = _COLOURS[shown.range]
     row = Table.grid(padding=(0, 3), expand=True)
-    row.add_column(no_wrap=True)
-    row.add_column(no_wrap=True)
-    row.add_column(ratio=1, no_wrap=True)
-    facts = Text("\n", no_wrap=True, overflow="ellipsis" if not look.plain else "crop").join(
+    row.add_column(no_wrap=True, overflow="crop")
+    row.add_column(no_wrap=True, overflow="crop")
+    row.add_column(ratio=1, no_wrap=True, overflow=look.overflow)
+    facts = Text("\n", no_wrap=True, overflow=look.overflow).join(
         [
             Text(f"{shown.delta} in 5 minutes" if shown.delta else shown.unit),
             Text(shown.words, colour),
@@ -210,9 +215,7 @@ def _big(text: str, look: Look, style: str) -> RenderableType:
 
 
 def _daemon(shown: Shown, look: Look) -> RenderableType:
-    lines = Text("\n", no_wrap=True, overflow="crop" if look.plain else "ellipsis").join(
-        Text(line) for line in shown.daemon
-    )
+    lines = Text("\n", no_wrap=True, overflow=look.overflow).join(Text(line) for line in shown.daemon)
     return _panel(lines, "what the daemon does", look)
 
 
@@ -242,8 +245,8 @@ class _Plot:
 
 def _topics(shown: Shown, look: Look) -> RenderableType:
     table = Table.grid(padding=(0, 1), expand=True)
-    table.add_column(no_wrap=True, overflow="crop" if look.plain else "ellipsis", max_width=_TOPIC_WIDTH)
-    table.add_column(no_wrap=True, overflow="crop" if look.plain else "ellipsis", ratio=1)
+    table.add_column(no_wrap=True, overflow=look.overflow, max_width=_TOPIC_WIDTH)
+    table.add_column(no_wrap=True, overflow=look.overflow, ratio=1)
     for line in shown.topics:
         table.add_row(Text(line.topic, "cyan"), _payload(line, look))
     return _panel(table, "topics below dexcom2mqtt/", look)
