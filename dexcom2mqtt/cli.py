@@ -194,6 +194,7 @@ def _print_step(step: Step) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # the imports take time
     set_up_logging(given.log_level or "warning")
     try:
         from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries come with an extra

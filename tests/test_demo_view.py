@@ -604,6 +604,27 @@ def test_a_terminal_without_the_characters(environ: dict[str, str], *, ascii_alo
         assert b"Traceback" not in terminal.written
 
 
+def test_the_log_does_not_tear_the_view() -> None:
+    """Lines of the log that a terminal would get are kept until the view is gone."""
+    with Terminal(*PROGRAM, "--log-level", "info", columns=200) as terminal:
+        eventually(lambda: "anna/value" in terminal.text() and "daemon online" in terminal.text())
+        terminal.press(b"\x03")
+        assert terminal.wait() == 0
+        eventually(lambda: "the demo has ended: " in terminal.text())
+        during, _, after = terminal.written.partition(LEAVE)
+    assert b" INFO " not in during.partition(ENTER)[2]
+    assert b" INFO " in after
+
+
+def test_a_stop_during_the_start_is_a_stop_too(tmp_path: Path) -> None:
+    """Ctrl-C while the demo is still loading ends it as cleanly as later."""
+    with Process(PROGRAM, tmp_path / "log", {"PYTHONPROFILEIMPORTTIME": "1"}) as demo:
+        eventually(lambda: re.search(r"\| +paho\.mqtt\.properties", demo.text()))
+        demo.signal(signal.SIGINT)
+        assert demo.wait() == 0
+        assert "Traceback" not in demo.text()
+
+
 def test_a_dumb_terminal_shows_lines() -> None:
     """Without the means for a view, a terminal gets a line a message, and no control sequence."""
     with Terminal(*PROGRAM, "--duration", "4", columns=200, environ={"TERM": "dumb"}) as terminal:
