@@ -91,6 +91,7 @@ GONE = [
     ("availability", "offline"),
     ("availability", ""),
     ("state", {"value": None, "unit": "mg/dL", "date": round((NOW - 1200) * 1000)}),
+    ("state", {"value": None, "range": "low"}),
     ("state", "hello"),
     ("state", "[1]"),
     ("state", {"value": "120"}),
@@ -166,6 +167,8 @@ def test_tells_that_a_poll_is_due_and_nothing_learned() -> None:
     """A time that has passed is not shown as a wait, and an unknown delay not as a number."""
     view = shown(told(picture(), "status", STATUS | {"delay": None, "next_poll_at": "2027-01-15T07:59:59+00:00"}))
     assert view.daemon[1:3] == ("asks Share now", "has not learned yet")
+    view = shown(told(picture(reading(offset_min=60)), "status", STATUS | {"next_poll_at": "9999-12-31T23:59:59Z"}))
+    assert view.daemon[1].endswith(" days, at ?")
     assert shown(Seen()).daemon == ("daemon not heard of yet, Share not heard of yet",)
 
 
@@ -332,7 +335,7 @@ def test_axes_are_in_the_accounts_unit_and_time() -> None:
 def test_a_whole_day_is_the_most() -> None:
     """On a wide terminal a day fills the plot."""
     assert Frame(400, 20, Ranges()).hours == pytest.approx(24)
-    assert dots(plot(CURVE, NOW, Frame(205, 20, Ranges()))).count("r") > 100
+    assert dots(plot(CURVE, NOW, Frame(205, 20, Ranges()))).count("r") == 140  # 16 h 40 min of 24 h in 200 columns
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 20), (0, 0), (-3, 20), (65, 2), (65, -1)])
@@ -399,6 +402,7 @@ def test_fits_every_size(width: int, height: int, *, plain: bool) -> None:
     assert ("the last" in screen) is (height >= 20)
     assert ("asks Share" in screen) is (height >= 20)
     assert ("anna/value" in screen) is (height >= 24)
+    assert ("topics" in screen.splitlines()[1]) is (width >= 78)  # beside the value
     if plain:
         assert screen.isascii()
 
@@ -435,6 +439,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
             assert suits(terminal) is fits
         monkeypatch.delenv("TERM")
         assert not suits(terminal)
+    monkeypatch.setenv("TERM", "xterm")
     assert not suits(io.StringIO())
 
 
