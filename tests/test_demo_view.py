@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dexcom2mqtt.config import Account, Ranges
+from dexcom2mqtt.demo.app import Drawing
 from dexcom2mqtt.demo.plot import ASCII, BRAILLE, Frame, Point, plot
-from dexcom2mqtt.demo.screen import Look, Picture, suits
+from dexcom2mqtt.demo.screen import Look, Picture, Screen, suits
 from dexcom2mqtt.demo.view import MISSING, Heard, Seen, Shown, Viewer, closing, in_ascii, span
 from dexcom2mqtt.messages import Message, Topics, fresh_messages, history_message, reading_message, state_of
 from dexcom2mqtt.readings import RANGES, Reading
@@ -443,6 +444,21 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not suits(io.StringIO())
 
 
+def test_draws_again_while_nothing_is_heard() -> None:
+    """Ages and waits go on although no message comes."""
+    stream = io.StringIO()
+    with Screen(stream, Ranges(), "", "") as terminal:
+        draw = Drawing(terminal, VIEWER, lambda: NOW)
+        draw(heard([Message(TOPICS.bridge_state, "online")]))
+        before = len(stream.getvalue())
+
+        def again() -> bool:
+            draw([])
+            return len(stream.getvalue()) > before
+
+        eventually(again)
+
+
 # --- the program in a terminal -----------------------------------------------------------------------------
 
 PROGRAM = (sys.executable, "-m", "dexcom2mqtt", "demo")
@@ -603,7 +619,8 @@ def test_a_terminal_without_the_characters(environ: dict[str, str], *, ascii_alo
     """Where there is no UTF-8 or the font has no braille, it is drawn in ASCII, and nothing fails."""
     with Terminal(*PROGRAM, environ=environ) as terminal:
         eventually(lambda: "anna/arrow" in terminal.text() and "daemon online" in terminal.text())
-        eventually(lambda: (b"\xe2" not in terminal.written) is ascii_alone)
+        assert (b"\xe2" not in terminal.written.partition(b"anna/arrow")[0]) is ascii_alone
+        assert ("+- Anna" if ascii_alone else "┌─ Anna") in terminal.text()
         terminal.press(b"\x03")
         assert terminal.wait() == 0
         assert b"Traceback" not in terminal.written

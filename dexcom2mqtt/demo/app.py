@@ -125,10 +125,10 @@ def _shown(settings: Settings, speed: float, now: Callable[[], float], port: int
     head = f"dexcom2mqtt demo, {speed:g} times as fast as real time"
     foot = f"Ctrl-C ends it. For a look of your own: MQTT at 127.0.0.1:{port}, topic #"
     with _log_held(), screen.Screen(sys.stdout, account.ranges, head, foot) as terminal:
-        yield _Drawing(terminal, viewer, now)
+        yield Drawing(terminal, viewer, now)
 
 
-class _Drawing:
+class Drawing:
     """Draws the view when there is something new in it, and now and then because time goes on."""
 
     def __init__(self, terminal: screen.Screen, viewer: Viewer, now: Callable[[], float]) -> None:
@@ -139,6 +139,7 @@ class _Drawing:
         self._drawn = 0.0
 
     def __call__(self, heard: Sequence[Heard]) -> None:
+        """Take what was heard since the last time, perhaps nothing."""
         self._seen = self._seen.then(heard)
         if heard or time.monotonic() - self._drawn >= _REDRAW:
             self._drawn = time.monotonic()
