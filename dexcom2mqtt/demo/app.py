@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import signal
 import sys
 import time
@@ -76,7 +75,7 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
         settings = _settings(share.base_url, broker.port)
         daemon = Daemon(settings, Clock(speed))
         daemon.start()
-        with _survived():
+        with contextlib.suppress(OSError):  # nobody looks any more: the pipe is broken, the terminal gone
             _introduce(share.base_url, broker.port, speed)
             with _shown(settings, speed, now, broker.port) as show:
                 seen = _follow(heard, show, until)
@@ -84,7 +83,7 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
         client.disconnect()  # without it the next line takes a second
         client.loop_stop()
     broker.close()
-    with _survived():
+    with contextlib.suppress(OSError):
         print(closing(seen), flush=True)
     return 0
 
@@ -170,17 +169,6 @@ def _subscribe(port: int, heard: Queue[Heard], now: Callable[[], float]) -> paho
     client.subscribe("#", qos=1)
     client.loop_start()
     return client
-
-
-@contextlib.contextmanager
-def _survived() -> Iterator[None]:
-    """Write, and care no more where nobody reads it any longer: the pipe is broken, the terminal gone."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError:
-        # What is still in the buffer would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
