@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from dexcom2mqtt.clock import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
 
@@ -79,7 +79,7 @@ class ReadBack:
     back, or after 10 s: a broker that lets us write but not read returns nothing.
     """
 
-    topics: Sequence[str]
+    topics: Collection[str]
     probe: str
     done: Callable[[Mapping[str, bytes]], None]
 

@@ -44,8 +44,8 @@ from dexcom2mqtt.messages import ACCOUNT_KEY, TOPIC
 DEFAULT_FILES = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
 DOCKER_SECRETS = Path("/run/secrets")
 
-_MAX_BYTES = 64 * 1024  # a hundred accounts fit; what is larger is the wrong file, and slow to read
-_MAX_NODES = 10_000  # with every alias followed: a few lines of YAML can stand for billions
+_MAX_BYTES = 512 * 1024  # a thousand accounts fit with every key; what is larger is the wrong file
+_MAX_NODES = 50_000  # with every alias followed: a few lines of YAML can stand for billions
 
 _T = TypeVar("_T", str, SecretStr)
 _Place = tuple[str, ...]  # the keys that lead to a value, such as ("mqtt", "host")

@@ -95,11 +95,13 @@ class Daemon:
             self._stream,
             will=messages.bridge_offline(self._topics),
             read_back=ReadBack(
-                topics=[
-                    self._topics.bridge_info,
-                    *(self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")),
-                    *([] if home_assistant.discovery else self._discovery_topics),
-                ],
+                topics=frozenset(
+                    {
+                        self._topics.bridge_info,
+                        *(self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")),
+                        *([] if home_assistant.discovery else self._discovery_topics),
+                    }
+                ),
                 probe=self._topics.sync(settings.mqtt.client_id),
                 done=self._take_read_back,
             ),
@@ -127,9 +129,10 @@ class Daemon:
         self._started = self._clock.now()
         # If broker and daemon lost power together, the broker still says online: not before it is true again.
         self._mirror.put([messages.bridge_offline(self._topics), *self._discovery()])
-        self._spawn("broker", self._broker.run)
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
+        # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
+        self._spawn("broker", self._broker.run)
         self._spawn("heart", self._beat)
 
     def answer_for_health(self) -> None:

@@ -6,11 +6,13 @@ Pure: it is told what time it is, and neither fetches nor publishes.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from dexcom2mqtt.readings import Reading
 
@@ -52,11 +54,10 @@ class Ledger:
         for reading in sorted(readings, key=lambda reading: reading.date):
             at = reading.date / 1000
             if now - DAY - _SLACK <= at <= now + _FUTURE and not self._has(reading):
-                self._kept[reading.date] = reading
-                new.append(reading)
+                new.append(self._keep(reading))
         # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
         oldest = min(max(self._kept, default=0), now * 1000) - (DAY + _SLACK) * 1000
-        self._kept = {date: self._kept[date] for date in sorted(self._kept) if date >= oldest}
+        self._kept = {date: reading for date, reading in self._kept.items() if date >= oldest}
         return new
 
     def restore(self, readings: Iterable[Reading], now: float) -> None:
@@ -74,8 +75,7 @@ class Ledger:
         least, most = _DELTA_BETWEEN
         distances = {
             (reading.date - earlier.date) / 1000: earlier
-            for earlier in self._kept.values()
-            if least <= (reading.date - earlier.date) / 1000 <= most
+            for earlier in self._between(reading.date - most * 1000, reading.date - least * 1000)
         }
         if not distances:
             return None
@@ -96,7 +96,18 @@ class Ledger:
         return min(max(math.ceil((now - since / 1000) / 60) + 1, 1), DAY // 60)
 
     def _has(self, reading: Reading) -> bool:
-        return reading.date in self._kept or any(
-            kept.mg_dl == reading.mg_dl and abs(kept.date - reading.date) <= _DOUBLE * 1000
-            for kept in self._kept.values()
-        )
+        near = self._between(reading.date - _DOUBLE * 1000, reading.date + _DOUBLE * 1000)
+        return reading.date in self._kept or any(kept.mg_dl == reading.mg_dl for kept in near)
+
+    def _keep(self, reading: Reading) -> Reading:
+        """Take a reading in and return it, without the record that it was made of: that takes five times as much."""
+        newest = self.newest
+        reading = self._kept[reading.date] = replace(reading, json=None)
+        if newest is not None and reading.date < newest.date:
+            self._kept = dict(sorted(self._kept.items()))
+        return reading
+
+    def _between(self, since: int, until: int) -> Iterator[Reading]:
+        """Yield what was taken between two dates, both included."""
+        dates = list(self._kept)
+        return (self._kept[date] for date in dates[bisect_left(dates, since) : bisect_right(dates, until)])

@@ -34,6 +34,7 @@ _FUTURE: Final = 300
 _ROUNDING: Final = 2.0  # times are written in whole seconds, and Share tells the time in them
 _ABSURD_SIZE: Final = 262_144
 _ABSURD_COUNT: Final = 1000
+_ABSURD_ACCOUNTS: Final = 10_000
 _ABSURD_TIME: Final = 4_102_444_800  # the year 2100
 _LASTING: Final = ("measurement_timestamp", "date", "unit")
 
@@ -247,7 +248,7 @@ def parse_info(payload: bytes) -> list[str]:
     accounts = info.get("accounts")
     if info.get("schema_version") != SCHEMA_VERSION:
         raise ForeignError("it has another version")
-    if not isinstance(accounts, list) or len(accounts) > _ABSURD_COUNT:
+    if not isinstance(accounts, list) or len(accounts) > _ABSURD_ACCOUNTS:
         raise ForeignError("its accounts are no list of a sensible length")
     if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
         raise ForeignError("its accounts have names that none can have")

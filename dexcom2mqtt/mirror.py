@@ -79,6 +79,8 @@ class Mirror:
                 topics.append(self._last)
             for topic in topics:
                 del self._unsent[topic]
+            if not self._unsent:
+                self._unsent.clear()  # else it keeps the room of the largest picture, and every take walks through it
             return [self._picture[topic] for topic in topics]
 
     def next_expiry(self) -> float:

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import tenacity
@@ -358,8 +359,9 @@ class Poller:
             offers = (Offer(reading, self._state_of(reading), self._fresh_until(reading)) for reading in readings)
             self._stream.offer(self.key, offers)
 
-    def _state_of(self, reading: Reading) -> State:
-        return messages.state_of(reading, self._ledger.delta(reading), self._account)
+    def _state_of(self, reading: Reading) -> Callable[[], State]:
+        """Return what writes the state of a reading, with the delta that it has now."""
+        return partial(messages.state_of, reading, self._ledger.delta(reading), self._account)
 
     def _fresh_until(self, reading: Reading) -> float:
         """Return until when (by the clock) a reading is current: never, until Share has told the time."""
@@ -391,7 +393,7 @@ class Poller:
     def _show(self, newest: Reading) -> None:
         """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
         self._shown = (newest, self.time.known)
-        state, fresh_until = self._state_of(newest), self._fresh_until(newest)
+        state, fresh_until = self._state_of(newest)(), self._fresh_until(newest)
         if fresh_until > self._clock.now():
             self._put(messages.fresh_messages(self._topics, self.key, state, fresh_until))
         else:

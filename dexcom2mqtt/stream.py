@@ -9,10 +9,12 @@ The accounts offer readings from their threads; the broker's thread takes and ac
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dexcom2mqtt import messages
@@ -37,25 +39,33 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A reading to publish: its payload, and until when (by the clock) it is current."""
+    """A reading to publish: how its payload is made, and until when (by the clock) it is current."""
 
     reading: Reading
-    state: State
+    state: Callable[[], State]
+    """Called when it is sent: the states of a day take a quarter of a megabyte."""
     fresh_until: float
 
 
 @dataclass(slots=True)
 class _Account:
     source: str
-    published: dict[int, Reading]  # by date
+    published: dict[int, Reading]  # by date, in order
     unsaved: int  # how many of them the history, as it was last sent, has not
-    waiting: dict[int, Offer] = field(default_factory=dict)
+    waiting: dict[int, Offer] = field(default_factory=dict)  # by date, in order
+    sent: set[int] = field(default_factory=set)  # the dates of those on their way
     not_before: float = 0.0
     history_sent: float = -math.inf
 
     @property
     def history_due(self) -> float:
         return self.history_sent + _HISTORY_EVERY if self.unsaved else math.inf
+
+    def may_send(self, now: float, *, backfill: bool) -> bool:
+        """Whether there may be something to send, given whether backfill may go now."""
+        if not self.waiting or self.not_before > now:
+            return False
+        return backfill or next(reversed(self.waiting)) > next(reversed(self.published), 0)
 
 
 class Stream:
@@ -90,7 +100,12 @@ class Stream:
         """Return at most that many readings to send now: the current ones first, each group oldest first."""
         with self._lock:
             taken = []
-            for backfill, date, key in sorted(self._waiting(now))[:most]:
+            accounts, backfill = self._accounts.items(), self._backfill_at(now) <= now
+            # Merged, not sorted: after a first start, hundreds of thousands may wait for hours.
+            waiting = heapq.merge(
+                *(_in_order(key, each, now) for key, each in accounts if each.may_send(now, backfill=backfill))
+            )
+            for backfill, date, key in islice(waiting, most):
                 if backfill and not self._may_backfill(now):
                     break
                 taken.append(self._send(key, date, backfill=backfill))
@@ -111,11 +126,12 @@ class Stream:
     def next_at(self, now: float) -> float:
         """Return when there is something to take again, if nothing is offered or acknowledged before that."""
         with self._lock:
-            times = [account.history_due for account in self._accounts.values()]
+            accounts, backfill_at = self._accounts.values(), self._backfill_at(now)
+            times = [account.history_due for account in accounts]
             times += [
-                max(account.not_before, self._backfill_at(now))
-                for key, account in self._accounts.items()
-                if account.waiting and account.waiting.keys() - self._sent(key)
+                max(account.not_before, backfill_at)
+                for account in accounts
+                if not account.waiting.keys() <= account.sent
             ]
             return min(times, default=math.inf)
 
@@ -126,6 +142,7 @@ class Stream:
                 return
             key, reading = self._on_their_way.pop(message)
             account = self._accounts[key]
+            account.sent.discard(reading.date)
             account.waiting.pop(reading.date, None)
             account.published = _of_the_last(_DAY_MS, account.published | {reading.date: reading})
             account.unsaved += 1
@@ -134,32 +151,23 @@ class Stream:
         """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
         with self._lock:
             if message in self._on_their_way:
-                key, _ = self._on_their_way.pop(message)
-                self._accounts[key].not_before = now + _REFUSED_AGAIN
+                key, reading = self._on_their_way.pop(message)
+                account = self._accounts[key]
+                account.sent.discard(reading.date)
+                account.not_before = now + _REFUSED_AGAIN
 
     def lost(self) -> None:
         """Take note that the connection ended: what was not acknowledged is unpublished."""
         with self._lock:
             self._on_their_way.clear()
-
-    def _waiting(self, now: float) -> Iterator[tuple[bool, int, str]]:
-        """Yield what may be sent: whether it is backfill, its date, and whose it is."""
-        for key, account in self._accounts.items():
-            if not account.waiting:
-                continue
-            sent = self._sent(key)
-            newest = max((*account.published, *sent), default=0)
-            for date, offer in account.waiting.items():
-                if date not in sent and account.not_before <= now:
-                    yield offer.fresh_until <= now or date < newest, date, key
-
-    def _sent(self, key: str) -> set[int]:
-        """Return the dates of an account's readings that are on their way."""
-        return {reading.date for account, reading in self._on_their_way.values() if account == key}
+            for account in self._accounts.values():
+                account.sent.clear()
 
     def _send(self, key: str, date: int, *, backfill: bool) -> Message:
-        offer = self._accounts[key].waiting[date]
-        message = messages.reading_message(self._topics, key, offer.state, backfill=backfill)
+        account = self._accounts[key]
+        offer = account.waiting[date]
+        account.sent.add(date)
+        message = messages.reading_message(self._topics, key, offer.state(), backfill=backfill)
         self._on_their_way[message] = (key, offer.reading)
         return message
 
@@ -173,6 +181,18 @@ class Stream:
         if len(self._on_their_way) + sum(account.unsaved for account in self._accounts.values()) >= BACKFILL_A_SECOND:
             return math.inf  # first an acknowledgement, or a history
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
+
+
+def _in_order(key: str, account: _Account, now: float) -> Iterator[tuple[bool, int, str]]:
+    """Yield what may be sent of an account, the current ones first: whether it is backfill, its date, and whose it is.
+
+    Backfill is what is not current any more, or older than what was sent before.
+    """
+    newest = max((next(reversed(account.published), 0), *account.sent))
+    newer = takewhile(lambda date: date > newest, reversed(account.waiting))
+    current = list(takewhile(lambda date: account.waiting[date].fresh_until > now, newer))
+    yield from ((False, date, key) for date in reversed(current))
+    yield from ((True, date, key) for date in account.waiting if date not in account.sent and date not in current)
 
 
 def _of_the_last(milliseconds: int, by_date: dict[int, _T]) -> dict[int, _T]:

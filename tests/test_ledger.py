@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.ledger import Ledger
-from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.readings import Reading, parse_record
 from tests.builders import NOON, property_of, reading
 
 if TYPE_CHECKING:
@@ -345,3 +345,20 @@ def test_asks_for_what_share_can_answer(readings: list[Reading], later: int) -> 
     assert 1 <= minutes <= 1440
     newest = ledger.newest
     assert newest is None or minutes * 60 >= min(NOON + later - newest.date / 1000, DAY)
+
+
+def test_keeps_no_record_that_a_reading_was_made_of() -> None:
+    """The record is for users of the client; over a day it would take five times the room of the readings."""
+    made = parse_record({"WT": f"Date({NOON}000)", "DT": f"Date({NOON}000+0000)", "Value": 100, "Trend": "Flat"})
+    assert made.json is not None
+    ledger = Ledger()
+    assert ledger.add([made], NOON) == [made]
+    assert [kept.json for kept in ledger.readings] == [None]
+
+
+def test_a_late_reading_is_kept_in_its_place() -> None:
+    """Readings that come after newer ones stand before them, also for the doubles in the same batch."""
+    ledger = ledger_of([reading(100, seconds=600)], NOON + 600)
+    ledger.add([reading(90, seconds=0), reading(90, seconds=10), reading(95, seconds=300)], NOON + 600)
+    assert [kept.mg_dl for kept in ledger.readings] == [90, 95, 100]
+    assert [ledger.delta(kept) for kept in ledger.readings] == [None, 5, 5]

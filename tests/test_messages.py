@@ -400,7 +400,7 @@ def test_info_is_read_back() -> None:
         b'{"schema_version": 1, "accounts": ["anna", "+"]}',
         b'{"schema_version": 1, "accounts": ["anna/x"]}',
         b'{"schema_version": 1, "accounts": ["bridge"]}',
-        json.dumps({"schema_version": 1, "accounts": ["anna"] * 1001}).encode(),
+        json.dumps({"schema_version": 1, "accounts": ["anna"] * 10_001}).encode(),
     ],
 )
 def test_info_that_is_not_ours(payload: bytes) -> None:
