@@ -17,8 +17,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import messages
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -98,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from dexcom2mqtt.daemon import version  # noqa: PLC0415  # only what a command needs
+        import importlib.metadata  # noqa: PLC0415  # only what a command needs
 
-        print(version())
+        print(importlib.metadata.version("dexcom2mqtt"))
         parser.exit()
 
 
@@ -124,11 +122,15 @@ def _port(text: str) -> int:
 
 
 def _account(text: str) -> str:
-    return _matching(text, messages.ACCOUNT_KEY, "is no account's key")
+    from dexcom2mqtt.messages import ACCOUNT_KEY  # noqa: PLC0415  # only what a command needs
+
+    return _matching(text, ACCOUNT_KEY, "is no account's key")
 
 
 def _topic(text: str) -> str:
-    return _matching(text, messages.TOPIC, "is no topic of letters, digits, _ and -, in levels separated by /")
+    from dexcom2mqtt.messages import TOPIC  # noqa: PLC0415  # only what a command needs
+
+    return _matching(text, TOPIC, "is no topic of letters, digits, _ and -, in levels separated by /")
 
 
 def _matching(text: str, pattern: str, otherwise: str) -> str:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import resource
 import signal
 import threading
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,8 @@ _STOP_SECONDS: Final = 1.8
 _BIRTH_SPREAD: Final = 3.0
 _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
+_FILES: Final = 64
+"""Open files that are none of an account: the broker's, those of names being looked up, and the like."""
 _IN_WORDS: Final = 10
 """Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
 
@@ -289,6 +292,18 @@ def stop_wanted() -> bool:
     return bool(signal.sigpending() & STOP)
 
 
+def _allow_open_files(count: int) -> None:
+    """Let that many files be open, as far as the system lets us: usually it starts a program with 1024.
+
+    All accounts may be asking Share at once, each by a connection of its own, or be looking up its name.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        with contextlib.suppress(OSError):  # then most of them still get through, and the others try again
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def run(settings: Settings, clock: Clock | None = None) -> int:
     """Run in the foreground until SIGTERM or SIGINT; return the exit code, or end the process with it after 1.8 s.
 
@@ -297,6 +312,7 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    _allow_open_files(2 * len(settings.accounts) + _FILES)
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
     daemon.start()

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from contextlib import ExitStack
@@ -716,3 +717,25 @@ def test_the_demo_ends_on_a_signal(tmp_path: Path) -> None:
         demo.signal(signal.SIGINT)
         assert demo.wait() == 0
         assert "Traceback" not in demo.text()
+
+
+def test_more_accounts_than_open_files_are_allowed_at_the_start(stack: ExitStack, tmp_path: Path) -> None:
+    """Where many accounts ask at once, each has a connection: the daemon sees to it that it may have so many."""
+    accounts = [SimulatedAccount(f"user{number}@example.com", "the password") for number in range(60)]
+    service = stack.enter_context(SimulatedShare(accounts, time.time))
+    asking = threading.Barrier(len(accounts))
+
+    def wait_for_all(request: share.Request, respond: share.Respond) -> share.Response:
+        asking.wait(15)
+        return respond(request)
+
+    service.fault = share.only(wait_for_all, call="authenticate")
+    settings = {
+        account.username.partition("@")[0]: anna(service, username=account.username, password=account.password)
+        for account in accounts
+    }
+    file = write_config(tmp_path / "config.yaml", {"accounts": settings, "mqtt": {"port": free_port()}})
+    limited = ["sh", "-c", 'ulimit -S -n 50 && exec "$0" "$@"', sys.executable, "-m", "tests.launcher"]
+    process = stack.enter_context(Process([*limited, "--config", file], tmp_path / "daemon.log", {"SPEED": "1"}))
+    eventually(lambda: service.count(call="read", outcome="ok") >= len(accounts), 25, why=process.text())
+    assert "unavailable" not in process.text()

@@ -1,0 +1,435 @@
+"""How much memory and processor time the daemon takes, how fast it starts, and how it does with a thousand accounts.
+
+    pip install '.[bench]'
+    python bench/footprint.py [--quick]
+
+All are processes of their own: the daemon, the simulated Share service over real HTTP, a real mosquitto. Only the
+daemon is measured, and beside it the bare import of its libraries and a plain script of pydexcom and paho
+(``plain.py``).
+
+*One account*: how long until it is ready (the plain script: until its first value is out), by turns. Then all live at
+once for a simulated week, on clocks that run 3000 times too fast. What they take when nothing happens is measured at
+real speed, where the daemon wakes once a second: a day is what the simulated one took, and the waking of a real one.
+
+*Many accounts*, at real speed: each daemon starts anew beside a broker that has the history of each account, whose
+sensors keep times of their own. A poll is late by the time from when it was due, by the daemon's own schedule, until
+the request has reached the service. At the very first start, a day of each account is published at 20 readings a
+second, which takes hours: of that, only a minute is measured.
+
+Ends with 1 where a target was missed; with ``--quick``, in three minutes, of fewer days and shorter windows, against
+targets that a busy machine can reach, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import yaml
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
+from dexcom2mqtt.readings import Reading
+from tests.processes import Mosquitto
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from multiprocessing.connection import Connection
+
+BENCH: Final = Path(__file__).parent
+MANY: Final = 1000
+DAY: Final = 86400.0
+SPEED: Final = 3000.0
+PASSWORD: Final = "the password"  # noqa: S105  # of people who do not exist
+TOPICS: Final = messages.Topics("dexcom2mqtt")
+OPEN_FILES: Final = 1024  # what systemd and a shell usually allow
+NAMES: Final = {"bare": "the libraries alone, imported", "plain": "plain script", "daemon": "dexcom2mqtt"}
+BARE: Final = """
+import os, signal, socket
+import paho.mqtt.client, pydantic_settings, requests, tenacity, yaml
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+signal.pause()
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure what, and what has to be reached."""
+
+    starts: int
+    days: int
+    idle_seconds: float
+    few: Sequence[int]  # accounts, measured at the same time as the days of one
+    settle_seconds: float
+    window_seconds: float
+    first_start: bool
+    above_bare: float = 12.0  # MiB, of one account
+    growth: float = 1.0  # MiB
+    start_ratio: float = 3.0  # to the bare import
+    late: float = 1.0  # seconds, 95th percentile with 1000 accounts
+    core: float = 0.30  # with 1000 accounts
+
+
+FULL: Final = Plan(9, 8, 60, (1, 10, 100), 40, 300, first_start=True)
+QUICK: Final = Plan(
+    5, 3, 15, (), 45, 40, first_start=False,
+    above_bare=14, growth=1.5, start_ratio=4, late=2, core=0.60,
+)  # fmt: skip
+
+
+# Processes, and what they take
+
+
+class Watched:
+    """A process that tells when it is ready, as systemd's services do, and what it takes."""
+
+    def __init__(self, arguments: Sequence[str | Path], folder: Path, **environ: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        name = Path(tempfile.mkdtemp(dir=folder))
+        self._socket.bind(str(name / "notify"))
+        self._socket.settimeout(0.5)
+        self._ready = threading.Event()
+        self.cpu_until_ready = self.seconds_until_ready = 0.0
+        python_path = {"PYTHONPATH": str(BENCH.parent)}
+        began = time.monotonic()
+        with (name / "output").open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603  # our own programs
+                [sys.executable, *map(str, arguments)],
+                cwd=name,
+                env=dict(os.environ) | python_path | environ | {"NOTIFY_SOCKET": str(name / "notify")},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+        self._listener = threading.Thread(target=self._listen, args=(began,), daemon=True)
+        self._listener.start()
+        if not self._ready.wait(120):
+            raise RuntimeError(f"it did not become ready: {(name / 'output').read_text()}")
+
+    def _listen(self, began: float) -> None:
+        while self._process.poll() is None:
+            with suppress(TimeoutError):
+                told = self._socket.recv(4096)
+                if told.startswith(b"READY=1") and not self._ready.is_set():
+                    self.seconds_until_ready, self.cpu_until_ready = time.monotonic() - began, self.cpu
+                    self._ready.set()
+
+    @property
+    def cpu(self) -> float:
+        """The processor time that its threads have used so far, in seconds."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3): to the nanosecond, unlike /proc
+
+    @property
+    def resident(self) -> float:
+        """The memory that it has, in MiB; what it shares with others counts whole."""
+        return self._memory("Rss")
+
+    @property
+    def proportional(self) -> float:
+        """The same, of what is shared only its share."""
+        return self._memory("Pss")
+
+    def _memory(self, kind: str) -> float:
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return int(rollup.partition(f"\n{kind}:")[2].split()[0]) / 1024
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+        self._listener.join()
+        self._socket.close()
+
+
+def boot_time() -> float:
+    """Return the seconds since the machine started: the daemon's own clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def simulated(count: int) -> list[SimulatedAccount]:
+    """Return that many publishers; the times of their sensors are spread by the seeds."""
+    return [SimulatedAccount(f"user{n}@example.com", PASSWORD, seed=7919 * n + 7) for n in range(count)]
+
+
+def serve(count: int, offset: float, speed: float, pipe: Connection) -> None:
+    """Be the Share service; tell when who asked, whenever told so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with SimulatedShare(simulated(count), lambda: boot_time() * speed + offset) as service:
+        pipe.send(service.base_url)
+        while pipe.recv() == "requests":
+            pipe.send([(request.account, request.time) for request in service.requests])
+
+
+class World:
+    """The Share service and a broker, and daemons beside them. A speed is that of everybody's clock."""
+
+    def __init__(self, count: int, speed: float = 1.0) -> None:
+        self.accounts = simulated(count)
+        self.speed = speed
+        # A minute after the first account's newest reading: it is asked for again in four.
+        newest = max(record.taken for record in series(self.accounts[0], time.time() - 900, time.time() - 300))
+        self.offset = newest / 1000 + 60 - boot_time() * speed
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            spawn = multiprocessing.get_context("spawn")
+            self._pipe, end = spawn.Pipe()
+            service = spawn.Process(target=serve, args=(len(self.accounts), self.offset, self.speed, end), daemon=True)
+            service.start()
+            stack.callback(service.join, 10)
+            stack.callback(self._pipe.send, "end")
+            self.url = self._pipe.recv()
+            self._mosquitto = Mosquitto(self.folder, "allow_anonymous true", "log_type none")
+            stack.callback(self._mosquitto.kill)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def now(self) -> float:
+        """Return the service's time, in Unix seconds."""
+        return boot_time() * self.speed + self.offset
+
+    def requests(self) -> list[tuple[str, float]]:
+        """Return who asked when."""
+        self._pipe.send("requests")
+        return list(self._pipe.recv())
+
+    def daemon(self, program: Sequence[str | Path] = (BENCH / "launch.py",)) -> Watched:
+        """Start the daemon for all accounts, by default with this world's clock."""
+        accounts = {
+            f"a{n}": {"username": account.username, "password": PASSWORD, "share_url": self.url}
+            for n, account in enumerate(self.accounts)
+        }
+        config = self.folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"accounts": accounts, "mqtt": {"port": self._mosquitto.port}}))
+        config.chmod(0o600)
+        hooks = {"SPEED": str(self.speed), "DUE": str(self.folder / "due")}
+        return Watched([*program, "run", "--config", config], self.folder, **hooks)
+
+    def plain(self) -> Watched:
+        """Start the plain script for the first account."""
+        where = {"BASE_URL": self.url, "PORT": str(self._mosquitto.port), "SPEED": str(self.speed)}
+        who = {"USERNAME": self.accounts[0].username, "PASSWORD": PASSWORD}
+        return Watched([BENCH / "plain.py"], self.folder, **where, **who)
+
+    def bare(self) -> Watched:
+        """Start what only imports the daemon's libraries."""
+        return Watched(["-c", BARE], self.folder)
+
+    def due(self) -> list[tuple[str, float]]:
+        """Return whose poll was due when, by the service's time."""
+        lines = (line.split() for line in (self.folder / "due").read_text().splitlines())
+        return [(self.accounts[int(key[1:])].username, float(at) + self.offset) for key, at in lines]
+
+    def publish_histories(self) -> None:
+        """Let the broker have what a daemon leaves behind: the last 24 hours of each account."""
+        client = paho.Client(CallbackAPIVersion.VERSION2)
+        client.connect("127.0.0.1", self._mosquitto.port)
+        client.loop_start()
+        now = self.now()
+        for n, account in enumerate(self.accounts):
+            known = [record for record in series(account, now - DAY, now) if record.arrives <= now]
+            readings = [Reading(each.value, each.trend, each.taken, account.zone_offset_min) for each in known]
+            source = messages.source_of("us", account.username)
+            history = messages.history_message(TOPICS, f"a{n}", source, readings)
+            sent = client.publish(history.topic, history.payload, 1, retain=True)
+            sent.wait_for_publish(10)
+        client.disconnect()
+        client.loop_stop()
+
+
+# One account
+
+
+def measure_starts(rounds: int) -> dict[str, tuple[float, float]]:
+    """Return the medians of how long each takes until it is ready: in seconds, and of processor time."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with World(1) as world:
+        kinds = {"bare": world.bare, "plain": world.plain, "daemon": lambda: world.daemon(("-m", "dexcom2mqtt"))}
+        for _ in range(rounds):
+            for name, start in kinds.items():
+                with start() as process:
+                    found[name].append((process.seconds_until_ready, process.cpu_until_ready))
+    return {
+        name: (statistics.median(seconds for seconds, _ in each), statistics.median(cpu for _, cpu in each))
+        for name, each in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a process takes: memory in MiB, processor time in seconds a day."""
+
+    resident: float
+    proportional: float
+    growth: float
+    cpu_a_day: float
+
+
+def measure_lives(plan: Plan) -> dict[str, Life]:
+    """Let the three live for days at once; memory counts after the first day, and grows from then on."""
+    with ExitStack() as stack:
+        slow, fast = stack.enter_context(World(1)), stack.enter_context(World(1, SPEED))
+        idle = {"plain": slow.plain(), "daemon": slow.daemon(("-m", "dexcom2mqtt"))}
+        living = {"bare": fast.bare(), "plain": fast.plain(), "daemon": fast.daemon()}
+        for process in (*idle.values(), *living.values()):
+            stack.enter_context(process)
+        time.sleep(DAY / SPEED)  # the first day, in which also the slow daemon has published its backfill
+        first = {name: (process.resident, process.cpu) for name, process in living.items()}
+        memory = {name: (process.resident, process.proportional) for name, process in living.items()}
+        before, began = {name: process.cpu for name, process in idle.items()}, time.monotonic()
+        time.sleep(plan.idle_seconds)
+        waking = {name: (process.cpu - before[name]) / (time.monotonic() - began) for name, process in idle.items()}
+        days = plan.days - 1
+        time.sleep(max(days * DAY / SPEED - plan.idle_seconds, 0))
+        return {
+            name: Life(
+                *memory[name],
+                growth=process.resident - first[name][0],
+                cpu_a_day=(process.cpu - first[name][1]) / days + waking.get(name, 0) * (DAY - DAY / SPEED),
+            )
+            for name, process in living.items()
+        }
+
+
+# Many accounts
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a daemon does with many accounts; ``core`` is the share of one core, memory is in MiB."""
+
+    accounts: int
+    ready: float
+    resident: float
+    core: float
+    late: Sequence[float]
+
+
+def measure_scale(count: int, plan: Plan) -> Scale:
+    """Let a daemon with that many accounts start anew, and measure it when it has settled."""
+    with World(count) as world:
+        world.publish_histories()
+        with world.daemon() as daemon:
+            time.sleep(plan.settle_seconds)
+            began, before = world.now(), daemon.cpu
+            time.sleep(plan.window_seconds)
+            core = (daemon.cpu - before) / (world.now() - began)
+            time.sleep(3)  # for what was due at last
+            late = lateness(world.due(), world.requests(), began)
+            return Scale(count, daemon.seconds_until_ready, daemon.resident, core, sorted(late))
+
+
+def measure_first_start(count: int, plan: Plan) -> float:
+    """Return the share of a core that a first start takes, while it publishes a day of each account."""
+    with World(count) as world, world.daemon() as daemon:
+        time.sleep(plan.settle_seconds)
+        before, began = daemon.cpu, time.monotonic()
+        time.sleep(plan.settle_seconds)
+        return (daemon.cpu - before) / (time.monotonic() - began)
+
+
+def lateness(due: Sequence[tuple[str, float]], requests: Sequence[tuple[str, float]], since: float) -> list[float]:
+    """Return by how many seconds the first request of each poll that was due since then came after that."""
+    asked: dict[str, list[float]] = defaultdict(list)
+    for username, at in requests:
+        asked[username].append(at)
+    late = []
+    for username, at in due:
+        times = asked[username]
+        first = bisect_left(times, at)
+        if at >= since:
+            late.append(times[first] - at if first < len(times) else float("inf"))
+    return late
+
+
+def percentile(ordered: Sequence[float], part: float) -> float:
+    """Return what that part of the numbers, which come in order, does not exceed."""
+    return ordered[min(int(part * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+
+
+# The result
+
+
+def main() -> int:
+    """Measure all, print the tables; 1 where a target was missed."""
+    parser = argparse.ArgumentParser(description="Memory, processor time, start, and a thousand accounts.")
+    parser.add_argument("--quick", action="store_true", help="in three minutes, with generous targets")
+    plan = QUICK if parser.parse_args().quick else FULL
+
+    starts = measure_starts(plan.starts)
+    with ThreadPoolExecutor() as threads:
+        living = threads.submit(measure_lives, plan)
+        scales = list(threads.map(measure_scale, plan.few, [plan] * len(plan.few)))
+        lives = living.result()
+    scales.append(measure_scale(MANY, plan))
+
+    days = plan.days - 1
+    print(f"| one account | resident (proportional) | growth in {days} days | CPU a day | start | CPU of the start |")
+    print("|---|---|---|---|---|---|")
+    for name, words in NAMES.items():
+        life, (seconds, cpu) = lives[name], starts[name]
+        print(
+            f"| {words} | {life.resident:.1f} ({life.proportional:.1f}) MiB | {life.growth:+.2f} MiB | "
+            f"{life.cpu_a_day:.1f} s | {seconds:.2f} s | {cpu:.2f} s |",
+            flush=True,
+        )
+    print("\n| accounts | polls late: median / 95th / worst | resident | of a core | start |\n|---|---|---|---|---|")
+    for scale in scales:
+        late = " / ".join(f"{percentile(scale.late, part) * 1000:.0f}" for part in (0.5, 0.95, 1))
+        print(
+            f"| {scale.accounts} | {late} ms ({len(scale.late)} polls) | {scale.resident:.0f} MiB | {scale.core:.2%} | "
+            f"{scale.ready:.2f} s |",
+            flush=True,
+        )
+    if plan.first_start:
+        print(f"\na first start of {MANY} accounts takes {measure_first_start(MANY, plan):.0%} of a core")
+    return judge(plan, starts, lives, scales[-1])
+
+
+def judge(plan: Plan, starts: dict[str, tuple[float, float]], lives: dict[str, Life], scale: Scale) -> int:
+    """Print how it compares with the targets; return 1 where one was missed."""
+    daemon, bare = lives["daemon"], lives["bare"]
+    found: dict[str, tuple[float, float]] = {
+        "MiB above the bare import": (daemon.resident - bare.resident, plan.above_bare),
+        "MiB of growth": (daemon.growth, plan.growth),
+        "times the start of the bare import": (starts["daemon"][0] / starts["bare"][0], plan.start_ratio),
+        f"seconds late, 95th percentile of {scale.accounts} accounts": (percentile(scale.late, 0.95), plan.late),
+        f"of a core, {scale.accounts} accounts": (scale.core, plan.core),
+    }
+    print()
+    for what, (is_now, most) in found.items():
+        print(f"{'ok    ' if is_now <= most else 'MISSED'} {is_now:.2f} {what} (at most {most:g})")
+    return 0 if all(is_now <= most for is_now, most in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

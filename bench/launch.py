@@ -1,0 +1,36 @@
+"""The daemon for ``bench/footprint.py``: its clock runs ``SPEED`` times too fast, and it says when polls were due.
+
+``DUE`` names a file, which gets the account and the due time (of the clock) of each poll when it begins. All else is
+the command ``dexcom2mqtt``. The launcher of the tests does more, and loads far more for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dexcom2mqtt import cli, daemon
+from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.poller import Poller
+
+_run, _poll = daemon.run, Poller._poll  # noqa: SLF001  # the one place where a poll begins
+
+
+def main() -> int:
+    """Take the hooks from the environment and the rest from the command line."""
+    clock = Clock(float(os.environ["SPEED"]))
+    daemon.run = lambda settings: _run(settings, clock)
+    if path := os.environ.get("DUE"):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+        def poll(poller: Poller) -> float:
+            due = max(poller._next_poll, poller._not_before())  # noqa: SLF001  # what it waited for is told to nobody
+            os.write(file, f"{poller.key} {due}\n".encode())
+            return _poll(poller)
+
+        Poller._poll = poll  # noqa: SLF001  # see above
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
