@@ -359,3 +359,20 @@ def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None
     assert debian.healthcheck() == (1, "dexcom2mqtt: the daemon does not answer within 5 s; is it frozen?\n")
     debian.signal("CONT")
     assert debian.healthcheck() == (0, "healthy\n")
+
+
+def test_nothing_is_left_of_it(start: Callable[..., Booted], broker: Mosquitto) -> None:
+    """The documented commands restart it, then remove it from the machine and what it left from the broker."""
+    debian = start()
+    killed = debian.shown("MainPID")
+    restart, remove = (
+        block for block in blocks(DOCS, "## With systemd") if re.match("sudo systemctl (restart|disable)", block)
+    )
+    debian.person(restart)
+    assert restarted(debian, killed)
+    assert [topic for topic in retained(broker.port) if "dexcom2mqtt" in topic]
+    debian.person(remove)
+    assert not [topic for topic in retained(broker.port) if "dexcom2mqtt" in topic]
+    left = [path for path in ("/opt/dexcom2mqtt", "/etc/dexcom2mqtt", UNIT) if debian.inside(path).exists()]
+    assert left == []
+    assert debian.systemctl("is-active", "dexcom2mqtt", may_fail=True) == "inactive"
