@@ -182,8 +182,7 @@ class Poller:
                 self._become("unexpected_response", status.BUG)
                 self._publish_status(now + _AFTER_A_BUG)
                 self.answered.set()
-                self._back_by(now + _AFTER_A_BUG)
-                self._alarm.sleep(_AFTER_A_BUG)
+                self._sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
         self._await_read_back()
@@ -256,7 +255,7 @@ class Poller:
             retry=tenacity.retry_if_exception(worth_a_quick_retry),
             stop=enough,
             wait=tenacity.wait_exponential_jitter(initial=1, max=8),
-            sleep=self._alarm.sleep,
+            sleep=self._sleep,
             reraise=True,
         )
         batch: Batch = retry(self._fetch_once, minutes)
@@ -271,6 +270,11 @@ class Poller:
         if full:
             self._last_full_read = now
         return batch
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for that long, whatever rings."""
+        self._back_by(self._clock.now() + seconds)
+        self._alarm.sleep(seconds)
 
     def _fetch_once(self, minutes: int) -> Batch:
         """Fetch, and take note of what it took: sign-ins are rationed, so each one counts."""

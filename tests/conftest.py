@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compare the page of the faults with what is measured, in the process that gets all reports."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # and then no program that is tested would hear it
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Page(write=config.getoption("--write-faults")))
 
