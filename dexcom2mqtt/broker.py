@@ -359,7 +359,7 @@ class Broker:
                 self._stream.acknowledged(message)
             else:
                 self._stream.refused(message, now)
-                self._say_denied(message.topic, refusal)
+                self._say_denied(message, refusal)
 
     def _begin_read_back(self, connection: _Connection) -> None:
         if self._read_back is None:
@@ -429,13 +429,15 @@ class Broker:
         self._trouble = None
         _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
 
-    def _say_denied(self, topic: str, reason: str) -> None:
-        if topic not in self._denied:
-            self._denied.add(topic)
+    def _say_denied(self, message: Message, reason: str) -> None:
+        """Say once which readings are not taken, and of all that is retained, once below each first level."""
+        where = message.topic.partition("/")[0] if message.retain else message.topic
+        if where not in self._denied:
+            self._denied.add(where)
             _log.error(
                 "the broker does not take messages on %s (%s): its access control list must let the user of "
                 "this daemon write there",
-                topic,
+                message.topic,
                 reason,
             )
 

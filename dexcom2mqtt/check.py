@@ -16,7 +16,7 @@ from dexcom2mqtt.broker import BrokerError, Visit
 from dexcom2mqtt.clock import day, system_time
 from dexcom2mqtt.messages import Message, Topics, cleared
 from dexcom2mqtt.poller import STATES, client_of
-from dexcom2mqtt.share import CredentialsRejectedError, ShareError, UnavailableError
+from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
 _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
+_GONE: Final = 60.0
+"""Seconds after which MQTT 5 forgets what is left where this is ended in the middle."""
 _PHONE: Final = re.compile(r"[\d ()./-]{7,}")
 
 _NO_READINGS: Final = (
@@ -40,6 +42,10 @@ _OLD_READINGS: Final = (
     "The phone is off or without network, or the Dexcom app does not run there.",
     "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
     "Sharing was switched off in the app.",
+)
+_LOCKED_OUT: Final = (
+    "Wait 20 minutes before the next check, with the daemon stopped: each try of any program begins them anew.",
+    "Set the credentials right, also in other programs that sign in with an old password.",
 )
 _DENIED: Final = (
     "The broker's access control list has to let the user of this daemon read and write there: examples/mosquitto/acl."
@@ -89,6 +95,8 @@ def _check_account(key: str, account: Account, stale_after: float, clock: Clock)
 def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"], tuple[str, ...]]:
     if isinstance(error, CredentialsRejectedError):
         return _sentence(str(error)), "failed", tuple(_rejected(account))
+    if isinstance(error, LockedOutError):
+        return _sentence(str(error)), "failed", _LOCKED_OUT
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
     today = (f"This machine takes today for {day(system_time())}.",) if wrong_clock else ()
     return status.tell(str(error), STATES[type(error)], wrong_clock=wrong_clock), "failed", today
@@ -120,7 +128,8 @@ def _rejected(account: Account) -> Iterator[str]:
         )
     yield (
         "If they worked until now: Share rejects right ones, too, after many sign-ins. Stop other programs that use "
-        "the account, and wait 20 minutes. Whoever tries wrong ones again and again locks the account."
+        "the account, and wait 20 minutes. Each check is a try, and a few wrong ones lock the account: change "
+        "something before the next."
     )
 
 
@@ -135,11 +144,11 @@ def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale
     newest, count = batch.readings[-1], len(batch.readings)
     age = (client.time.now() or system_time()) - newest.date / 1000
     value = " ".join(filter(None, (str(newest.value(account.unit)), account.unit, newest.arrow)))
-    text = f"Sharing is on. The newest reading is {value}, {_span(age)} old; there are {count} of the last 24 hours."
+    facts = f"{value}, {_span(age)} old; there are {count} of the last 24 hours."
     if age < stale_after:
-        return Step(key, text)
+        return Step(key, f"Sharing is on. The newest reading is {facts}")
     why = (status.REMEDIES["sensor_error"],) if last_error > newest.date else _OLD_READINGS
-    return Step(key, text, "failed", why)
+    return Step(key, f"No reading is current. The newest is {facts}", "failed", why)
 
 
 def _clocks(key: str, client: ShareClient) -> Step:
@@ -167,7 +176,7 @@ def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
     with Visit(mqtt, clock, "check") as visit:
         whom = "us without a user name" if mqtt.username is None else "our user name and password"
         yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {whom}.")
-        yield from _check_topics(settings, visit)
+        yield from _check_topics(settings, visit, clock)
 
 
 def _certificate(shown: broker.Certificate | None) -> Step:
@@ -178,12 +187,12 @@ def _certificate(shown: broker.Certificate | None) -> Step:
     return Step("broker", text, "ok" if left > _CERTIFICATE_ENDS else "note")
 
 
-def _check_topics(settings: Settings, visit: Visit) -> Iterator[Step]:
+def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[Step]:
     topics, home_assistant = Topics(settings.mqtt.base_topic), settings.home_assistant
     probe = topics.sync(f"{settings.mqtt.client_id}-check")
     left_there = topics.sync(f"{settings.mqtt.client_id}-check-retained")
     try:
-        visit.publish([Message(left_there, "check")])
+        visit.publish([Message(left_there, "check", clock.now() + _GONE)])
         kept = left_there in visit.retained([left_there], probe)
     finally:
         visit.publish([cleared(left_there)])

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that a small one starts fast
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -43,17 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "purge": _purge,
         "schema": _schema,
     }
+    # They are None where the program was started with them closed.
+    sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where it cannot take an arrow, it gets a question mark
             stream.reconfigure(errors="replace")
     try:
         code = commands[given.command](given)
-        sys.stdout.flush()
     except KeyboardInterrupt:
-        return _fail("interrupted")
-    except BrokenPipeError:  # nobody reads any more, as behind `| head -1`
+        code = _fail("interrupted")
+    except BrokenPipeError:
+        code = FAILED
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            raise
+        # Nobody reads any more, as behind `| head -1`, or where the terminal is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     return code
 
 
@@ -159,7 +167,9 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is to be left at the broker
+    for number in (signal.SIGTERM, signal.SIGHUP):  # nothing is to be left at the broker
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
@@ -201,11 +211,8 @@ def _demo(given: argparse.Namespace) -> int:
     try:
         from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries come with an extra
     except ImportError as error:
-        print(
-            f"dexcom2mqtt: the demo needs {error.name}; install it with the extra: pip install 'dexcom2mqtt[demo]'",
-            file=sys.stderr,
-        )
-        return FAILED
+        pip = Path(sys.executable).parent / "pip"
+        return _fail(f"the demo needs {error.name}; in the clone, install the extra demo: {pip} install '.[demo]'")
     return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
 
 

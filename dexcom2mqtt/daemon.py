@@ -59,7 +59,7 @@ def version() -> str:
 
 
 class Daemon:
-    """Everything that polls and publishes; ``start`` it, and ``stop`` it when ``stop_wanted``.
+    """Everything that polls and publishes; ``start`` it, and ``stop`` it when one of ``STOP`` came.
 
     Raises TlsFileError.
     """
@@ -285,11 +285,6 @@ class Daemon:
             _log.critical("a thread ended that must not; please report it:\n%s", without_text(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stop_wanted() -> bool:
-    """Tell whether one of the signals in ``STOP``, which have to be blocked, has come."""
-    return bool(signal.sigpending() & STOP)
 
 
 def _allow_open_files(count: int) -> None:

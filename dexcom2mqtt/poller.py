@@ -365,7 +365,9 @@ class Poller:
 
     def _state_of(self, reading: Reading) -> Callable[[], State]:
         """Return what writes the state of a reading, with the delta that it has now."""
-        return partial(messages.state_of, reading, self._ledger.delta(reading), self._account)
+        write = partial(messages.state_of, reading, self._ledger.delta(reading), self._account)
+        write()  # a bug in it is to show here, in the account's own thread: in the broker's, it would end the daemon
+        return write
 
     def _fresh_until(self, reading: Reading) -> float:
         """Return until when (by the clock) a reading is current: never, until Share has told the time."""
@@ -386,7 +388,8 @@ class Poller:
         self._failures += 1
         share = STATES[type(error)]
         wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
-        self._become(share, status.tell(str(error), share, wrong_clock=wrong_clock))
+        untried = isinstance(error, CredentialsRejectedError) and not self._client.logins
+        self._become(share, status.tell(str(error), share, wrong_clock=wrong_clock, untried=untried))
         if isinstance(error, RateLimitedError):
             self._rate_limits[self._client.host] = now + schedule.rate_limit(error.retry_after)
             return now
@@ -453,10 +456,11 @@ class Poller:
         late = len(new)
         if newest_is_new:
             late -= 1
-            reading = new[-1]
-            _log.info(
-                "%s: %s %s %s", self.key, reading.value(self._account.unit), self._account.unit, reading.arrow or ""
-            )
+            reading, unit = new[-1], self._account.unit
+            old = self._clock.now() >= self._fresh_until(reading)
+            when = f"of {local(reading.date / 1000)}, not current" if old else ""
+            words = filter(None, (str(reading.value(unit)), unit, reading.arrow, when))
+            _log.info("%s: %s", self.key, " ".join(words))
         if late:
             _log.info("%s: %s earlier readings", self.key, late)
 

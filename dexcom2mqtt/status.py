@@ -21,8 +21,8 @@ REMEDIES: Final = {
         "The sensor sends error codes in place of readings. Look at the Dexcom app: it says what the sensor needs."
     ),
     "unavailable": (
-        "Share cannot be reached or is out of order. Nothing to do unless it lasts: then check this machine's "
-        "network and name resolution."
+        "Share cannot be reached or is out of order. Nothing to do unless it lasts: then, if there is no answer at "
+        "all, check this machine's network and name resolution."
     ),
     "rate_limited": (
         "Share asks for fewer requests, so it is left alone for a while. If this repeats, stop other programs that "
@@ -47,6 +47,11 @@ REMEDIES: Final = {
 
 _WRONG_CLOCK: Final = (
     "This machine's clock seems to be wrong: set it, or let the machine reach a time server. Trying goes on."
+)
+_UNTRIED: Final = (
+    "The credentials of now were not tried yet: after so many rejected sign-ins, one more might lock the account. They "
+    "are tried by themselves when the next poll is due; one more restart does not hasten that. To know it sooner, try "
+    "them once with dexcom2mqtt check."
 )
 BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account starts anew after five minutes."
 
@@ -76,6 +81,7 @@ class Status:
         return self.share in _WELL
 
 
-def tell(happened: str, share: str, *, wrong_clock: bool = False) -> str:
-    """Join what happened and what to do about it."""
-    return f"{happened[:1].upper()}{happened[1:]}. {_WRONG_CLOCK if wrong_clock else REMEDIES[share]}"
+def tell(happened: str, share: str, *, wrong_clock: bool = False, untried: bool = False) -> str:
+    """Join what happened and what to do about it; ``untried``: it happened to credentials of before a restart."""
+    remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
+    return f"{happened[:1].upper()}{happened[1:]}. {remedy}"

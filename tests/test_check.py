@@ -250,9 +250,9 @@ def test_each_line_appears_as_soon_as_it_is_known(bench: Bench, mosquitto: Mosqu
         assert process.stdout.read() == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_is_no_traceback(bench: Bench, mosquitto: Mosquitto, number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end it at once, with one line."""
+    """Ctrl-C, SIGTERM and a terminal that is closed end it at once, with one line."""
     bench.share.fault = hang()
     with bench.start(mosquitto.port) as process:
         eventually(lambda: bench.share.count(call="authenticate"))
@@ -498,8 +498,8 @@ def malformed(records: list[Any]) -> list[Any]:
         pytest.param(missing, None, "Share has no reading of the last 24 hours.", 4, id="none"),
         pytest.param(valued(10), None, "The sensor sends error codes in place of readings.", 0, id="only error codes"),
         pytest.param(None, edited(malformed), "Share answered something that was not understood", 0, id="nonsense"),
-        pytest.param("old", None, "The newest reading is ", 3, id="old"),
-        pytest.param("errors", None, "The newest reading is ", 1, id="old, and error codes since"),
+        pytest.param("old", None, "No reading is current. The newest is ", 3, id="old"),
+        pytest.param("errors", None, "No reading is current. The newest is ", 1, id="old, and error codes since"),
     ],
 )
 def test_without_a_fresh_reading_it_is_told_why(

@@ -470,8 +470,8 @@ def test_healthcheck_needs_no_account_and_no_secret(
     running = start(free_port(), client_id=client_id)
     eventually(lambda: healthy(config), why=running.text())
     secrets = tmp_path / "secrets"
-    unreadable = secrets / "dexcom2mqtt_accounts__anna__password"
-    unreadable.mkdir(parents=True)
+    for unreadable in ("dexcom2mqtt_accounts__anna__password", "dexcom2mqtt_mqtt__password"):
+        (secrets / unreadable).mkdir(parents=True)
 
     def ends_with(text: str, **environ: str) -> int:
         config.write_text(text)

@@ -7,10 +7,11 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from dexcom2mqtt import messages
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
@@ -283,6 +284,21 @@ def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., 
         world._poller.refresh()  # noqa: SLF001  # as a message would
         world.live(MINUTE)
     assert abs(world.status["delay"] - learned) < 4
+
+
+def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writing a reading down fails, it fails in the account's loop, and nothing of it gets to the broker's."""
+    world = make_world()
+
+    def fail(*_: object) -> NoReturn:
+        raise ArithmeticError
+
+    monkeypatch.setattr(messages, "state_of", fail)
+    world.live(MINUTE)
+    assert world.status["share"] == "unexpected_response"
+    assert world._stream.take(world.clock.now(), 20) == []  # noqa: SLF001  # as the broker's loop does
 
 
 @pytest.mark.parametrize("fault", ["nothing", "stumbles", "wrong password", "rate limit", "a bug"])

@@ -21,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Settings
-from dexcom2mqtt.daemon import STOP, Daemon, stop_wanted
+from dexcom2mqtt.daemon import STOP, Daemon
 from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
@@ -42,6 +42,7 @@ _REDRAW: Final = 0.5
 _NEW_FOR: Final = 1.5
 """Real seconds for which a message is shown as new."""
 
+_ENDS: Final = STOP | {signal.SIGHUP, signal.SIGQUIT}
 _LOG_LINES: Final = 1000
 
 
@@ -56,7 +57,8 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
     ``speed`` is how many times faster than real time everything runs; ``mqtt_port`` is the broker's port on
     loopback, 0 for a free one.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # before a thread starts: they inherit it
+    # Before a thread starts: they inherit it. Whatever of these ends or stops a program would leave the view standing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDS, signal.SIGTSTP})
     began = time.monotonic()
     until = None if duration is None else began + duration
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -105,7 +107,7 @@ def _settings(base_url: str, port: int) -> Settings:
 def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
     """Show what is heard until a signal comes or the time is over; return all that was."""
     seen = Seen()
-    while not stop_wanted() and (until is None or time.monotonic() < until):
+    while not signal.sigpending() & _ENDS and (until is None or time.monotonic() < until):
         time.sleep(_REFRESH)
         waiting = [heard.get() for _ in range(heard.qsize())]
         seen = seen.then(waiting)

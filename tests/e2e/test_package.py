@@ -164,7 +164,7 @@ def test_it_runs_without_extras(installed: Path, tmp_path: Path) -> None:
     assert json.loads(run(installed / "dexcom2mqtt", "schema", cwd=tmp_path).stdout)["properties"]["accounts"]
     refused = run(installed / "dexcom2mqtt", "demo", cwd=tmp_path, code=1)
     assert refused.stdout == ""
-    assert "dexcom2mqtt[demo]" in refused.stderr
+    assert "pip install '.[demo]'" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

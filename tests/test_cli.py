@@ -1,4 +1,4 @@
-"""What a command loads: on a Raspberry Pi a second may pass while a library is imported."""
+"""What a command loads, since on a Raspberry Pi a library may take a second, and where it can write nothing."""
 
 from __future__ import annotations
 
@@ -52,3 +52,10 @@ def test_a_command_loads_only_the_libraries_that_it_needs(
 ) -> None:
     """Where there is no configuration, even run and purge end before they load what connects."""
     assert loaded(tmp_path, *arguments) & LIBRARIES == needed
+
+
+def test_a_closed_output_is_no_failure() -> None:
+    """Where there is no standard output at all, a command ends as it would otherwise."""
+    command = f"exec {sys.executable} -m dexcom2mqtt schema >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
