@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.e2e]
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 BIN = Path("/opt/dexcom2mqtt/bin")
 DEXCOM2MQTT = BIN / "dexcom2mqtt"
-CONFIG = Path("/root/config.yaml")
+CONFIG = Path("/srv/config.yaml")
 ANNA = SimulatedAccount("anna@example.com", "the password")
 
 
@@ -74,10 +74,10 @@ def installed(arch: str, processor: str, extra: str = "") -> Iterator[Debian]:
         assert "python3" in programs
         assert not re.search(r"\b(cc|gcc|clang|tcc|rustc)\b", programs)
         wheel = build(folder)
-        shutil.copy(wheel, debian.inside("/root"))
+        shutil.copy(wheel, debian.inside("/srv"))
         debian.run("python3", "-m", "venv", BIN.parent)
         # The bytecode of what is never imported would take QEMU a while.
-        debian.run(BIN / "pip", "install", "--no-compile", f"dexcom2mqtt{extra} @ file:///root/{wheel.name}")
+        debian.run(BIN / "pip", "install", "--no-compile", f"dexcom2mqtt{extra} @ file:///srv/{wheel.name}")
         yield debian
 
 
