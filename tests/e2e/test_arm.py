@@ -113,7 +113,7 @@ def test_armhf_commands(armhf: Debian) -> None:
     assert armhf.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
     demo = armhf.run(DEXCOM2MQTT, "demo", may_fail=True)
     assert (demo.returncode, demo.stdout) == (1, "")
-    assert re.fullmatch(r"dexcom2mqtt: .*pip install 'dexcom2mqtt\[demo\]'\n", demo.stderr)
+    assert re.fullmatch(rf"dexcom2mqtt: .* the extra demo: {BIN}/pip install '\.\[demo\]'\n", demo.stderr)
 
 
 def test_armhf_daemon(armhf: Debian, mosquitto: Mosquitto, tmp_path: Path) -> None:

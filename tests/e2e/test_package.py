@@ -181,11 +181,11 @@ def test_it_is_typed(installed: Path, tmp_path: Path) -> None:
     assert "dexcom2mqtt.readings.Reading | None" in said
 
 
-def test_the_demo_runs_with_its_extra(installed: Path, tmp_path: Path) -> None:
-    """The command that the demo names installs what it needs; then it shows readings."""
+def test_the_demo_runs_with_its_extra(installed: Path, clone: Path, tmp_path: Path) -> None:
+    """The command that the demo names, in the clone, installs what it needs; then it shows readings."""
     refused = run(installed / "dexcom2mqtt", "demo", cwd=tmp_path, code=1)
-    (command,) = re.findall(r"pip install '(.+)'", refused.stderr)
-    run(installed / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", command, cwd=tmp_path)
+    (command,) = re.findall(r"extra demo: (\S+/pip install '\.\[demo\]')", refused.stderr)
+    run("sh", "-euc", command, cwd=clone)
     shown = run(installed / "dexcom2mqtt", "demo", "--duration", "8", cwd=tmp_path).stdout
     assert "/anna/state" in shown
     assert "mg_dl" in shown
@@ -195,4 +195,4 @@ def test_the_readme_installs_it(clone: Path, tmp_path: Path) -> None:
     """The README's commands, in a clone and as they stand, install a command that tells its version."""
     (block,) = [block for block in blocks_of("README.md") if block.reason == ("e2e", "package")]
     assert run("sh", "-euc", block.text, cwd=clone, home=tmp_path).stdout.endswith(f"\n{VERSION}\n")
-    assert (tmp_path / "dexcom2mqtt" / "bin" / "dexcom2mqtt").exists()
+    assert (tmp_path / "dexcom2mqtt-venv" / "bin" / "dexcom2mqtt").exists()
