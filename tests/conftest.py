@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     for reason, count in reasons.items():
         terminalreporter.write_line(f"{count} tests: {reason}", yellow=True)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """End whatever a test started."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

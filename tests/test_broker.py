@@ -20,7 +20,7 @@ from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.stream import Stream
-from tests.processes import Mosquitto, Subscriber, eventually, free_port, retained
+from tests.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +91,6 @@ def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
     Yields the port to connect to, and the protocol levels that came.
     """
     levels: list[int] = []
-    server = socket.create_server(("127.0.0.1", 0))
 
     def pass_on(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -115,18 +114,8 @@ def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
                 pass_on(client, upstream)
                 back.join()
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = server.accept()
-                threading.Thread(target=serve, args=(client,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield server.getsockname()[1], levels
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
+    with listening(serve) as own_port:
+        yield own_port, levels
 
 
 def test_the_picture_is_retained_and_its_last_topic_comes_last(

@@ -50,6 +50,7 @@ from tests.processes import (
     daemon,
     eventually,
     free_port,
+    listening,
     retained,
     write_config,
 )
@@ -896,7 +897,6 @@ def stopping_at(port: int, word: bytes) -> Iterator[tuple[int, threading.Event, 
     Yields the port, an event that it has, and one after which all is passed on again, or, where the broker is gone
     by then, nothing any more.
     """
-    server = socket.create_server(("127.0.0.1", 0))
     reached, go_on = threading.Event(), threading.Event()
 
     def answers(upstream: socket.socket, client: socket.socket) -> None:
@@ -916,19 +916,11 @@ def stopping_at(port: int, word: bytes) -> Iterator[tuple[int, threading.Event, 
                     reached.set()
                 upstream.sendall(data)
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = server.accept()
-                threading.Thread(target=serve, args=(client,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield server.getsockname()[1], reached, go_on
-    finally:
-        go_on.set()
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
+    with listening(serve) as own_port:
+        try:
+            yield own_port, reached, go_on
+        finally:
+            go_on.set()
 
 
 def test_a_broker_that_leaves_in_the_middle(bench: Bench, mosquitto: Mosquitto) -> None:

@@ -25,7 +25,7 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, acc
 from tests.processes import Mosquitto, Process, Subscriber, daemon, eventually, free_port, retained, write_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 ANNA = SimulatedAccount("anna@example.com", 'päss/w+rd "of" anna', seed=1)
@@ -60,13 +60,6 @@ STATUS_TYPES: dict[str, tuple[type, ...]] = {
     "logins_24h": (int,),
     "rejected": (list,),
 }
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """End whatever a test started."""
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture

@@ -86,13 +86,6 @@ class Systemd:
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """End whatever a test started."""
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 def service(stack: ExitStack) -> SimulatedShare:
     """Return the simulated Share service, with its clock at the speed of the daemon's."""
     return stack.enter_context(SimulatedShare([ANNA, BEN], accelerated(SPEED)))
