@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from dexcom2mqtt.clock import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
 
@@ -76,7 +76,8 @@ class ReadBack:
     """What to read from the broker once after the start, before anything is published there.
 
     ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
-    back, or after 10 s: a broker that lets us write but not read returns nothing.
+    back, or after 10 s: a broker that lets us write but not read returns nothing. The probe is sent once the broker
+    has confirmed the subscriptions.
     """
 
     topics: Collection[str]
@@ -217,6 +218,7 @@ class Broker:
         self._read_back: ReadBack | None = read_back
         self._found: dict[str, bytes] = {}
         self._read_back_until = math.inf
+        self._probe_sent = False
         self._subscriptions = subscriptions
         self._connected = connected
         self._received = received
@@ -275,8 +277,7 @@ class Broker:
                 return failure
             self._decided = True
             self._say_connected(protocol)
-            for topic in self._subscriptions:
-                connection.client.subscribe(topic, qos=0)
+            connection.subscribe(self._subscriptions)
             self._begin_read_back(connection)
             self._connected(protocol)
             self._mirror.send_all()
@@ -349,6 +350,7 @@ class Broker:
 
     def _take_from(self, connection: _Connection) -> None:
         now = self._clock.now()
+        self._send_probe(connection)
         for received in connection.take_received():
             if not self._take_read_back(connection, received):
                 self._received(received)
@@ -366,10 +368,18 @@ class Broker:
             return
         self._found.clear()
         self._read_back_until = self._clock.now() + _READ_BACK_SECONDS * self._clock.speed
-        # With QoS 1, mosquitto would drop what goes beyond the queue of a client.
-        for topic in (*self._read_back.topics, self._read_back.probe):
-            connection.client.subscribe(topic, qos=0)
-        connection.client.publish(self._read_back.probe, "probe", qos=0)
+        self._probe_sent = False
+        connection.subscribe((*self._read_back.topics, self._read_back.probe))
+
+    def _send_probe(self, connection: _Connection) -> None:
+        """Send the probe of the read-back as soon as the broker has confirmed every subscription, and not before.
+
+        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
+        one client side by side may take the probe first, and then it never comes back.
+        """
+        if self._read_back is not None and not self._probe_sent and connection.subscribed:
+            self._probe_sent = True
+            connection.client.publish(self._read_back.probe, "probe", qos=0)
 
     def _take_read_back(self, connection: _Connection, received: Received) -> bool:
         """Take a message if it belongs to the read-back; tell whether it did."""
@@ -386,8 +396,7 @@ class Broker:
 
     def _end_read_back(self, connection: _Connection) -> None:
         if self._read_back is not None:
-            for topic in (*self._read_back.topics, self._read_back.probe):
-                connection.client.unsubscribe(topic)
+            connection.unsubscribe((*self._read_back.topics, self._read_back.probe))
             self._read_back.done(self._found)
         self._read_back = None
         self._read_back_until = math.inf
@@ -500,11 +509,10 @@ class Visit:
 
     @contextlib.contextmanager
     def _subscribed(self, *filters: str) -> Iterator[None]:
-        for topic in filters:
-            self._connection.client.subscribe(topic, qos=0)
+        self._connection.subscribe(filters)
+        self._until(lambda: self._connection.subscribed)
         yield
-        for topic in filters:
-            self._connection.client.unsubscribe(topic)
+        self._connection.unsubscribe(filters)
 
     def _heard_before(self, probe: str) -> list[Received]:
         """Return what arrives until the probe comes back."""
@@ -530,8 +538,8 @@ class Visit:
             refused += [message.topic for message, refusal in answers if refusal is not None]
         return refused
 
-    def _until(self, take: Callable[[], list[_T]]) -> list[_T]:
-        """Work until there is something to take, and return it."""
+    def _until(self, take: Callable[[], _T]) -> _T:
+        """Work until there is something to take, or something is true, and return it."""
         until = self._clock.now() + _READ_BACK_SECONDS * self._clock.speed
         while not (taken := take()):
             self._connection.work(_POLL_SECONDS)
@@ -557,6 +565,7 @@ class _Connection:
         self._on_their_way: dict[int, Message] = {}
         self._received: list[Received] = []
         self._answers: list[tuple[Message, str | None]] = []
+        self._unconfirmed: set[int | None] = set()
         self.failure: _Failure | None = None
         self.client = client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -578,6 +587,7 @@ class _Connection:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
 
     def __enter__(self) -> Self:
@@ -624,6 +634,21 @@ class _Connection:
             properties.MessageExpiryInterval = max(1, math.ceil(left))
         info = self.client.publish(message.topic, message.payload, 1, message.retain, properties)
         self._on_their_way[info.mid] = message
+
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
+        for topic in filters:
+            self._unconfirmed.add(self.client.subscribe(topic, qos=0)[1])
+
+    def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Want no more of these."""
+        for topic in filters:
+            self.client.unsubscribe(topic)
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the broker has answered to every subscription, be it by a refusal."""
+        return not self._unconfirmed
 
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
         """Let paho read and write for up to ``seconds``; return early where something happened."""
@@ -695,6 +720,9 @@ class _Connection:
         message = self._on_their_way.pop(mid, None)
         if message is not None:
             self._answers.append((message, str(reason) if reason.value >= _FAILURE else None))
+
+    def _on_subscribe(self, _client: object, _data: object, mid: int, *_: object) -> None:
+        self._unconfirmed.discard(mid)
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))

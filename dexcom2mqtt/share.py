@@ -62,6 +62,9 @@ CALL_SECONDS: Final = 20.0
 CALL_BYTES: Final = 1024 * 1024
 """How long one answer may be, both as sent and unpacked."""
 _CONNECT_SECONDS: Final = 5.0
+_MOST_BRACKETS: Final = 20_000
+"""How many arrays and objects an answer may have; 288 readings and their list are 289."""
+_MOST_INTERIM: Final = 10
 
 _READ: Final = "Publisher/ReadPublisherLatestGlucoseValues"
 _NO_ID: Final = str(uuid.UUID(int=0))
@@ -301,6 +304,8 @@ class ShareClient:
         if _limits.bytes_left < 0:
             raise UnexpectedResponseError(f"{self.host} answered more than 1 MiB") from None
         for cause in _causes(error):
+            if isinstance(cause, _InterimError):
+                raise UnexpectedResponseError(f"{self.host} put off its answer again and again") from None
             if isinstance(cause, ssl.SSLCertVerificationError):
                 dates = cause.verify_code in {_CERTIFICATE_NOT_YET_VALID, _CERTIFICATE_EXPIRED}
                 why = "outside its dates" if dates else "not one this machine trusts"
@@ -334,10 +339,18 @@ def _is_id(text: str) -> bool:
 
 def _parse_json(content: bytes, host: str) -> object:
     try:
-        # Python refuses to read very large integers; cut, one is as wrong as before, and costs its record alone.
-        return json.loads(content, parse_int=lambda digits: int(digits[:20]))
+        return _loads(content)
     except (ValueError, RecursionError):
         raise UnexpectedResponseError(f"{host} answered with something that is no JSON") from None
+
+
+def _loads(content: bytes) -> object:
+    """Read JSON. Raises ValueError and RecursionError."""
+    # Some Pythons (3.14) read arrays in arrays as deep as their memory allows.
+    if content.count(b"[") + content.count(b"{") > _MOST_BRACKETS:
+        raise ValueError
+    # Python refuses to read very large integers; cut, one is as wrong as before, and costs its record alone.
+    return json.loads(content, parse_int=lambda digits: int(digits[:20]))
 
 
 def _sort_out(records: Iterable[object]) -> Batch:
@@ -358,7 +371,7 @@ def _sort_out(records: Iterable[object]) -> Batch:
 def _fault(host: str, status: int, content: bytes) -> ShareError:
     """Translate an answer that is not 200. Share says nearly everything with 500 and a code."""
     try:
-        fault = json.loads(content)
+        fault = _loads(content)
     except (ValueError, RecursionError):
         fault = None
     if not isinstance(fault, dict):
@@ -476,9 +489,23 @@ class _LimitedSocket:
         return io.BufferedReader(_LimitedFile(self._sock))
 
 
+class _InterimError(http.client.HTTPException):
+    """Too many interim responses (100 Continue), for which nobody asked."""
+
+
 class _LimitedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(_LimitedSocket(sock), debuglevel, method)  # type: ignore[arg-type]
+        self._interim = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Read a status line. Only some Pythons limit how many interim ones they pass over."""
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        if status == http.client.CONTINUE:
+            self._interim += 1
+            if self._interim > _MOST_INTERIM:
+                raise _InterimError
+        return version, status, reason
 
 
 def _connect(connection: urllib3.connection.HTTPConnection) -> socket.socket:

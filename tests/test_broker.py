@@ -14,13 +14,14 @@ import trustme
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError
+from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError, Visit
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.stream import Stream
 from tests.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
+from tests.relay import PASS, Packet, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -125,7 +126,7 @@ def test_the_picture_is_retained_and_its_last_topic_comes_last(
     with Subscriber(mosquitto.port) as subscriber:
         start(mosquitto.port)
         subscriber.wait_for(STATE, "online")
-        topics = [heard.topic for heard in subscriber.heard]
+        topics = [heard.topic for heard in subscriber.heard if "/sync/" not in heard.topic]
         assert topics[-3:] == ["test/a", "test/b", STATE]
     assert retained(mosquitto.port) == {"test/a": "1", "test/b": "2", STATE: "online"}
 
@@ -387,6 +388,37 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
         subscriber.wait_for(STATE, "offline")
         other.disconnect()
         other.loop_stop()
+
+
+SUBACKS_LATE = 0.3
+
+
+def is_late(packet: Packet) -> float:
+    return SUBACKS_LATE if packet.kind == "SUBACK" else PASS
+
+
+def test_the_read_back_probes_once_its_subscriptions_are_confirmed(
+    mosquitto: Mosquitto, start: Callable[..., Running]
+) -> None:
+    """A broker may take a message before a subscription that was sent earlier: then the probe would never be back."""
+    with Relay(mosquitto.port, is_late) as relay:
+        running = start(relay.port, subscriptions=("test/refresh",))
+        eventually(lambda: running.found)
+        (probe,) = (packet for packet in relay.came("PUBLISH", "test/bridge/sync/test") if packet.from_client)
+        assert probe.at >= max(packet.at for packet in relay.came("SUBACK")) + SUBACKS_LATE
+
+
+def test_a_visit_probes_once_its_subscriptions_are_confirmed(mosquitto: Mosquitto) -> None:
+    """What check and purge read waits for the same."""
+    with Subscriber(mosquitto.port) as other, Relay(mosquitto.port, is_late) as relay:
+        other.client.publish("test/a", "1", qos=1, retain=True)
+        other.wait_for("test/a", "1")
+        mqtt = Mqtt(host="127.0.0.1", port=relay.port, base_topic="test")
+        with Visit(mqtt, Clock(), "purge") as visit:
+            assert visit.retained(["test/a"], "test/probe") == {"test/a": b"1"}
+        (probe,) = (packet for packet in relay.came("PUBLISH", "test/probe") if packet.from_client)
+        assert len(relay.came("SUBACK")) == 2
+        assert probe.at >= max(packet.at for packet in relay.came("SUBACK")) + SUBACKS_LATE
 
 
 def test_a_topic_that_may_not_be_written_is_named_once(

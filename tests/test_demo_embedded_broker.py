@@ -187,6 +187,15 @@ def test_ends_cleanly_in_the_middle_of_traffic(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
+def test_ends_without_a_word_while_somebody_holds_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that is open at the end, and never said what it wants, leaves no line in the log."""
+    with EmbeddedBroker() as broker, socket.create_connection(("127.0.0.1", broker.port)):
+        with connected(broker.port, "later"):
+            pass  # connections are taken in their order
+        broker.close()
+    assert not caplog.records
+
+
 def test_starts_again_on_its_port_with_nothing() -> None:
     """A broker that was closed starts again where it was, and has forgotten all it held."""
     broker = EmbeddedBroker()

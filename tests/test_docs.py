@@ -47,6 +47,7 @@ from tests.documents import (
     text_of,
     without_blocks,
 )
+from tests.e2e.test_debian import PYTHON_OF
 from tests.processes import ROOT, eventually, retained
 from tests.test_examples import load as load_strictly
 
@@ -555,6 +556,18 @@ UNPUBLISHED: Final = {
     "an image": r"(ghcr|docker|quay)\.io/\S*dexcom2mqtt|(docker|podman) pull \S*dexcom2mqtt",
     "a package": r"pypi\.org/\S*dexcom2mqtt|(pip|pipx) install (--\S+ )*['\"]?dexcom2mqtt(?!\\?\[demo)",
 }
+
+
+def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
+    """The classifiers name the oldest Python that is enough, on which the suite runs, and those of the other parts."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert claimed == sorted({project["requires-python"].removeprefix(">="), *PYTHON_OF.values()})
+    parts = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in parts if "tests/e2e/test_debian.py" in line] == [
+        "part debian13 1200 tests/e2e/test_debian.py -k trixie",
+        "part python3.14 1200 tests/e2e/test_debian.py -k 3_14",
+    ]
 
 
 @pytest.mark.parametrize("what", UNPUBLISHED)

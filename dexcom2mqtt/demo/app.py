@@ -11,6 +11,7 @@ import io
 import logging
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from queue import Queue
@@ -44,6 +45,7 @@ _NEW_FOR: Final = 1.5
 
 _ENDS: Final = STOP | {signal.SIGHUP, signal.SIGQUIT}
 _LOG_LINES: Final = 1000
+_SUBSCRIBE_SECONDS: Final = 5.0
 
 
 class _Show(Protocol):
@@ -166,10 +168,17 @@ def _subscribe(port: int, heard: Queue[Heard], now: Callable[[], float]) -> paho
     def take(_client: object, _data: object, message: paho.MQTTMessage) -> None:
         heard.put(Heard.of(message.topic, bytes(message.payload), now()))
 
-    client.on_message = take
+    def subscribe(*_: object) -> None:
+        client.subscribe("#", qos=1)
+
+    def confirm(*_: object) -> None:
+        confirmed.set()
+
+    confirmed = threading.Event()
+    client.on_message, client.on_connect, client.on_subscribe = take, subscribe, confirm
     client.connect("127.0.0.1", port)
-    client.subscribe("#", qos=1)
     client.loop_start()
+    confirmed.wait(_SUBSCRIBE_SECONDS)
     return client
 
 

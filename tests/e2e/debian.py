@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _MINUTES_20 = 1200
+_SCRIPTS = Path("/usr/share/debootstrap/scripts")
+_WITH_DEVICES = 'mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 
 APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 """How a command ends with whoever started it, however that ends, and its processes and its mounts with it."""
@@ -39,6 +41,8 @@ class Debian:
                 suite,
                 folder,
                 _mirror(),
+                # A debootstrap that is older than a suite makes it as it makes the newest.
+                *([] if (_SCRIPTS / suite).exists() else ["sid"]),
             ],
             capture_output=True,
             text=True,
@@ -58,7 +62,7 @@ class Debian:
 
     def entering(self) -> list[str]:
         """Return what enters it before a command, which is the only child of what is started."""
-        return [*APART, f"--root={self.folder}"]
+        return [*APART, "sh", "-c", _WITH_DEVICES, str(self.folder)]
 
     def command(self, *command: str | Path) -> list[str]:
         """Return how to run a command in there."""
