@@ -28,7 +28,7 @@ BARE = ("git", "python3", "python3-venv")
 CLONE = Path("/srv/dexcom2mqtt")
 NODE_RED = ROOT / ".node-red"
 SUITE_SECONDS = 900
-PYTHON_OF = {"trixie": "3.13", "forky": "3.14", "sid": "3.14"}
+PYTHON_OF = {"bookworm": "3.11", "trixie": "3.13", "forky": "3.14", "sid": "3.14"}
 NAMED = re.compile(r"^\d+ tests: .* is not installed; (install the package [\w-]+|run npm install) ", re.MULTILINE)
 """How a reason for skipped tests names what is missing."""
 
@@ -60,24 +60,23 @@ def in_the_clone(debian: Debian, *commands: str, seconds: float) -> str:
 
 def readme_commands() -> list[str]:
     """Return the two commands of the README, as they stand there."""
-    block = re.search(
-        r"^```sh\n(scripts/demo.*\n)(scripts/test.*\n)```", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^```sh\n(scripts/demo.*\n)(scripts/test.*\n)```", readme, re.MULTILINE)
     assert block
     return [line.strip() for line in block.groups()]
 
 
-def test_trixie_runs_the_two_commands_of_the_readme() -> None:
-    """On a bare Debian 13, the demo shows readings and the tests pass; what is skipped names its missing package."""
-    with cloned(BARE, "trixie") as debian:
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_a_bare_debian_runs_the_two_commands_of_the_readme(suite: str) -> None:
+    """On Debian 12 and 13 the demo shows readings and the tests pass; what is skipped names its missing package."""
+    with cloned(BARE, suite) as debian:
         demo, test = readme_commands()
-        assert f"Python {PYTHON_OF['trixie']}." in debian.run("python3", "--version").stdout
+        assert f"Python {PYTHON_OF[suite]}." in debian.run("python3", "--version").stdout
         # Word for word, but that the demo ends by itself: it would go on until Ctrl-C.
         shown = in_the_clone(debian, demo.replace("scripts/demo", "scripts/demo --duration 6", 1), seconds=300)
         assert re.search(r"^dexcom2mqtt/anna/value \d+$", shown, re.MULTILINE), shown
         assert "dexcom2mqtt/bridge/state online" in shown
         said = in_the_clone(debian, test, seconds=SUITE_SECONDS)
-        print(said)
         reasons = [line for line in said.splitlines() if re.match(r"\d+ tests: ", line)]
         assert [line for line in reasons if not NAMED.match(line)] == []
         assert re.search(r"= \d+ passed, \d+ skipped", said)
@@ -93,5 +92,4 @@ def test_python_3_14_passes_the_suite() -> None:
         if NODE_RED.exists():
             shutil.copytree(NODE_RED, debian.inside(CLONE / ".node-red"), symlinks=True)
         said = in_the_clone(debian, "scripts/test", seconds=SUITE_SECONDS)
-        print(said)
         assert re.search(r"= \d+ passed in ", said)
