@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from dexcom2mqtt import patience
 from dexcom2mqtt.clock import Stopped
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class _Failure:
     closed_without_answer: bool = False
     closed: Literal["idle", "busy"] | None = None  # by the broker, without a word
     taken_over: bool = False
+    jammed: bool = False  # the broker was there, and acknowledged nothing
 
 
 class BrokerError(Exception):
@@ -235,6 +237,7 @@ class Broker:
         self._failures = 0
         self._trouble: str | None = None
         self._taken_over = False
+        self._jammed = False
         self._denied: set[str] = set()
 
     def wake(self) -> None:
@@ -323,9 +326,7 @@ class Broker:
         while connection.failure is None:
             now = self._clock.now()
             self._back_by(now)
-            if self._taken_over and now - began > _TAKEN_OVER_SETTLED:
-                self._taken_over = False
-                self._say_connected(connection.protocol)
+            self._settle(connection, now - began)
             self._mirror.put(self._stream.histories(now))
             for message in self._mirror.take(now, connection.room):
                 connection.publish(message, self._clock)
@@ -344,9 +345,21 @@ class Broker:
                 until = min(until, self._stream.next_at(now))
             connection.work(min(max(self._clock.real(until - now), 0), _POLL_SECONDS), self._wake_out)
             self._take_from(connection)
+            if not self._clock.stopped:  # the farewell has a limit of its own
+                connection.bear_with(self._clock.real(self._clock.now() - now))
         if self._clock.real(self._clock.now() - now) > self._mqtt.keepalive:
             return replace(connection.failure, closed=None)  # the machine slept, and so the broker gave it up
         return connection.failure
+
+    def _settle(self, connection: _Connection, lasted: float) -> None:
+        """Say that all is well again once what ended the last connection has stayed away for long enough.
+
+        A broker that jams at one message takes the others, and jams again: so nothing may be left unacknowledged.
+        """
+        unjammed = self._jammed and connection.idle and self._clock.real(lasted) > patience.SECONDS
+        if unjammed or (self._taken_over and lasted > _TAKEN_OVER_SETTLED):
+            self._jammed = self._taken_over = False
+            self._say_connected(connection.protocol)
 
     def _take_from(self, connection: _Connection) -> None:
         now = self._clock.now()
@@ -421,7 +434,7 @@ class Broker:
         """Say what happened, once, and return how many seconds to wait before the next attempt."""
         if lasted > _TAKEN_OVER_SETTLED:
             self._trouble = None
-        self._taken_over = failure.taken_over
+        self._taken_over, self._jammed = failure.taken_over, failure.jammed
         if failure.text != self._trouble:
             _log.log(logging.ERROR if failure.taken_over else logging.WARNING, "%s", failure.text)
             self._trouble = failure.text
@@ -433,7 +446,7 @@ class Broker:
 
     def _say_connected(self, protocol: Protocol) -> None:
         self._denied.clear()
-        if self._taken_over:  # the other client will be back: that is one line, and not one for each time
+        if self._taken_over or self._jammed:  # it will be back: that is one line, and not one for each time
             return  # until it stays away
         self._trouble = None
         _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
@@ -553,6 +566,14 @@ class Visit:
         return taken
 
 
+class _Client(paho.Client):
+    """A client that can ask the broker for a sign of life between those of the keep-alive."""
+
+    def ping(self) -> None:
+        """Send a PINGREQ that paho does not count: when the keep-alive ends a connection stays as it is."""
+        self._send_simple_command(MessageType.PINGREQ)
+
+
 class _Connection:
     """One connection of one paho client, from its opening to its end."""
 
@@ -567,7 +588,8 @@ class _Connection:
         self._answers: list[tuple[Message, str | None]] = []
         self._unconfirmed: set[int | None] = set()
         self.failure: _Failure | None = None
-        self.client = client = paho.Client(
+        self._patience = patience.Patience()
+        self.client = client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=mqtt.client_id,
             protocol=MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311,
@@ -668,11 +690,27 @@ class _Connection:
         try:
             if pending or events & ~select.POLLOUT:
                 self.client.loop_read()
+                self._patience.alive()  # after what an acknowledgement that was read has done
             if events & select.POLLOUT:
                 self.client.loop_write()
             self.client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
             self._end(_Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
+
+    def bear_with(self, seconds: float) -> None:
+        """Count these seconds if an acknowledgement is owed, and end the connection if the broker jams."""
+        if self.idle:
+            return
+        self._patience.passed(seconds)
+        if self._patience.exhausted:
+            text = (
+                f"{self._place} answers, but has acknowledged nothing for {patience.SECONDS:.0f} s: the connection is "
+                "given up, so that nothing old is shown as current, and a new one follows"
+            )
+            self._end(_Failure(text, jammed=True))
+        elif self._patience.question_due:
+            self._patience.asked()
+            self.client.ping()
 
     def take_received(self) -> list[Received]:
         """Return the messages that came since the last call."""
@@ -719,6 +757,7 @@ class _Connection:
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)
         if message is not None:
+            self._patience.acknowledged()
             self._answers.append((message, str(reason) if reason.value >= _FAILURE else None))
 
     def _on_subscribe(self, _client: object, _data: object, mid: int, *_: object) -> None:

@@ -21,7 +21,7 @@ from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.stream import Stream
 from tests.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
-from tests.relay import PASS, Packet, Relay
+from tests.relay import DROP, PASS, Packet, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -419,6 +419,85 @@ def test_a_visit_probes_once_its_subscriptions_are_confirmed(mosquitto: Mosquitt
         (probe,) = (packet for packet in relay.came("PUBLISH", "test/probe") if packet.from_client)
         assert len(relay.came("SUBACK")) == 2
         assert probe.at >= max(packet.at for packet in relay.came("SUBACK")) + SUBACKS_LATE
+
+
+HASTE = 6.0
+"""How many times as fast as in reality the patience with a broker runs out in these tests."""
+PATIENCE = 30 / HASTE
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the patience with a broker run out fast."""
+    monkeypatch.setattr("dexcom2mqtt.patience.SECONDS", PATIENCE)
+    monkeypatch.setattr("dexcom2mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
+    monkeypatch.setattr("dexcom2mqtt.broker._POLL_SECONDS", 1 / HASTE)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records]
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_acknowledges_nothing_any_more_is_left_to_the_will(
+    mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    """It answers pings alone: one line, however often, the will says offline, and the next connection works."""
+    caplog.set_level(logging.INFO)
+    with Relay(mosquitto.port) as relay, Subscriber(mosquitto.port) as subscriber:
+        running = start(relay.port, protocol=protocol)
+        eventually(lambda: len(relay.came("PUBACK")) == 3)
+        relay.rule = lambda packet: DROP if packet.kind == "PUBACK" and relay.connections < 3 else PASS
+        for number in range(30):  # more than may be on their way at once
+            running.mirror.put([Message(f"test/many/{number}", "x")])
+        jammed = time.monotonic()
+        assert PATIENCE < subscriber.wait_for(STATE, "offline", 2 * PATIENCE).at - jammed < PATIENCE + 2
+        eventually(lambda: relay.connections == 3, 2 * PATIENCE + 5, why="it did not happen again")
+        assert logged(caplog) == ["INFO", "WARNING"]
+        eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
+        assert len([topic for topic in retained(mosquitto.port) if topic.startswith("test/many/")]) == 30
+        eventually(lambda: len(caplog.records) > 2, 2 * PATIENCE, why="it is not said that all is well again")
+        assert logged(caplog) == ["INFO", "WARNING", "INFO"]
+        assert "answers, but has acknowledged nothing for" in caplog.text
+        assert "Received DISCONNECT from test" not in mosquitto.log()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_is_slow_to_acknowledge_keeps_its_connection(
+    mosquitto: Mosquitto, start: Callable[..., Running], protocol: str
+) -> None:
+    """Acknowledgements that come after 20 s each are waited for, and what waits behind them goes out after them."""
+    with Relay(mosquitto.port, lambda packet: 20 / HASTE if packet.kind == "PUBACK" else PASS) as relay:
+        running = start(relay.port, protocol=protocol)
+        running.mirror.put(
+            [Message(f"test/many/{number}", "x") for number in range(45)]
+        )  # more than twice what may be out
+        eventually(lambda: len(relay.came("PUBACK")) == 48, 3 * PATIENCE)
+        eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
+        assert relay.connections == 1
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("protocol", "keepalive"), [("5", 60), ("3.1.1", 60), ("5", 30)])
+def test_a_broker_that_is_frozen_for_a_while_keeps_its_connection(
+    mosquitto: Mosquitto, start: Callable[..., Running], protocol: str, keepalive: int
+) -> None:
+    """A broker that stands still for 40 s says nothing at all, and is given as long as the keep-alive gives it."""
+    with Relay(mosquitto.port) as relay:
+        running = start(relay.port, protocol=protocol, keepalive=int(keepalive / HASTE))
+        eventually(lambda: len(relay.came("PUBACK")) == 3)
+        mosquitto.freeze()
+        running.mirror.put([Message("test/a", "new")])
+        time.sleep(40 / HASTE)
+        assert relay.came("PINGREQ")
+        mosquitto.thaw()
+        eventually(lambda: len(relay.came("PUBACK")) == 4)
+        eventually(lambda: len(relay.came("PINGRESP")) == len(relay.came("PINGREQ")))
+        time.sleep(5 / HASTE)
+        assert relay.connections == 1
+        assert retained(mosquitto.port).get("test/a") == "new"
 
 
 def test_a_topic_that_may_not_be_written_is_named_once(
