@@ -356,6 +356,85 @@ def test_stands_still_where_nothing_contradicts(truth: float, answers: list[tupl
             assert moved or world.offset == before
 
 
+def told(*answers: tuple[float, float]) -> tuple[World, list[int]]:
+    """Let Share answer, each time so many seconds after the last and with a Date wrong by so many.
+
+    Return by how much the time was wrong after each.
+    """
+    world, wrong = World(NOON), []
+    for pause, off in answers:
+        world.clock.at += pause
+        world.share.tell(header(world.truth + world.clock.at + off), world.clock.at)
+        wrong.append(round(world.offset - world.truth))
+    return world, wrong
+
+
+DAY = 86400
+
+
+def test_is_settled_once_two_answers_half_a_minute_apart_agree() -> None:
+    """One answer proves little, and another one right behind it no more."""
+    world, _ = told((0, 0))
+    assert not world.share.settled
+    assert world.share.settles_at == world.clock.at + 30
+    world, _ = told((0, 0), (29, 0))
+    assert not world.share.settled
+    world, _ = told((0, 0), (29, 0), (1, 0))
+    assert world.share.settled
+    assert world.share.settles_at is None
+
+
+@pytest.mark.parametrize("off", [-DAY, -3600, -61, 62, 3600, DAY])
+def test_a_single_wrong_date_changes_nothing(off: float) -> None:
+    """Seconds to hours off, once: the time stays what two answers agreed on, but is not called settled meanwhile."""
+    world, wrong = told((0, 0), (40, 0), (300, off))
+    assert wrong == [0, 0, 0]
+    assert not world.share.settled
+    assert world.share.jumped
+    world, wrong = told((0, 0), (40, 0), (300, off), (30, 0))
+    assert wrong[-1] == 0
+    assert world.share.settled
+    assert not world.share.jumped
+
+
+@pytest.mark.parametrize("off", [-3600, 3600])
+def test_a_first_date_that_is_wrong_is_soon_forgotten(off: float) -> None:
+    """As long as nothing was agreed on, the newest answer is as good as any."""
+    world, wrong = told((0, off), (30, 0))
+    assert wrong == [off, 0]
+    assert not world.share.settled
+    _, wrong = told((0, off), (30, 0), (30, 0))
+    assert wrong[-1] == 0
+
+
+def test_an_hour_of_dates_that_are_behind_changes_nothing() -> None:
+    """Old readings would look new. Only after 75 minutes is it believed that the time before was wrong."""
+    hour = [(300.0, -3600.0)] * 13
+    world, wrong = told((0, 0), (40, 0), *hour)
+    assert set(wrong) == {0}
+    assert not world.share.settled
+    world, wrong = told((0, 0), (40, 0), *hour, (300, 0))
+    assert wrong[-1] == 0
+    assert world.share.settled
+    world, wrong = told((0, 0), (40, 0), *hour, *[(300.0, -3600.0)] * 3)
+    assert wrong[-1] == -3600
+    assert world.share.settled
+
+
+def test_a_machine_that_stood_still_is_noticed_by_two_answers() -> None:
+    """A virtual machine that was paused lost time: the later time counts once two answers agree, and not before."""
+    world, wrong = told((0, 0), (40, 0), (300, 8 * 3600), (30, 8 * 3600))
+    assert wrong == [0, 0, 0, 8 * 3600]
+    assert world.share.settled
+
+
+def test_a_time_that_was_agreed_on_before_needs_no_75_minutes() -> None:
+    """After an hour of dates that are ahead, the right time is back half a minute after the first right answer."""
+    _, wrong = told((0, 0), (40, 0), *[(300, 3600)] * 12, (300, 0), (30, 0))
+    assert wrong[3] == 3600
+    assert wrong[-2:] == [3600, 0]
+
+
 def test_follows_a_clock_that_drifts() -> None:
     """Where the machine's clock runs slow by 100 parts in a million, the time stays right within a second or so."""
     world = World(NOON)
