@@ -19,7 +19,7 @@ REFRESH_EVERY: Final = 30.0
 """Seconds that have to pass between two polls that were asked for."""
 
 _DELAY_FIRST: Final = 15.0  # most readings are readable 8 to 25 s after they were taken
-_DELAY_BOUNDS: Final = (1.0, 270.0)
+_DELAY_BOUNDS: Final = (-295.0, 270.0)  # negative: stamped by a phone whose clock is ahead
 _SPREAD_FIRST: Final = 4.0
 _SPREAD_BOUNDS: Final = (1.0, 15.0)  # below a second, the jitter of the sensor's rhythm is all there is to see
 _REQUEST: Final = 8.5
@@ -37,6 +37,10 @@ _WIDEN: Final = 0.06  # of the spread, in parts of itself
 _LATE_IN_A_ROW: Final = 8
 _HITS_IN_A_ROW: Final = 6.0  # times as many as usual
 _HALF_A_SECOND: Final = 0.5
+_PROBE: Final = -20.0
+"""When to ask once whether readings come before their own stamps, in seconds after the reading was due."""
+_AHEAD: Final = 15.0
+"""Seconds before its stamp at which a reading is found only if the phone's clock is ahead."""
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
@@ -54,9 +58,18 @@ _RATE_LIMIT_DEFAULT: Final = 5 * _MINUTE
 _RATE_LIMIT_LEAST: Final = _MINUTE
 _RATE_LIMIT_MOST: Final = _HOUR
 
+_UNKNOWN_FIRST: Final = _MINUTE
+_UNKNOWN_MOST: Final = 30 * _MINUTE
+
+_DEAD_AFTER: Final = 10 * _MINUTE
+_RENEWED_AGAIN: Final = (30 * _MINUTE, _HOUR, 2 * _HOUR, 4 * _HOUR)
+"""Seconds from one sign-in to the next while a session seems dead; the last goes on."""
+
 _RENEWALS_AN_HOUR: Final = 12
 _ATTEMPTS_AN_HOUR: Final = 3
 _ATTEMPTS_A_DAY: Final = 12
+_AFTER_REJECTIONS: Final = (2 * _MINUTE, 20 * _MINUTE, 3 * _HOUR)
+"""Seconds from one to the next: three in the first hour, then spread over the day rather than spent at once."""
 _FOR_RESTARTS: Final = 2
 """How many attempts in an hour restarts may add, and how many of the day's are kept for them."""
 
@@ -70,8 +83,12 @@ class Rhythm:
     is learned too, so that the second try finds four in five of what the first missed. Then one comes every 45 s
     until the next reading is due, and from then on one each 5 minutes, somewhat later than usual.
 
-    Readings later than the quick tries are late for reasons of their own, and teach nothing. But where eight in a row
-    are so late, or far more in a row hit than usual, the delay itself has changed, and it moves on with each reading.
+    Readings later than the quick tries are late for reasons of their own, and teach nothing. But if eight in a row are
+    so late, or far more in a row hit than usual, the delay itself has changed, and it moves on with each reading.
+
+    A phone whose clock is a few minutes ahead stamps readings that can be read before their stamp: the delay is
+    negative. Whoever asks after the stamp never notices. So once, at the start, somebody asks before it. If the
+    reading is there, each one after it is asked for earlier, until one is not there yet.
     """
 
     def __init__(self) -> None:
@@ -82,20 +99,53 @@ class Rhythm:
         self._spread = _SPREAD_FIRST
         self._hits = 0  # in a row
         self._late = 0  # in a row
+        self._probe: float | None = _PROBE  # the delay to try once
+        self._too_early: float | None = None  # while it is searched for: the latest delay that was too early
 
     def learn(self, missed: float, found: float) -> None:
-        """Take note of how many seconds after a reading was taken it was asked for, last in vain, and then found.
+        """Record how many seconds after a reading was taken it was asked for, last in vain, and then found.
 
         That is as many as after it was due, since the sensor keeps its rhythm. ``missed`` is negative where nobody
         asked in between.
         """
+        if found < min(self.delay, 0.0) - _AHEAD:
+            self._begin(found, too_early=-math.inf)
+        elif self.delay < 0 <= found and found > self.delay + _EVERY:  # that phone is right again, or this one is late
+            self._probe = self.delay
+            self._begin(_DELAY_FIRST, too_early=None)
+        elif self._too_early is not None:
+            self._search(self._too_early, missed, found)
+        elif not self._learn_by_tries(missed, found):
+            return
+        self.delay = self.learned = _within(_DELAY_BOUNDS, self.delay)
+        self._spread = _within(_SPREAD_BOUNDS, self._spread)
+
+    def _begin(self, delay: float, *, too_early: float | None) -> None:
+        self.delay = delay
+        self._too_early = too_early
+        self._spread = _SPREAD_FIRST
+        self._hits = self._late = 0
+
+    def _search(self, too_early: float, missed: float, found: float) -> None:
+        """Ask earlier by as much as tries are apart, until a reading is not there yet; then halve what is between."""
+        if missed >= self.delay - _HALF_A_SECOND:
+            too_early = missed
+        if math.isinf(too_early):
+            self.delay -= _EVERY
+        elif found - too_early > 2 * _SPREAD_FIRST:
+            self.delay, self._too_early = (too_early + found) / 2, too_early
+        else:
+            self.delay, self._too_early = found, None
+
+    def _learn_by_tries(self, missed: float, found: float) -> bool:
+        """Learn from which try found a reading; return whether that told anything."""
         first, second, third = self._quick_tries()
         slack = (second - first) / 2  # neither the sensor's rhythm nor the time of day is exact
         odds = 1 + _REQUEST / self._spread  # hits to a miss
         if missed < first - slack:
             self._late = 0
             if found >= second:
-                return  # nobody asked when it was due
+                return False  # nobody asked when it was due
             self._hits += 1
             self.delay -= self._spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
         elif missed < third - slack:
@@ -106,15 +156,20 @@ class Rhythm:
         else:
             self._late += 1
             if self._late < _LATE_IN_A_ROW:
-                return
+                return False
             self.delay = third
-        self.delay = self.learned = _within(_DELAY_BOUNDS, self.delay)
-        self._spread = _within(_SPREAD_BOUNDS, self._spread)
+        return True
+
+    def probe(self, newest: float, now: float) -> float:
+        """Return when to ask, once, whether readings come before their own stamps; infinity if there is no need."""
+        at = math.inf if self._probe is None else newest + INTERVAL + self._probe
+        self._probe = None
+        return at if at > now else math.inf
 
     def next_poll(self, newest: float | None, now: float) -> float:
         """Return when to poll next, after a poll that worked, given when the newest reading was taken.
 
-        It is never later than 5 minutes and the delay from now.
+        It is never later than 5 minutes and the delay, if that is positive, from now.
         """
         if newest is None:
             return now + INTERVAL
@@ -124,7 +179,7 @@ class Rhythm:
         if after is None:
             calm = self.delay + _CALM
             after = calm + INTERVAL * math.ceil((passed - calm) / INTERVAL)
-        return min(due + after, now + INTERVAL + self.delay)
+        return min(due + after, now + INTERVAL + max(self.delay, 0.0))
 
     def _quick_tries(self) -> list[float]:
         return [self.delay + spreads * self._spread for spreads in _QUICK]
@@ -132,7 +187,7 @@ class Rhythm:
     def _tries(self) -> list[float]:
         """Return when a reading is asked for after it was due, until its successor is."""
         tries = self._quick_tries()
-        while tries[-1] + _EVERY < INTERVAL:
+        while tries[-1] + _EVERY < INTERVAL + min(self.delay, 0.0):
             tries.append(tries[-1] + _EVERY)
         return [*tries, INTERVAL + self.delay]
 
@@ -157,16 +212,49 @@ def rate_limit(retry_after: float | None) -> float:
     return min(max(retry_after, _RATE_LIMIT_LEAST), _RATE_LIMIT_MOST)
 
 
+class DeadSession:
+    """Whether a session is dead although Share does not say so in known words, and when to sign in because of it.
+
+    A session that worked and brings nothing but faults for ten minutes may be dead, or Share may be out of order: both
+    look the same. So one sign-in is tried, then ever more rarely, until a list of readings comes again.
+    """
+
+    def __init__(self) -> None:
+        self._worked = False
+        self._renewals = 0
+        self.sign_in_at = math.inf
+        """From when on to sign in."""
+
+    def listed(self) -> None:
+        """Record that a read brought a list, be it empty."""
+        self._worked = True
+        self._renewals = 0
+        self.sign_in_at = math.inf
+
+    def fault(self, now: float) -> None:
+        """Record that a read was answered, but with no list and in no words that are known."""
+        if self._worked and math.isinf(self.sign_in_at):
+            self.sign_in_at = now + _DEAD_AFTER
+
+    def renewed(self, now: float) -> None:
+        """Record a sign-in that was made because of it, however it went."""
+        self.sign_in_at = now + _RENEWED_AGAIN[min(self._renewals, len(_RENEWED_AGAIN) - 1)]
+        self._renewals += 1
+
+
 class SignIns:
     """The sign-ins of one account, and when the next one is allowed.
 
     Trying a wrong password again and again locks the account, and every further try renews the lock. So what
-    never worked is tried 3 times in an hour and 12 times a day at most. After it has worked once, a rejection
-    is no proof of a wrong password: the next try follows after 5 minutes, then one every 30 minutes. A session
-    that keeps getting lost is renewed 12 times an hour at most.
+    never worked is tried 3 times in an hour and 12 times a day at most: once more after 2 minutes, since Share rejects
+    right credentials now and then, and more calmly after that. After it has worked once, a rejection is no proof of a
+    wrong password: the next try follows after 5 minutes, then one every 30 minutes, and every 2 hours after 6 hours. A
+    session that keeps getting lost is renewed 12 times an hour at most. A sign-in that Share answers in words that
+    nobody knows is not repeated at once either.
 
     What was rejected before a restart counts on. Yet somebody may have mended the password before it, so that the
-    first sign-in after it need not wait, up to twice an hour, as long as the day's tries are not used up.
+    first sign-in after it need not wait, up to twice an hour and as long as the day's tries are not used up; and not
+    longer than until 30 minutes after the last rejection.
     """
 
     def __init__(self) -> None:
@@ -177,29 +265,43 @@ class SignIns:
         self._tried = False  # in this process
         self._worked = False
         self._rejections = 0  # in a row
+        self._here = list[float]()  # when sign-ins were rejected in a row, of this process
         self._last_rejection = 0.0
+        self._unknown = 0  # answers in a row that nobody knows
+        self._last_unknown = 0.0
         self.locked_until = 0.0
         """Until when Share has locked the account, as far as is known."""
 
-    def note(self, now: float, *, requests: int, accepted: bool | None) -> None:
-        """Take note of a sign-in with that many requests; ``accepted`` is None where Share did not say."""
+    def note(self, now: float, *, requests: int, accepted: bool | None, answered: bool = False) -> None:
+        """Record a sign-in with that many requests.
+
+        ``accepted`` is None where Share did not say; ``answered`` is whether it answered all the same.
+        """
         self._tried = True
         self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR]
         self.rejected = [at for at in self.rejected if at > now - _DAY]
         self._in_vain = [at for at in self._in_vain if at > now - _DAY]
+        self._unknown = self._unknown + 1 if accepted is None and answered else 0
+        self._last_unknown = now
         if accepted:
             self._sign_ins.append(now)
             self._worked = True
             self._rejections = 0
+            self._here.clear()
         elif accepted is False:
             self.rejected += [now] * requests
             self._rejections += 1
+            self._here = [*self._here[:1], now]
             self._last_rejection = now
         if self._rejections:
             self._in_vain += [now] * requests
 
+    def worked_before(self) -> None:
+        """Record that these credentials opened a session in the last 24 hours, before a restart."""
+        self._worked = True
+
     def restore(self, rejected: Iterable[float], now: float, locked_until: float | None = None) -> None:
-        """Take note of how signing in went before a restart: when it was rejected, until when it is locked.
+        """Record how signing in went before a restart: when it was rejected, until when it is locked.
 
         Rejections older than a day, or later than ``now``, are ignored.
         """
@@ -212,24 +314,39 @@ class SignIns:
             self._last_rejection = max(self._last_rejection, earlier[-1])
 
     def lock_out(self, now: float) -> None:
-        """Take note that Share has locked the account."""
+        """Record that Share has locked the account."""
         self.locked_until = now + LOCKED_OUT
 
-    def allowed_at(self, requests: int) -> float:
-        """Return from when on a sign-in is allowed that takes that many requests with the password."""
+    def allowed_at(self, requests: int, *, understood: bool = False) -> float:
+        """Return from when on a sign-in is allowed that takes that many requests with the password.
+
+        ``understood`` is whether Share has just said in known words that the session is over: then it is in order.
+        """
         earliest = [self.locked_until, _room_at(self._sign_ins, _RENEWALS_AN_HOUR, 1, _HOUR)]
-        if self._rejections and self._worked:
-            earliest.append(self._last_rejection + (5 if self._rejections == 1 else 30) * _MINUTE)
-        elif self._rejections and not self._tried:
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _FOR_RESTARTS, requests, _HOUR))
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY))
-        elif self._rejections:
-            # Two more in the first hour, then spread over the day rather than spent at once.
-            spread = 20 * _MINUTE if self._rejections < _ATTEMPTS_AN_HOUR else 3 * _HOUR
-            earliest.append(self._last_rejection + spread)
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_AN_HOUR, requests, _HOUR))
-            earliest.append(_room_at(self._in_vain, _ATTEMPTS_A_DAY - _FOR_RESTARTS, requests, _DAY))
+        if self._unknown and not understood:
+            pause = min(_UNKNOWN_FIRST * 2.0 ** min(self._unknown - 1, 10), _UNKNOWN_MOST)
+            earliest.append(self._last_unknown + pause)
+        if self._rejections:
+            earliest.append(self._after_rejections(requests))
         return max(earliest)
+
+    def _after_rejections(self, requests: int) -> float:
+        if not self._tried:
+            room = max(
+                _room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _FOR_RESTARTS, requests, _HOUR),
+                _room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY),
+            )
+            return min(room, self._last_rejection + 30 * _MINUTE)
+        if self._worked:
+            first, *_, last = (*self._here, self._last_rejection)
+            pause = 5 * _MINUTE if first == last else 30 * _MINUTE if last < first + 6 * _HOUR else 2 * _HOUR
+            return last + pause
+        pause = _AFTER_REJECTIONS[min(self._rejections, len(_AFTER_REJECTIONS)) - 1]
+        return max(
+            self._last_rejection + pause,
+            _room_at(self._in_vain, _ATTEMPTS_AN_HOUR, requests, _HOUR),
+            _room_at(self._in_vain, _ATTEMPTS_A_DAY - _FOR_RESTARTS, requests, _DAY),
+        )
 
 
 def _room_at(times: list[float], most: int, more: int, within: float) -> float:
