@@ -36,6 +36,8 @@ _LARGEST_TREND: Final = 10**9  # Python refuses to write very large integers
 _LONGEST_WORD: Final = 64
 _WIDEST_OFFSET_MIN: Final = 14 * 60  # Kiribati
 _DATE: Final = re.compile(r"/?Date\((\d{1,15})([+-]\d{4})?\)/?", re.ASCII)
+_WHOLE: Final = re.compile(r"(-?(?:0|[1-9]\d{0,3}))(?:\.0+)?", re.ASCII)
+"""A whole number as JSON writes one, with or without zeros behind the point; 0120 might be octal."""
 
 
 class MalformedRecordError(ValueError):
@@ -144,6 +146,13 @@ class Reading:
         return instant.astimezone(timezone(timedelta(minutes=self.offset_min)))
 
     @property
+    def drifted(self) -> bool:
+        """Whether the record came in a form that Share did not use before: see ``parse_record``."""
+        if self.json is None:
+            return False
+        return isinstance(self.json.get("Value"), str) or _parse_instant(self.json.get("WT")) is None
+
+    @property
     def _known_direction(self) -> _Direction | None:
         number = _NUMBER_OF_WORD.get(self.direction)
         return None if number is None else _DIRECTIONS[number]
@@ -179,6 +188,9 @@ def parse_record(record: object) -> Reading:
     WT is the instant; DT repeats it with the wearer's zone, for display; ST has differed by an hour and is not
     read. Values below 39 come out as they are: the caller tells error codes from glucose.
 
+    Two forms that were never seen are read nevertheless, since they leave no doubt: a value as decimal text, and
+    DT with its zone as the instant if WT is missing or makes no sense. The reading is ``drifted`` then.
+
     Raises MalformedRecordError, and nothing else, where the instant or the value makes no sense. A trend or a
     zone that makes none costs only itself.
     """
@@ -187,13 +199,15 @@ def parse_record(record: object) -> Reading:
     return Reading(
         mg_dl=_parse_value(record.get("Value")),
         direction=_parse_direction(record.get("Trend")),
-        date=_parse_instant(record.get("WT")),
-        offset_min=_parse_offset(record.get("DT")),
+        date=_parse_date(record.get("WT"), record.get("DT")),
+        offset_min=_parse_offset(record.get("DT")) or 0,
         json=record,
     )
 
 
 def _parse_value(value: object) -> int:
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        value = int(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise MalformedRecordError("Value is not a number")
     if not -_LARGEST_MG_DL <= value <= _LARGEST_MG_DL or value != int(value):
@@ -201,21 +215,28 @@ def _parse_value(value: object) -> int:
     return int(value)
 
 
-def _parse_instant(text: object) -> int:
+def _parse_date(wt: object, dt: object) -> int:
+    date = _parse_instant(wt)
+    if date is None and _parse_offset(dt) is not None:  # without its zone it might be the time of the wearer's clock
+        date = _parse_instant(dt)
+    if date is None:
+        raise MalformedRecordError("neither WT nor DT with its zone is an instant")
+    return date
+
+
+def _parse_instant(text: object) -> int | None:
     match = _DATE.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not 0 < int(match[1]) < _LAST_MS:
-        raise MalformedRecordError("WT is not an instant")
-    return int(match[1])
+    return int(match[1]) if match is not None and 0 < int(match[1]) < _LAST_MS else None
 
 
-def _parse_offset(text: object) -> int:
+def _parse_offset(text: object) -> int | None:
     match = _DATE.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] is None:
-        return 0
+        return None
     hours, minutes = divmod(int(match[2][1:]), 100)
     offset_min = hours * 60 + minutes
     if minutes >= 60 or offset_min > _WIDEST_OFFSET_MIN:  # noqa: PLR2004  # minutes in an hour
-        return 0
+        return None
     return -offset_min if match[2][0] == "-" else offset_min
 
 

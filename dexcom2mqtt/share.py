@@ -53,7 +53,7 @@ _APPLICATION_IDS: Final[dict[Region, str]] = {
 MAX_MINUTES: Final = 1440
 """How far back Share remembers, in minutes."""
 MAX_COUNT: Final = 288
-"""How many readings Share gives at most: 24 hours of one each 5 minutes."""
+"""How many records Share gives at most: 24 hours of one each 5 minutes, less if several devices upload each reading."""
 CURRENT_MINUTES: Final = 10
 """How old, in minutes, the reading may be that ``current_reading`` returns."""
 
@@ -72,7 +72,9 @@ _NO_ID: Final = str(uuid.UUID(int=0))
 _REJECTED: Final = frozenset(
     {"AccountPasswordInvalid", "SSO_AuthenticateAccountNotFound", "SSO_AuthenticatePasswordInvalid"}
 )
+_NOTHING_SHARED: Final = "MonitoredReceiverNotAssigned"
 _SIGNED_OUT: Final = frozenset({"SessionIdNotFound", "SessionNotValid"})
+_GATEWAY: Final = frozenset({502, 503, 504})
 _CERTIFICATE_NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
@@ -88,10 +90,12 @@ class ArgumentError(ShareError, ValueError):
 class UnavailableError(ShareError):
     """Share could not be reached or is out of order: try again soon."""
 
-    def __init__(self, text: str, *, wrong_clock: bool = False) -> None:
+    def __init__(self, text: str, *, wrong_clock: bool = False, answered: bool = False) -> None:
         super().__init__(text)
         self.wrong_clock = wrong_clock
         """Whether the certificate is outside its dates, as when this machine's clock is wrong."""
+        self.answered = answered
+        """Whether Share itself answered: not if there was no answer, and not if it is a gateway's (502, 503, 504)."""
 
 
 class CredentialsRejectedError(ShareError):
@@ -119,6 +123,10 @@ class _SignedOutError(ShareError):
     """The session is gone; only the client itself ever sees this."""
 
 
+class _NothingSharedError(ShareError):
+    """A read of an account that shares nothing; only the client itself ever sees this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one read brought: the readings, oldest first, and what was none."""
@@ -128,6 +136,12 @@ class Batch:
     """When the sensor sent error codes (values below 39, no glucose), in Unix milliseconds."""
     malformed: int = 0
     """How many records made no sense."""
+    newest_malformed: bool = False
+    """Whether the newest record, which Share sends first, made no sense while others did."""
+    drifted: int = 0
+    """How many readings and error codes came in a form that Share did not use before: see ``Reading.drifted``."""
+    nothing_shared: bool = False
+    """Whether Share says that nothing is shared from this account: no sensor, sharing off, or no follower."""
 
 
 class ShareClient:
@@ -203,7 +217,12 @@ class ShareClient:
         return next(iter(self.readings()), None)
 
     def current_reading(self) -> Reading | None:
-        """Return the newest reading if it is at most 10 minutes old, or None. Raises ShareError."""
+        """Return the newest reading if it is at most 10 minutes old, or None. Raises ShareError.
+
+        Its age is told by the stamp that the wearer's phone made, held against the minutes that Share looks back.
+        A phone whose clock is wrong goes unnoticed here: an old reading may pass for a current one. The daemon
+        notices.
+        """
         return next(iter(self.readings(CURRENT_MINUTES)), None)
 
     def fetch(self, minutes: int = MAX_MINUTES, max_count: int = MAX_COUNT, *, renew: bool = True) -> Batch:
@@ -233,7 +252,13 @@ class ShareClient:
         """Open a session. A valid account id is kept, so that later only one of the two steps is needed."""
         if self._account_id is None:
             self._account_id = self._ask_for_id("General/AuthenticatePublisherAccount", {"accountName": self._username})
-        self._session_id = self._ask_for_id("General/LoginPublisherAccountById", {"accountId": self._account_id})
+        try:
+            session_id = self._ask_for_id("General/LoginPublisherAccountById", {"accountId": self._account_id})
+        except CredentialsRejectedError:
+            if self._username is not None:
+                self._account_id = None  # it may have changed, as by a migration: the next sign-in begins with the name
+            raise
+        self._session_id = session_id
         self.sessions += 1
 
     def ask_time(self) -> None:
@@ -241,7 +266,7 @@ class ShareClient:
 
         A read with a session id of zeros is answered with nothing, as was recorded.
         """
-        with contextlib.suppress(_SignedOutError, CredentialsRejectedError):
+        with contextlib.suppress(_SignedOutError, _NothingSharedError, CredentialsRejectedError):
             self._call(_READ, {}, {"sessionId": _NO_ID, "minutes": 1, "maxCount": 1})
 
     def _ask_for_id(self, path: str, who: dict[str, str | None]) -> str:
@@ -264,6 +289,8 @@ class ShareClient:
             content = self._call(_READ, {}, query)
         except CredentialsRejectedError:  # a read carries none: it is the session that was not accepted
             raise _SignedOutError from None
+        except _NothingSharedError:
+            return Batch(nothing_shared=True)
         if not content:  # recorded as the answer to a session id of zeros
             raise _SignedOutError
         records = _parse_json(content, self.host)
@@ -298,7 +325,7 @@ class ShareClient:
         if response.status_code == requests.codes.too_many_requests:
             wait = _parse_retry_after(response.headers.get("Retry-After"), date)
             raise RateLimitedError(f"{self.host} is being asked too often", wait)
-        raise _fault(self.host, response.status_code, bytes(content))
+        raise _fault(self.host, response.status_code, bytes(content), reading=path == _READ)
 
     def _raise_unreachable(self, error: BaseException) -> NoReturn:
         if _limits.bytes_left < 0:
@@ -354,38 +381,46 @@ def _loads(content: bytes) -> object:
 
 
 def _sort_out(records: Iterable[object]) -> Batch:
-    readings, error_codes, malformed = [], [], 0
-    for record in records:
-        try:
-            reading = parse_record(record)
-        except MalformedRecordError:
-            malformed += 1
-            continue
-        if reading.mg_dl < LOW_MG_DL:
-            error_codes.append(reading.date)
-        else:
-            readings.append(reading)
-    return Batch(tuple(sorted(readings, key=attrgetter("date"))), tuple(sorted(error_codes)), malformed)
+    parsed = [_parse(record) for record in records]
+    good = [reading for reading in parsed if reading is not None]
+    return Batch(
+        readings=tuple(sorted((each for each in good if each.mg_dl >= LOW_MG_DL), key=attrgetter("date"))),
+        error_codes=tuple(sorted(each.date for each in good if each.mg_dl < LOW_MG_DL)),
+        malformed=len(parsed) - len(good),
+        newest_malformed=bool(good) and parsed[0] is None,
+        drifted=sum(each.drifted for each in good),
+    )
 
 
-def _fault(host: str, status: int, content: bytes) -> ShareError:
+def _parse(record: object) -> Reading | None:
+    try:
+        return parse_record(record)
+    except MalformedRecordError:
+        return None
+
+
+def _fault(host: str, status: int, content: bytes, *, reading: bool) -> ShareError:
     """Translate an answer that is not 200. Share says nearly everything with 500 and a code."""
     try:
         fault = _loads(content)
     except (ValueError, RecursionError):
         fault = None
-    if not isinstance(fault, dict):
-        return UnavailableError(f"{host} answered with status {status}")
+    fault = fault if isinstance(fault, dict) else {}
     code, message = str(fault.get("Code")), str(fault.get("Message"))
     if "maxattempts" in code.casefold():
         return LockedOutError(f"{host} has locked the account for a while after failed sign-ins")
     if code in _SIGNED_OUT:
         return _SignedOutError(f"{host} does not know the session")
+    if code == _NOTHING_SHARED and reading:
+        return _NothingSharedError(f"nothing is shared from this account of {host}")
     if code in _REJECTED or (code == "SSO_InternalError" and "Cannot Authenticate by" in message):
         return CredentialsRejectedError(f"{host} did not accept the credentials")
     if code == "InvalidArgument":
         return CredentialsRejectedError(f"{host} found user name, password or account id malformed")
-    return UnavailableError(f"{host} answered with status {status}")
+    said = f"answered with status {status}"
+    if status == requests.codes.not_found and not reading:
+        said = "has no place to sign in (404): share_url is not that of a Share service of today"
+    return UnavailableError(f"{host} {said}", answered=status not in _GATEWAY)
 
 
 def _parse_retry_after(text: str | None, date: str | None) -> float | None:

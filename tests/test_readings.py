@@ -22,7 +22,7 @@ from dexcom2mqtt.readings import (
     range_of,
     to_mmol_l,
 )
-from tests.builders import account, any_json, property_of, reading
+from tests.builders import account, any_json, any_text, property_of, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,8 +59,17 @@ DIRECTIONS = [
 
 FULL_SCALE = range(39, 402)
 
-NO_VALUES: list[object] = [None, "224", "", True, False, [224], {}, 100.5, math.nan, math.inf, -math.inf]
+NO_VALUES: list[object] = [None, "", True, False, [224], {}, 100.5, math.nan, math.inf, -math.inf]
 NO_VALUES += [10**400, -(10**400), 1e300]
+
+TEXTS = {"224": 224, "224.0": 224, "224.000": 224, "39": 39, "401": 401, "38": 38, "5": 5, "0": 0, "-1": -1}
+"""Values as decimal text, and what they are."""
+NO_TEXTS = [" 224 ", "224 ", "224\n", "1e2", "2.24e2", "12O", "٣", "٢٢٤", "\N{FULLWIDTH DIGIT TWO}24", "224.5", "224,0"]
+NO_TEXTS += ["224.", ".0", "+224", "-", "0224", "00", "2_24", "0x64", "2001", "-2001", "22400000", "9" * 5000]
+NO_TEXTS += ["NaN", "inf", "true", "null", "224 mg/dL", "22٤", "224.\N{ARABIC-INDIC DIGIT ZERO}"]
+
+NO_INSTANTS: list[object] = [None, 1745081013817, "", "Date()", "Date(-1)", "Date(0)", "now", "Date(99999999999999)"]
+NO_INSTANTS += ["Date(1745081013817", "Date(١٢٣)", ["Date(1745081013817)"], {}, True, 1.5]
 
 instants = st.integers(-1, 5_000_000_000_000).map(lambda date: f"Date({date})")
 zones = st.integers(-3000, 3000).map(lambda zone: f"Date(1745081013817{zone:+05d})")
@@ -71,7 +80,7 @@ records = st.fixed_dictionaries(
         "WT": instants | any_json,
         "DT": zones | any_json,
         "ST": any_json,
-        "Value": st.integers(-10, 500) | any_json,
+        "Value": st.integers(-10, 500) | st.integers(-10, 500).map(str) | any_json,
         "Trend": trends | any_json,
     },
 )
@@ -193,9 +202,8 @@ def test_no_millisecond_is_lost(date: int, offset_min: int) -> None:
         {},
         {"WT": "Date(1745081013817)"},
         {"Value": 100},
-        *({**TODAYS, "WT": instant} for instant in (None, 1745081013817, "", "Date()", "Date(-1)", "Date(0)", "now")),
-        *({**TODAYS, "WT": instant} for instant in ("Date(99999999999999)", "Date(1745081013817", "Date(١٢٣)")),
-        *({**TODAYS, "Value": value} for value in NO_VALUES),
+        *({**TODAYS, "WT": instant, "DT": None} for instant in NO_INSTANTS),
+        *({**TODAYS, "Value": value} for value in [*NO_VALUES, *NO_TEXTS]),
     ],
 )
 def test_refuses_what_is_no_reading(record: object) -> None:
@@ -212,6 +220,105 @@ def test_takes_every_value_that_a_sensor_shows(value: float) -> None:
     assert isinstance(taken.mg_dl, int)
 
 
+# --- a form that is new ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_takes_a_value_as_decimal_text(text: str) -> None:
+    """A whole number in ASCII digits is the value that it spells, and such a form is told."""
+    taken = parse(Value=text)
+    assert (taken.mg_dl, taken.drifted) == (TEXTS[text], True)
+    assert taken == parse(Value=TEXTS[text])
+
+
+@pytest.mark.parametrize("wt", NO_INSTANTS)
+@pytest.mark.parametrize("dt", ["Date(1745081013817-0400)", "/Date(1745081013817-0400)/"])
+def test_takes_dt_for_a_wt_that_makes_no_sense(wt: object, dt: str) -> None:
+    """If WT is no instant, DT with its zone is the instant, and such a form is told."""
+    taken = parse(WT=wt, DT=dt)
+    assert (taken.date, taken.offset_min, taken.drifted) == (1745081013817, -240, True)
+
+
+def test_takes_dt_for_a_wt_that_is_missing() -> None:
+    """If there is no WT, DT with its zone is the instant."""
+    taken = parse_record({key: value for key, value in TODAYS.items() if key != "WT"})
+    assert taken == parse_record(TODAYS)
+    assert taken.drifted
+
+
+@pytest.mark.parametrize(
+    "dt",
+    [
+        None,
+        "",
+        1745081013817,
+        "Date(1745081013817)",
+        "Date(1745081013817+0060)",
+        "Date(1745081013817+1401)",
+        "Date(1745081013817-04)",
+        "Date(1745081013817-04:00)",
+        "Date(0-0400)",
+        "Date(99999999999999-0400)",
+        "Date(-0400)",
+        "2025-04-19T12:43:33-04:00",
+    ],
+)
+def test_a_dt_that_leaves_a_doubt_stands_in_for_nothing(dt: object) -> None:
+    """Without a WT, a DT without a zone that makes sense leaves the record malformed, whatever ST says."""
+    with pytest.raises(MalformedRecordError):
+        parse(WT=None, DT=dt)
+
+
+@pytest.mark.parametrize("record", [TODAYS, BEFORE_2021_12, {**TODAYS, "DT": "x", "Value": 224.0, "Trend": 42}])
+def test_known_forms_are_not_told_as_new(record: object) -> None:
+    """Today's form and the one before it are known, and so is what costs only the zone or the trend."""
+    assert not parse_record(record).drifted
+
+
+def test_a_reading_from_elsewhere_has_no_form() -> None:
+    """A reading that was made of no record came in no new form."""
+    assert not Reading(100, "Flat", 1745081013817).drifted
+
+
+@given(value=st.integers(-2000, 2000), zeros=st.integers(0, 30))
+@property_of
+def test_a_value_as_text_is_the_number_that_it_spells(value: int, zeros: int) -> None:
+    """However a whole number is written out, with zeros behind the point or without, it is read as itself."""
+    assert parse(Value=f"{value}.{'0' * zeros}" if zeros else str(value)) == parse(Value=value)
+
+
+@given(st.from_regex(r"\A-?[0-9]{1,5}(\.[0-9]{1,3})?\Z") | st.floats().map(str) | any_text)
+@example("224\n")
+@property_of
+def test_a_text_is_no_value_unless_it_is_plain(text: str) -> None:
+    """A text becomes a value only if writing that value out, but for zeros behind the point, gives the text again."""
+    try:
+        taken = parse(Value=text)
+    except MalformedRecordError:
+        return
+    whole, _, rest = text.partition(".")
+    assert whole in {str(taken.mg_dl), f"-{taken.mg_dl}"}  # "-0" is 0
+    assert set(rest) <= {"0"}
+    assert -2000 <= taken.mg_dl <= 2000
+
+
+@given(
+    wt=instants | any_json,
+    date=st.integers(1, 4_102_444_799_999),
+    zone=st.integers(-1400, 1400).filter(lambda zone: abs(zone) % 100 < 60),
+)
+@property_of
+def test_dt_stands_in_only_where_wt_says_nothing(wt: object, date: int, zone: int) -> None:
+    """A record with a good DT is a reading whatever WT is, and a WT that is an instant always wins."""
+    taken = parse(WT=wt, DT=f"Date({date}{zone:+05d})")
+    try:
+        told = parse(WT=wt, DT=None).date
+    except MalformedRecordError:
+        assert (taken.date, taken.drifted) == (date, True)
+    else:
+        assert (taken.date, taken.drifted) == (told, False)
+
+
 @given(any_json | records)
 @example({**TODAYS, "Value": 10**5000})
 @example({**TODAYS, "Trend": 10**5000})
@@ -226,6 +333,7 @@ def test_survives_whatever_comes(record: object) -> None:
         return
     assert isinstance(taken.mg_dl, int)
     assert 0 <= taken.trend_number <= 9
+    assert isinstance(taken.drifted, bool)
 
 
 @given(record=good_records, unit=st.sampled_from(["mg/dL", "mmol/L"]))

@@ -626,6 +626,38 @@ def test_knows_no_current_reading_where_the_newest_is_old(
     assert client.current_reading() is None
 
 
+def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, client: ShareClient) -> None:
+    """What a phone whose clock is an hour ahead uploaded an hour ago passes for current, as the docstring says."""
+    service.distort(sim.missing)
+    taken = round((NOW - 60) * 1000)
+    service.add(ANNA.username, sim.Record(taken, 100, arrives=NOW - 3600))
+    assert client.current_reading() == Reading(100, "Flat", taken, 330)
+    assert "clock is wrong" in (ShareClient.current_reading.__doc__ or "")
+
+
+def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClient) -> None:
+    """That an account shares nothing is an answer without readings that says so, and the session stays."""
+    service.fault = read(sim.error("MonitoredReceiverNotAssigned", "no receiver"))
+    assert client.fetch() == Batch(nothing_shared=True)
+    assert client.readings() == []
+    assert client.latest_reading() is None
+    assert client.current_reading() is None
+    client.ask_time()
+    service.fault = sim.no_fault
+    assert client.fetch().readings == readings_of(ANNA)
+    assert service.count(call=LOGIN) == 1
+
+
+@pytest.mark.parametrize("call", SIGN_IN)
+def test_a_sign_in_says_nothing_of_sharing(service: SimulatedShare, call: str) -> None:
+    """The same words in answer to a sign-in are a fault like any other that nobody knows."""
+    service.fault = sim.only(sim.error("MonitoredReceiverNotAssigned"), call=call)
+    client = client_of(service)
+    error = failure(UnavailableError, client.fetch)
+    assert str(error) == f"{host(service)} answered with status 500"
+    assert not client.signed_in
+
+
 def test_knows_no_reading_where_there_is_none(service: SimulatedShare, client: ShareClient) -> None:
     """Where Share has nothing, there is nothing, and nothing is wrong."""
     service.distort(sim.missing)
@@ -656,11 +688,13 @@ def test_keeps_low_and_high(service: SimulatedShare, client: ShareClient, value:
 
 
 GOOD: Final = {"WT": "Date(1745081013817)", "DT": "Date(1745081013817-0400)", "Value": 224, "Trend": "Flat"}
+NO_ZONE: Final = {**GOOD, "DT": "Date(1745081013817)"}
 MALFORMED: Final[list[object]] = [
     *(None, 5, "Date(5)", [], [GOOD], {}),
-    *({key: value for key, value in GOOD.items() if key != name} for name in ("WT", "Value")),
-    *({**GOOD, "WT": instant} for instant in (None, 1745081013817, "", "Date()", "Date(x)", "Date(99999999999999)")),
-    *({**GOOD, "Value": number} for number in (None, "224", True, 224.5, float("nan"), float("inf"), -1e300, 99999)),
+    {key: value for key, value in GOOD.items() if key != "Value"},
+    {key: value for key, value in NO_ZONE.items() if key != "WT"},
+    *({**NO_ZONE, "WT": instant} for instant in (None, 1745081013817, "", "Date()", "Date(x)", "Date(99999999999999)")),
+    *({**GOOD, "Value": number} for number in (None, " 224", True, 224.5, float("nan"), float("inf"), -1e300, 99999)),
 ]
 
 
@@ -668,7 +702,54 @@ MALFORMED: Final[list[object]] = [
 def test_a_malformed_record_costs_itself_alone(service: SimulatedShare, client: ShareClient, malformed: object) -> None:
     """A record that makes no sense is counted, and every other reading of the answer is kept."""
     service.fault = read(sim.edited(lambda records: [malformed, *records[:50], malformed, *records[50:], malformed]))
-    assert client.fetch() == Batch(readings_of(ANNA), malformed=3)
+    assert client.fetch() == Batch(readings_of(ANNA), malformed=3, newest_malformed=True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        pytest.param(lambda records: [None, *records[1:]], True, id="the newest"),
+        pytest.param(lambda records: [None, None, *records[2:]], True, id="the two newest"),
+        pytest.param(lambda records: [records[0], None, *records[2:]], False, id="the one before it"),
+        pytest.param(lambda records: [*records[:-1], None], False, id="the oldest"),
+        pytest.param(lambda records: [None] * len(records), False, id="all"),
+        pytest.param(lambda _: [], False, id="none there"),
+        pytest.param(lambda records: records, False, id="none malformed"),
+        pytest.param(lambda records: [None, {**records[1], "Value": 5}], True, id="before an error code"),
+    ],
+)
+def test_tells_that_the_newest_record_is_malformed(
+    service: SimulatedShare, client: ShareClient, edit: Callable[[Any], object], told: bool
+) -> None:
+    """That the first record makes no sense is told, as long as any other does."""
+    service.fault = read(sim.edited(edit))
+    assert client.fetch().newest_malformed is told
+
+
+def as_text(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "Value": str(record["Value"])}
+
+
+def in_dt_alone(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "WT": None}
+
+
+@pytest.mark.parametrize("change", [as_text, in_dt_alone, lambda record: as_text(in_dt_alone(record))])
+def test_reads_a_form_that_is_new(
+    service: SimulatedShare, client: ShareClient, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Values as text and instants in DT alone are read as what they are, and how many there are is told."""
+    service.fault = read(sim.edited(lambda records: [*map(change, records[:9]), *records[9:]]))
+    assert client.fetch() == Batch(readings_of(ANNA), drifted=9)
+    assert client.latest_reading() == readings_of(ANNA)[-1]
+
+
+def test_error_codes_stay_error_codes_as_text(service: SimulatedShare, client: ShareClient) -> None:
+    """A value below 39 is no reading either if it comes as text."""
+    service.distort(sim.valued(38))
+    service.fault = read(sim.edited(lambda records: [as_text(record) for record in records]))
+    dates = tuple(reading.date for reading in readings_of(ANNA))
+    assert client.fetch() == Batch(error_codes=dates, drifted=len(dates))
 
 
 def test_a_number_without_end_costs_its_record_alone(service: SimulatedShare, client: ShareClient) -> None:
@@ -676,7 +757,8 @@ def test_a_number_without_end_costs_its_record_alone(service: SimulatedShare, cl
     digits = "9" * 5000
     record = json.dumps(GOOD)
     service.fault = read(answer(f'[{digits}, {{"Value": {digits}}}, {record}, {{"WT": -{digits}}}]'.encode()))
-    assert client.fetch() == Batch((Reading(224, "Flat", 1_745_081_013_817, -240),), malformed=3)
+    good = (Reading(224, "Flat", 1_745_081_013_817, -240),)
+    assert client.fetch() == Batch(good, malformed=3, newest_malformed=True)
 
 
 def test_sorts_what_comes_in_any_order(service: SimulatedShare, client: ShareClient) -> None:
@@ -1478,7 +1560,7 @@ RECORDS: Final = st.fixed_dictionaries(
     optional={
         "WT": DATES | JSON,
         "DT": DATES | JSON,
-        "Value": st.integers(-10, 500) | JSON,
+        "Value": st.integers(-10, 500) | st.integers(-10, 500).map(str) | JSON,
         "Trend": st.integers(-1, 11) | st.sampled_from(["Flat", "NOT COMPUTABLE", "", "Sideways"]) | JSON,
     },
 )
@@ -1521,6 +1603,7 @@ def test_survives_any_records(read_with: ReadWith, records: list[object], place:
     assert isinstance(batch, Batch)
     assert Reading(224, "Flat", 1_745_081_013_817, -240) in batch.readings
     assert len(batch.readings) + len(batch.error_codes) + batch.malformed == len(records)
+    assert batch.drifted < len(records)
 
 
 @settings(anything, max_examples=100)
