@@ -56,6 +56,7 @@ _CALLS = {
 _DAY = 24 * 3600.0
 _CADENCE = 300.0  # seconds from one reading to the next
 _MAX_MINUTES, _MAX_COUNT = 1440, 288
+_MOVED = 4 * 3600.0  # how far a distortion may move a reading
 _LOGGED = 100_000  # requests remembered: a run of weeks must not grow
 _LEGACY_TRENDS = (  # a trend's number was its place
     *("None", "DoubleUp", "SingleUp", "FortyFiveUp", "Flat", "FortyFiveDown", "SingleDown", "DoubleDown"),
@@ -193,6 +194,11 @@ def together(*distortions: Distortion) -> Distortion:
 def late(until: float) -> Distortion:
     """Hold the readings back until `until`, Unix seconds: the phone was off and uploads what it missed."""
     return lambda records: [replace(record, arrives=max(record.arrives, until)) for record in records]
+
+
+def skewed(by: float) -> Distortion:
+    """Stamp the readings `by` seconds ahead of their time, or behind it: the phone's clock is wrong."""
+    return lambda records: [replace(record, taken=record.taken + round(by * 1000)) for record in records]
 
 
 def doubled(after: float = 9.5) -> Distortion:
@@ -521,6 +527,7 @@ class _Publisher:
 class _Session:
     owner: _Publisher
     expires: float
+    spoiled: Fault = no_fault
 
 
 class SimulatedShare:
@@ -600,6 +607,20 @@ class SimulatedShare:
                 if session.owner in self._chosen(username):
                     session.expires = -math.inf
 
+    def spoil_sessions(self, fault: Fault, username: str | None = None) -> None:
+        """Let the sessions of one account, or all, be dead without a word: `fault` answers what is read with them."""
+        with self._guard:
+            for session in self._sessions.values():
+                if session.owner in self._chosen(username):
+                    session.spoiled = fault
+
+    def change_id(self, username: str, account_id: str) -> None:
+        """Give an account another id, as a migration does: the old one is rejected from now on."""
+        with self._guard:
+            publisher = self._publishers[username]
+            publisher.account = replace(publisher.account, account_id=account_id)
+            self._by_id = {each.account.account_id.lower(): each for each in self._publishers.values()}
+
     def start(self) -> None:
         """Serve from now on; raises `OSError` where the port is taken."""
         self._server = _Server(self._port, self._handle)
@@ -626,7 +647,7 @@ class SimulatedShare:
 
     def _handle(self, path: str, headers: Message, content: bytes) -> tuple[bytes, bytes, Delivery]:
         request = self._understood(path, headers, content)
-        response = self.fault(request, self._respond)
+        response = self.fault(request, self._respond_by_session)
         entry = LoggedRequest(
             request.time,
             request.call,
@@ -666,6 +687,10 @@ class SimulatedShare:
             case "read" if session := self._sessions.get(query.get("sessionId", "")):
                 return session.owner
         return None
+
+    def _respond_by_session(self, request: Request) -> Response:
+        session = self._sessions.get(request.query.get("sessionId", ""))
+        return self._respond(request) if session is None else session.spoiled(request, self._respond)
 
     def _respond(self, request: Request) -> Response:
         answer = {"authenticate": self._authenticate, "login": self._login, "read": self._read}.get(request.call)
@@ -738,8 +763,9 @@ class SimulatedShare:
 
     def _known(self, publisher: _Publisher, now: float, since: float) -> list[Record]:
         """Return the readings taken after `since` that Share knows by now."""
-        # One slot more than asked for: a distortion may move a reading into the time asked for.
-        taken = list(series(publisher.account, max(since - _CADENCE, self._begin), now))
+        # More than asked for: a distortion may move a reading into the time asked for.
+        moved = 0.0 if publisher.distortion is unchanged else _MOVED
+        taken = list(series(publisher.account, max(since - moved, self._begin), now))
         records = publisher.distortion(taken) + publisher.added
         return [record for record in records if record.taken > since * 1000 and record.arrives <= now]
 
