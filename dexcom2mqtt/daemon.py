@@ -117,6 +117,7 @@ class Daemon:
         self._started = self._clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
         self._read_back_done = False
+        self._may_ask_since = 0.0  # the accounts, with their passwords
         self._online = False
         self._next_heartbeat = 0.0
         self._alarm = self._clock.alarm()  # of the heart
@@ -167,7 +168,8 @@ class Daemon:
     def _may_be_online(self, now: float) -> bool:
         """Tell whether all is known that ``online`` says, or was waited for: what was left behind, and Share."""
         answered = all(poller.answered.is_set() for poller in self._pollers.values())
-        return self._read_back_done and (answered or self._clock.real(now - self._started) >= _WAIT_FOR_SHARE)
+        waited = self._clock.real(now - max(self._started, self._may_ask_since))
+        return self._read_back_done and (answered or waited >= _WAIT_FOR_SHARE)
 
     def _welcome_home_assistant(self, now: float) -> None:
         """Send the discovery again after a birth message: at some moment of the next 3 seconds.
@@ -238,6 +240,8 @@ class Daemon:
 
     def _take_connected(self, protocol: Protocol) -> None:
         self._protocol = protocol
+        for poller in () if self._read_back_done else self._pollers.values():
+            poller.expect_read_back()
         self._discovery_sent, self._discovery_due = self._clock.now(), math.inf  # it comes with the picture
         if self._online:
             self._put_info()
@@ -252,6 +256,7 @@ class Daemon:
             history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))
             poller.take_read_back(history, status)
         self._read_back_done = True
+        self._may_ask_since = self._clock.now()
         self._alarm.ring()
 
     def _take_received(self, message: Received) -> None:

@@ -43,6 +43,16 @@ class Ledger:
         """The newest reading, or None."""
         return next(reversed(self._kept.values()), None)
 
+    def has(self, reading: Reading) -> bool:
+        """Return whether a reading is kept, or is a double of one that is."""
+        near = self._between(reading.date - _DOUBLE * 1000, reading.date + _DOUBLE * 1000)
+        return reading.date in self._kept or any(kept.mg_dl == reading.mg_dl for kept in near)
+
+    def drop(self, readings: Iterable[Reading]) -> None:
+        """Keep these no longer: they were kept by mistake."""
+        for reading in readings:
+            self._kept.pop(reading.date, None)
+
     def add(self, readings: Iterable[Reading], now: float) -> list[Reading]:
         """Keep what is new and return it, oldest first.
 
@@ -53,7 +63,7 @@ class Ledger:
         new: list[Reading] = []
         for reading in sorted(readings, key=lambda reading: reading.date):
             at = reading.date / 1000
-            if now - DAY - _SLACK <= at <= now + _FUTURE and not self._has(reading):
+            if now - DAY - _SLACK <= at <= now + _FUTURE and not self.has(reading):
                 new.append(self._keep(reading))
         # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
         oldest = min(max(self._kept, default=0), now * 1000) - (DAY + _SLACK) * 1000
@@ -94,10 +104,6 @@ class Ledger:
         dates = list(self._kept)
         since = next((a for a, b in pairwise(dates) if b - a > _GAP * 1000), dates[-1])
         return min(max(math.ceil((now - since / 1000) / 60) + 1, 1), DAY // 60)
-
-    def _has(self, reading: Reading) -> bool:
-        near = self._between(reading.date - _DOUBLE * 1000, reading.date + _DOUBLE * 1000)
-        return reading.date in self._kept or any(kept.mg_dl == reading.mg_dl for kept in near)
 
     def _keep(self, reading: Reading) -> Reading:
         """Take a reading in and return it, without the record that it was made of: that takes five times as much."""

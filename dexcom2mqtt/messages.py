@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.readings import MalformedRecordError, Reading, convert_delta, range_of
+from dexcom2mqtt.stamps import Past
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -207,16 +208,22 @@ def source_of(region: str, user: str) -> str:
     return hashlib.sha256(f"{region}:{user.strip().casefold()}".encode()).hexdigest()[:8]
 
 
-def history_message(topics: Topics, account: str, source: str, readings: Iterable[Reading]) -> Message:
+def history_message(
+    topics: Topics, account: str, source: str, readings: Iterable[Reading], doubtful: Iterable[Reading] = ()
+) -> Message:
     """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from."""
+    marked: list[tuple[Reading, dict[str, bool]]] = [(reading, {}) for reading in readings]
+    if false := [(reading, {"doubtful": True}) for reading in doubtful]:
+        marked = sorted(marked + false, key=lambda pair: pair[0].date)
     entries = [
         {
             "date": reading.date,
             "mg_dl": reading.mg_dl,
             "direction": reading.direction,
             "offset_min": reading.offset_min,
+            **mark,
         }
-        for reading in readings
+        for reading, mark in marked
     ]
     history = {"version": HISTORY_VERSION, "source": source, "readings": entries}
     return Message(topics.of(account, "history"), _json(history))
@@ -226,7 +233,20 @@ class ForeignError(ValueError):
     """A retained message that is not plainly ours; the text says why, and quotes nothing of it."""
 
 
-def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
+class FutureError(ForeignError):
+    """A retained message with times of the future; or the present time is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a history tells after a restart."""
+
+    readings: tuple[Reading, ...] = ()
+    doubtful: tuple[Reading, ...] = ()
+    """Those whose stamp may be false."""
+
+
+def parse_history(payload: bytes, source: str, now: float) -> History:
     """Read a history back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
     history = _parse_object(payload)
     if history.get("version") != HISTORY_VERSION:
@@ -236,10 +256,15 @@ def parse_history(payload: bytes, source: str, now: float) -> list[Reading]:
     entries = history.get("readings")
     if not isinstance(entries, list):
         raise ForeignError("its readings are no list")
-    readings = [_parse_entry(entry) for entry in entries]
-    if any(reading.date > (now + _FUTURE) * 1000 for reading in readings):
-        raise ForeignError("it has readings of the future")
-    return readings
+    readings = [(_parse_entry(entry), entry.get("doubtful", False)) for entry in entries]
+    if any(reading.date > (now + _FUTURE) * 1000 for reading, _ in readings):
+        raise FutureError("it has readings of the future")
+    if not all(isinstance(doubtful, bool) for _, doubtful in readings):
+        raise ForeignError("one of its readings makes no sense")
+    return History(
+        tuple(reading for reading, doubtful in readings if not doubtful),
+        tuple(reading for reading, doubtful in readings if doubtful),
+    )
 
 
 def parse_info(payload: bytes) -> list[str]:
@@ -273,10 +298,12 @@ def is_ours(account: str, leaf: str, payload: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """How signing in went before a restart: rejected when, and locked until when, in Unix seconds."""
+    """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
 
     rejected: tuple[int, ...] = ()
     locked_until: float | None = None
+    last_reading: float | None = None
+    stamps: Past = Past()  # noqa: RUF009  # it is frozen
 
 
 def parse_status(payload: bytes) -> Before:
@@ -287,8 +314,16 @@ def parse_status(payload: bytes) -> Before:
         raise ForeignError("its rejected sign-ins are no list of a sensible length")
     if not all(type(at) is int and 0 <= at < _ABSURD_TIME for at in rejected):
         raise ForeignError("its rejected sign-ins are no times")
+    ahead_until = status.get("ahead_until")
+    if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _ABSURD_TIME * 1000):
+        raise ForeignError("its latest stamp in the future is no time")
     locked_until = parse_iso(status.get("next_poll_at")) if status.get("share") == "locked_out" else None
-    return Before(tuple(rejected), None if locked_until is None else locked_until + _ROUNDING)
+    return Before(
+        tuple(rejected),
+        None if locked_until is None else locked_until + _ROUNDING,
+        parse_iso(status.get("last_reading_at")),
+        Past(ahead_until, parse_iso(status.get("last_success_at")), status.get("share") == "ok"),
+    )
 
 
 def _parse_object(payload: bytes) -> dict[str, object]:
@@ -328,6 +363,7 @@ def status_message(topics: Topics, account: str, status: Status) -> Message:
         "requests_24h": status.requests_24h,
         "logins_24h": status.logins_24h,
         "rejected": list(status.rejected),
+        "ahead_until": status.ahead_until,
     }
     return Message(topics.of(account, "status"), _json(payload))
 

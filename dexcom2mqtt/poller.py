@@ -22,6 +22,7 @@ from dexcom2mqtt import messages, schedule, status
 from dexcom2mqtt.clock import local
 from dexcom2mqtt.ledger import Ledger
 from dexcom2mqtt.share import (
+    MAX_MINUTES,
     Batch,
     CredentialsRejectedError,
     LockedOutError,
@@ -31,6 +32,7 @@ from dexcom2mqtt.share import (
     UnavailableError,
     UnexpectedResponseError,
 )
+from dexcom2mqtt.stamps import Judged, Stamps
 from dexcom2mqtt.status import Status
 from dexcom2mqtt.stream import Offer
 
@@ -48,8 +50,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _DAY: Final = 86400.0
-_WAIT_FOR_BROKER: Final = 3.0
+_WAIT_FOR_BROKER: Final = 10.0
 _QUICK_TRIES: Final = 3
+_ASK_AGAIN: Final = 30.0
+_ASKED_AGAIN_MOST: Final = 5
+_SAME: Final = 1.0
 _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
 STATES: Final[dict[type[ShareError], str]] = {
@@ -65,6 +70,7 @@ STATES: Final[dict[type[ShareError], str]] = {
 @dataclass(frozen=True, slots=True)
 class _ReadBack:
     history: bytes | None
+    before: messages.Before
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
@@ -109,7 +115,10 @@ class Poller:
         self.answered = threading.Event()
         """Set once the first poll is over, however it went."""
         self._ledger = Ledger()
+        self._stamps = Stamps(stale_after)
+        self._first_seen: dict[int, float] = {}  # by date: when, of those that were seen before their stamp
         self._sign_ins = schedule.SignIns()
+        self._session = schedule.DeadSession()
         self._rhythm = schedule.Rhythm()
         self._asked: float | None = None  # when the last poll that worked asked
         self._status = Status()
@@ -120,11 +129,15 @@ class Poller:
         self._last_full_read: float | None = None
         self._failures = 0
         self._latest_seen: float | None = None  # Unix seconds
+        self._late_at = -math.inf  # when a new reading came last that was too old to be current
+        self._asked_again = 0  # in a row, because the time was in doubt
         self._refresh_asked = False
         self._read_back: _ReadBack | None = None
+        self._reading_back = False
         self._before = messages.Before()  # the start
         self._streaming = False
-        self._shown: tuple[Reading, bool] | None = None  # and whether the time was known
+        self._shown: tuple[Reading, float] | None = None  # and until when it is current
+        self._told: set[str] = set()  # what is odd about the records, and in the log
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
 
     def refresh(self) -> None:
@@ -153,13 +166,18 @@ class Poller:
             words.append(f"next poll {local(status.next_poll_at)}")
         return f"{self.key}: {', '.join(words)}"
 
+    def expect_read_back(self) -> None:
+        """Wait for what the broker retained, since it is being read now; for any thread."""
+        self._reading_back = True
+        self._alarm.ring()
+
     def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread."""
         try:
             self._before = messages.parse_status(status) if status else messages.Before()
         except messages.ForeignError as why:
             _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
-        self._read_back = _ReadBack(history)
+        self._read_back = _ReadBack(history, self._before)
         self._put_status()  # at once: a call to Share may take a while
         self._alarm.ring()
 
@@ -194,9 +212,16 @@ class Poller:
             self.answered.set()
 
     def _await_read_back(self) -> None:
-        """Wait a moment for what the broker retained: sign-ins that were rejected before a restart count on."""
-        until = self._clock.now() + _WAIT_FOR_BROKER * self._clock.speed
-        while self._read_back is None and (left := until - self._clock.now()) > 0:
+        """Wait for what the broker retained: sign-ins that were rejected before a restart count on.
+
+        Until then nothing is sent that carries the password. A broker that cannot be reached is waited for 10 s.
+        """
+        began, most = self._clock.now(), _WAIT_FOR_BROKER * self._clock.speed
+        while self._read_back is None:
+            left = began + (2 * most if self._reading_back else most) - self._clock.now()
+            if left <= 0:
+                return
+            self._back_by(self._clock.now() + left)
             self._alarm.wait(left)
 
     def _wait(self) -> None:
@@ -220,7 +245,8 @@ class Poller:
     def _poll(self) -> float:
         """Fetch and publish. Return when to poll next, as far as this account alone is concerned."""
         try:
-            if self._before != messages.Before() and not self.time.known and not self._client.signed_in:
+            rationed = self._before.rejected or self._before.locked_until is not None
+            if rationed and not self.time.known and not self._client.signed_in:
                 self._calls.append((self._clock.now(), 1, 0))
                 self._client.ask_time()
             self._recall()
@@ -231,11 +257,12 @@ class Poller:
 
     def _recall(self) -> None:
         """Let count how signing in went before a restart, as soon as Share has told the time."""
-        if self._before == messages.Before() or not self.time.known:
+        if not self.time.known:
             return
         rejected = [at for unix in self._before.rejected if (at := self.time.at(unix)) is not None]
         locked_until = self._before.locked_until
-        self._sign_ins.restore(rejected, self._clock.now(), locked_until and self.time.at(locked_until))
+        if rejected or locked_until is not None:
+            self._sign_ins.restore(rejected, self._clock.now(), locked_until and self.time.at(locked_until))
         self._before = messages.Before()
 
     def _fetch(self) -> Batch:
@@ -267,9 +294,19 @@ class Poller:
             len(batch.error_codes),
             batch.malformed,
         )
+        self._tell_oddities(batch, whole=minutes == MAX_MINUTES)
         if full:
             self._last_full_read = now
         return batch
+
+    def _tell_oddities(self, batch: Batch, *, whole: bool) -> None:
+        """Warn of odd records once, until a ``whole`` day has none: most polls look back but a few minutes."""
+        for words, count in ((status.MALFORMED, batch.malformed), (status.DRIFTED, batch.drifted)):
+            if count and words not in self._told:
+                self._told.add(words)
+                _log.warning("%s: %s", self.key, words.format(count))
+            elif whole and not count:
+                self._told.discard(words)
 
     def _sleep(self, seconds: float) -> None:
         """Wait for that long, whatever rings."""
@@ -277,27 +314,39 @@ class Poller:
         self._alarm.sleep(seconds)
 
     def _fetch_once(self, minutes: int) -> Batch:
-        """Fetch, and take note of what it took: sign-ins are rationed, so each one counts."""
+        """Fetch, and record what it took: sign-ins are rationed, so each one counts."""
         client, now = self._client, self._clock.now()
         self._back_by(now)
         may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
+        may_renew = self._sign_ins.allowed_at(client.sign_in_requests, understood=True) <= now
         if not client.signed_in and not may_sign_in:
             raise self._too_early()
+        seems_dead = client.signed_in and may_sign_in and self._session.sign_in_at <= now
         requests, logins, sessions = client.requests, client.logins, client.sessions
-        accepted: bool | None = None
+        accepted, answered = None, False
         try:
-            batch = client.fetch(minutes, renew=may_sign_in)
+            if seems_dead:
+                self._session.renewed(now)
+                client.sign_in()
+            batch = client.fetch(minutes, renew=may_renew and not seems_dead)
         except CredentialsRejectedError:
             accepted = False
             raise
         except LockedOutError:
             self._sign_ins.lock_out(self._clock.now())
             raise
+        except (UnavailableError, UnexpectedResponseError) as error:
+            answered = isinstance(error, UnexpectedResponseError) or error.answered
+            if answered and client.signed_in and client.logins == logins:
+                self._session.fault(self._clock.now())
+            raise
         finally:
             self._calls.append((now, client.requests - requests, client.logins - logins))
             if client.logins > logins:
                 accepted = True if client.sessions > sessions else accepted
-                self._sign_ins.note(self._clock.now(), requests=client.logins - logins, accepted=accepted)
+                used = client.logins - logins
+                self._sign_ins.note(self._clock.now(), requests=used, accepted=accepted, answered=answered)
+        self._session.listed()
         return batch
 
     def _too_early(self) -> ShareError:
@@ -309,7 +358,7 @@ class Poller:
         return UnavailableError(f"{self._client.host} has ended the session too often; the next sign-in has to wait")
 
     def _take_batch(self, batch: Batch) -> float:
-        now = self._clock.now()
+        now, first = self._clock.now(), self._last_success is None
         self._failures = 0
         self._last_success = now
         if batch.readings:
@@ -317,17 +366,45 @@ class Poller:
         self._continue_from_read_back()
         today = self._today() or 0.0
         known = self._ledger.newest
-        new = self._ledger.add(batch.readings, today)
+        settled = self.time.settled or not self.time.known
+        judged = self._stamps.judge(batch.readings, today, settled=settled, known=self._ledger.has)
+        new = self._ledger.add(judged.right, today)
+        self._note_first_seen(new, now)
         newest = self._ledger.newest
         self._learn(None if newest is known else newest)
         self._offer(new)
+        self._offer_doubtful(today)
         self._log_new(new, newest_is_new=newest is not known)
-        self._become(self._judge(batch, newest))
-        if newest is None:
-            return self._rhythm.next_poll(None, now)
-        if new or self._shown != (newest, self.time.known):
+        if newest is not None and newest is not known and not first:
+            self._late_at = -math.inf if now < self._fresh_until(newest) else now
+        self._become(*self._judge(batch, judged, newest))
+        if newest is not None and (new or not self._is_shown(newest)):
             self._show(newest)
-        return self._rhythm.next_poll(self.time.at(newest.date / 1000), now)
+        return min(self._next_poll_after(newest, now), self._asked_again_at(judged, now))
+
+    def _next_poll_after(self, newest: Reading | None, now: float) -> float:
+        taken = None if newest is None else self.time.at(newest.date / 1000)
+        after = self._rhythm.next_poll(taken, now)
+        return after if taken is None else min(after, self._rhythm.probe(taken, now))
+
+    def _asked_again_at(self, judged: Judged, now: float) -> float:
+        """Return when to ask again because the time is in doubt: as soon as one more answer may settle it."""
+        settles_at = self.time.settles_at
+        if settles_at is None or not (judged.withheld or self.time.jumped):
+            self._asked_again = 0
+            return math.inf
+        if settles_at >= now + 2 * _ASK_AGAIN or self._asked_again >= _ASKED_AGAIN_MOST:
+            return math.inf
+        self._asked_again += 1
+        return max(settles_at, now + _ASK_AGAIN)
+
+    def _note_first_seen(self, new: list[Reading], now: float) -> None:
+        """Record which readings were seen before their own stamp: they are current from then on, and no later."""
+        self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - 2 * _DAY}
+        for reading in new:
+            taken = self.time.at(reading.date / 1000)
+            if taken is None or taken > now:
+                self._first_seen[reading.date] = now
 
     def _learn(self, new: Reading | None) -> None:
         """Learn from a poll that worked, and from the reading that it found, when readings become readable."""
@@ -346,14 +423,25 @@ class Poller:
         today, found = self._today(), self._read_back
         if today is None or found is None or self._streaming:
             return
-        history: list[Reading] = []
+        history = messages.History()
         try:
-            history = messages.parse_history(found.history, self._source, today) if found.history else []
+            history = messages.parse_history(found.history, self._source, today) if found.history else history
         except messages.ForeignError as why:
+            if isinstance(why, messages.FutureError) and self.time.known and not self.time.settled:
+                return  # it is the time that may be wrong: the next answer of Share tells more
             _log.warning("%s: the history that the broker retained is not taken over: %s", self.key, why)
-        self._ledger.restore(history, today)
-        published = {reading.date for reading in history}
-        self._stream.open(self.key, self._source, [r for r in self._ledger.readings if r.date in published])
+        if any(reading.date >= (today - _DAY) * 1000 for reading in (*history.readings, *history.doubtful)):
+            self._sign_ins.worked_before()
+        self._stamps.restore(history.doubtful, found.before.stamps, today)
+        published = {reading.date for reading in history.readings}
+        if self._ledger.newest is not None:  # Share was faster than the broker
+            fresh = [reading for reading in self._ledger.readings if reading.date not in published]
+            self._ledger.drop(self._stamps.doubt(fresh))
+            self._show_what_is_left()
+        self._ledger.restore(history.readings, today)
+        self._stream.open(
+            self.key, self._source, [r for r in self._ledger.readings if r.date in published], history.doubtful
+        )
         self._streaming = True
         self._offer([reading for reading in self._ledger.readings if reading.date not in published])
 
@@ -363,6 +451,16 @@ class Poller:
             offers = (Offer(reading, self._state_of(reading), self._fresh_until(reading)) for reading in readings)
             self._stream.offer(self.key, offers)
 
+    def _offer_doubtful(self, today: float) -> None:
+        """Hand over the doubtful readings whose stamp has passed: they are only for the record."""
+        passed = self._stamps.passed(today) if self._streaming else []
+        if passed:
+            states = (partial(messages.state_of, reading, None, self._account) for reading in passed)
+            offers = [
+                Offer(reading, state, -math.inf, doubtful=True) for reading, state in zip(passed, states, strict=True)
+            ]
+            self._stream.offer(self.key, offers)
+
     def _state_of(self, reading: Reading) -> Callable[[], State]:
         """Return what writes the state of a reading, with the delta that it has now."""
         write = partial(messages.state_of, reading, self._ledger.delta(reading), self._account)
@@ -370,22 +468,37 @@ class Poller:
         return write
 
     def _fresh_until(self, reading: Reading) -> float:
-        """Return until when (by the clock) a reading is current: never, until Share has told the time."""
-        taken = self.time.at(reading.date / 1000)
-        return -math.inf if taken is None else taken + self._stale_after
+        """Return until when (by the clock) a reading is current.
 
-    def _judge(self, batch: Batch, newest: Reading | None) -> str:
-        if newest is not None and self._clock.now() < self._fresh_until(newest):
-            return "ok"
-        if batch.error_codes and (newest is None or batch.error_codes[-1] > newest.date):
-            return "sensor_error"
-        if batch.malformed and not batch.readings:
-            return "unexpected_response"
-        return "no_readings"
+        Never, until Share has told the time, or while the phone's clock is known to be wrong.
+        """
+        taken = self.time.at(reading.date / 1000)
+        if taken is None or self._stamps.ahead is not None:
+            return -math.inf
+        return min(taken, self._first_seen.get(reading.date, math.inf)) + self._stale_after
+
+    def _judge(self, batch: Batch, judged: Judged, newest: Reading | None) -> tuple[str, str | None]:
+        """Return the state that a batch means and, if it is not the state's own, the message."""
+        now, ahead = self._clock.now(), self._stamps.ahead
+        last = 0 if newest is None else newest.date
+        verdicts = (
+            (ahead is not None, "phone_clock", status.phone_clock(ahead or 0.0)),
+            (newest is not None and now < self._fresh_until(newest), "ok", None),
+            (judged.withheld > 0, "no_readings", status.UNSETTLED),
+            (batch.nothing_shared, "no_readings", status.NOTHING_SHARED),
+            (max(batch.error_codes, default=0) > last, "sensor_error", None),
+            (batch.newest_malformed, "unexpected_response", status.NEWEST_MALFORMED),
+            (batch.malformed > 0 and not batch.readings, "unexpected_response", None),
+            (now < self._late_at + self._stale_after, "no_readings", status.LATE),
+            (True, "no_readings", None),
+        )
+        return next((share, message) for holds, share, message in verdicts if holds)
 
     def _take_failure(self, error: ShareError) -> float:
         now = self._clock.now()
         self._failures += 1
+        self._recall()
+        self._continue_from_read_back()
         share = STATES[type(error)]
         wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
         untried = isinstance(error, CredentialsRejectedError) and not self._client.logins
@@ -395,12 +508,30 @@ class Poller:
             return now
         if wrong_clock:
             return now + schedule.WRONG_CLOCK
-        return now + schedule.backoff(self._failures, random.random)
+        after, sign_in_at = now + schedule.backoff(self._failures, random.random), self._session.sign_in_at
+        return min(after, sign_in_at) if sign_in_at > now else after
+
+    def _is_shown(self, newest: Reading) -> bool:
+        """Return whether a reading is what is published, current for as long: Share's time may have changed."""
+        if self._shown is None or self._shown[0] is not newest:
+            return False
+        before, now = self._shown[1], self._fresh_until(newest)
+        return before == now or abs(before - now) <= _SAME
+
+    def _show_what_is_left(self) -> None:
+        """Show the newest reading, should the one that is shown have turned out to be doubtful."""
+        newest = self._ledger.newest
+        if newest is not None:
+            self._show(newest)
+        elif self._shown is not None:
+            self._shown = None
+            nothing = messages.without_reading(self._account)
+            self._put(messages.stale_messages(self._topics, self.key, nothing))
 
     def _show(self, newest: Reading) -> None:
         """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
-        self._shown = (newest, self.time.known)
         state, fresh_until = self._state_of(newest)(), self._fresh_until(newest)
+        self._shown = (newest, fresh_until)
         if fresh_until > self._clock.now():
             self._put(messages.fresh_messages(self._topics, self.key, state, fresh_until))
         else:
@@ -440,13 +571,21 @@ class Poller:
                 for rejected in self._sign_ins.rejected
                 if rejected > now - _DAY and (at := unix(rejected)) is not None
             ),
+            ahead_until=self._stamps.ahead_until(self.time.now() or 0.0),
         )
         self._put_status()
 
     def _put_status(self) -> None:
         """Publish the status, but not before the one of before the start was read: it has to go on from there."""
         if self._read_back is not None:
-            full = replace(self._status, rejected=(*self._before.rejected, *self._status.rejected))
+            now, before = self._status, self._read_back.before
+            full = replace(
+                now,
+                rejected=(*self._before.rejected, *now.rejected),
+                last_reading_at=now.last_reading_at or before.last_reading,
+                last_success_at=now.last_success_at or before.stamps.last_success,
+                ahead_until=now.ahead_until if self._streaming else before.stamps.ahead_until,
+            )
             if self._before.locked_until is not None:  # until it is recalled, it must not be forgotten
                 until = self._before.locked_until
                 full = replace(full, share="locked_out", message=status.REMEDIES["locked_out"], next_poll_at=until)

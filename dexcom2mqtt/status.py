@@ -6,6 +6,7 @@ quotes what Share said, and nothing holds a secret.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,11 @@ REMEDIES: Final = {
     ),
     "sensor_error": (
         "The sensor sends error codes in place of readings. Look at the Dexcom app: it says what the sensor needs."
+    ),
+    "phone_clock": (
+        "Readings come with stamps of the future: the clock of the wearer's phone is wrong. On the phone, let the time "
+        "be set automatically. Until a reading comes with the right time, no value is shown: nobody could say how old "
+        "it is. Look at the Dexcom app meanwhile."
     ),
     "unavailable": (
         "Share cannot be reached or is out of order. Nothing to do unless it lasts: then, if there is no answer at "
@@ -44,6 +50,34 @@ REMEDIES: Final = {
     ),
 }
 """What happened and what to do, by the value of ``share``."""
+
+LATE: Final = (
+    "New readings arrive, but each is too old to be shown as current. Either the clock of the wearer's phone is behind "
+    "(on the phone, let the time be set automatically), or the phone uploads late: look at its network, and at the "
+    "battery settings of the Dexcom app."
+)
+UNSETTLED: Final = (
+    "Readings seem to come from the future. Either Share's clock or the phone's is wrong; the next answer, in half a "
+    "minute, tells more."
+)
+NOTHING_SHARED: Final = (
+    "Nothing is shared from this account: it has no sensor yet, or sharing is off, or there is no follower. In the "
+    "Dexcom app of the person who wears the sensor, start the sensor, switch sharing on, and invite a follower. The "
+    "credentials must be that person's, not a follower's. Readings then come by themselves."
+)
+NEWEST_MALFORMED: Final = (
+    "The newest record that Share sends makes no sense, so no reading is current; the older ones count. The next one "
+    "may be good: until then, look at the Dexcom app. If it lasts for a day, look for a newer version of dexcom2mqtt."
+)
+MALFORMED: Final = (
+    "Share sends records that make no sense ({} in the last answer); only the others count. Please report it if it "
+    "lasts."
+)
+"""For the log, with how many there are; so is the next one."""
+DRIFTED: Final = (
+    "Share sends readings in a form that is new: the value as text, or DT alone as the time ({} in the last answer); "
+    "they are read. Please report it."
+)
 
 _WRONG_CLOCK: Final = (
     "This machine's clock seems to be wrong: set it, or let the machine reach a time server. Trying goes on."
@@ -74,6 +108,8 @@ class Status:
     logins_24h: int = 0
     rejected: tuple[int, ...] = ()
     """When sign-ins were rejected in the last 24 hours, in Unix seconds."""
+    ahead_until: int | None = None
+    """The latest stamp of the last 24 hours that was first seen in the future, in Unix milliseconds."""
 
     @property
     def well(self) -> bool:
@@ -85,3 +121,8 @@ def tell(happened: str, share: str, *, wrong_clock: bool = False, untried: bool 
     """Join what happened and what to do about it; ``untried``: it happened to credentials of before a restart."""
     remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
     return f"{happened[:1].upper()}{happened[1:]}. {remedy}"
+
+
+def phone_clock(seconds_ahead: float) -> str:
+    """Say by how much the phone's clock is ahead, and what to do."""
+    return f"The wearer's phone seems to be {math.ceil(seconds_ahead / 60)} min ahead. {REMEDIES['phone_clock']}"

@@ -35,6 +35,8 @@ _HISTORY_EVERY: Final = 1.0
 _REFUSED_AGAIN: Final = 300.0
 _DAY_MS: Final = 24 * 3600 * 1000
 _T = TypeVar("_T")
+Key = tuple[int, bool]
+"""A reading's date, and whether it is doubtful."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,22 @@ class Offer:
     state: Callable[[], State]
     """Called when it is sent: the states of a day take a quarter of a megabyte."""
     fresh_until: float
+    doubtful: bool = False
+    """Whether its stamp may be false. Such a reading is never current, and one with the same stamp may be right."""
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all others of its account."""
+        return self.reading.date, self.doubtful
 
 
 @dataclass(slots=True)
 class _Account:
     source: str
-    published: dict[int, Reading]  # by date, in order
+    published: dict[Key, Reading]  # in order
     unsaved: int  # how many of them the history, as it was last sent, has not
-    waiting: dict[int, Offer] = field(default_factory=dict)  # by date, in order
-    sent: set[int] = field(default_factory=set)  # the dates of those on their way
+    waiting: dict[Key, Offer] = field(default_factory=dict)  # in order
+    sent: set[Key] = field(default_factory=set)  # those on their way
     not_before: float = 0.0
     history_sent: float = -math.inf
 
@@ -61,11 +70,16 @@ class _Account:
     def history_due(self) -> float:
         return self.history_sent + _HISTORY_EVERY if self.unsaved else math.inf
 
+    def split(self) -> tuple[list[Reading], list[Reading]]:
+        """Return what was published, the right readings and the doubtful ones."""
+        right = [reading for (_, doubtful), reading in self.published.items() if not doubtful]
+        return right, [reading for (_, doubtful), reading in self.published.items() if doubtful]
+
     def may_send(self, now: float, *, backfill: bool) -> bool:
         """Whether there may be something to send, given whether backfill may go now."""
         if not self.waiting or self.not_before > now:
             return False
-        return backfill or next(reversed(self.waiting)) > next(reversed(self.published), 0)
+        return backfill or _newest(reversed(self.waiting)) > _newest(reversed(self.published))
 
 
 class Stream:
@@ -76,15 +90,16 @@ class Stream:
         self._changed = changed
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
-        self._on_their_way: dict[Message, tuple[str, Reading]] = {}
+        self._on_their_way: dict[Message, tuple[str, Offer]] = {}
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
-    def open(self, key: str, source: str, history: Iterable[Reading]) -> None:
-        """Begin with an account, of which ``history`` was published before. Nothing of it goes out until then.
+    def open(self, key: str, source: str, history: Iterable[Reading], doubtful: Iterable[Reading] = ()) -> None:
+        """Begin with an account, of which ``history`` and ``doubtful`` were published before. Nothing goes out earlier.
 
         The history is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
         """
-        published = {reading.date: reading for reading in history}
+        before = {(reading.date, False): reading for reading in history}
+        published = _of_the_last(_DAY_MS, before | {(reading.date, True): reading for reading in doubtful})
         with self._lock:
             self._accounts[key] = _Account(source, published, unsaved=len(published))
 
@@ -92,7 +107,7 @@ class Stream:
         """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
         with self._lock:
             account = self._accounts[key]
-            new = {offer.reading.date: offer for offer in offers}
+            new = {offer.key: offer for offer in offers}
             account.waiting = _of_the_last(2 * _DAY_MS, account.waiting | new)
         self._changed()
 
@@ -105,10 +120,10 @@ class Stream:
             waiting = heapq.merge(
                 *(_in_order(key, each, now) for key, each in accounts if each.may_send(now, backfill=backfill))
             )
-            for backfill, date, key in islice(waiting, most):
+            for backfill, which, key in islice(waiting, most):
                 if backfill and not self._may_backfill(now):
                     break
-                taken.append(self._send(key, date, backfill=backfill))
+                taken.append(self._send(key, which, backfill=backfill))
             return taken
 
     def histories(self, now: float) -> list[Message]:
@@ -119,8 +134,7 @@ class Stream:
             for _, account in due:
                 account.unsaved, account.history_sent = 0, now
             return [
-                messages.history_message(self._topics, key, account.source, account.published.values())
-                for key, account in due
+                messages.history_message(self._topics, key, account.source, *account.split()) for key, account in due
             ]
 
     def next_at(self, now: float) -> float:
@@ -140,20 +154,20 @@ class Stream:
         with self._lock:
             if message not in self._on_their_way:
                 return
-            key, reading = self._on_their_way.pop(message)
+            key, offer = self._on_their_way.pop(message)
             account = self._accounts[key]
-            account.sent.discard(reading.date)
-            account.waiting.pop(reading.date, None)
-            account.published = _of_the_last(_DAY_MS, account.published | {reading.date: reading})
+            account.sent.discard(offer.key)
+            account.waiting.pop(offer.key, None)
+            account.published = _of_the_last(_DAY_MS, account.published | {offer.key: offer.reading})
             account.unsaved += 1
 
     def refused(self, message: Message, now: float) -> None:
         """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
         with self._lock:
             if message in self._on_their_way:
-                key, reading = self._on_their_way.pop(message)
+                key, offer = self._on_their_way.pop(message)
                 account = self._accounts[key]
-                account.sent.discard(reading.date)
+                account.sent.discard(offer.key)
                 account.not_before = now + _REFUSED_AGAIN
 
     def lost(self) -> None:
@@ -163,12 +177,12 @@ class Stream:
             for account in self._accounts.values():
                 account.sent.clear()
 
-    def _send(self, key: str, date: int, *, backfill: bool) -> Message:
+    def _send(self, key: str, which: Key, *, backfill: bool) -> Message:
         account = self._accounts[key]
-        offer = account.waiting[date]
-        account.sent.add(date)
+        offer = account.waiting[which]
+        account.sent.add(which)
         message = messages.reading_message(self._topics, key, offer.state(), backfill=backfill)
-        self._on_their_way[message] = (key, offer.reading)
+        self._on_their_way[message] = (key, offer)
         return message
 
     def _may_backfill(self, now: float) -> bool:
@@ -183,19 +197,28 @@ class Stream:
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
 
 
-def _in_order(key: str, account: _Account, now: float) -> Iterator[tuple[bool, int, str]]:
-    """Yield what may be sent of an account, the current ones first: whether it is backfill, its date, and whose it is.
+def _in_order(key: str, account: _Account, now: float) -> Iterator[tuple[bool, Key, str]]:
+    """Yield what may be sent of an account, the current ones first: whether it is backfill, which, and whose it is.
 
-    Backfill is what is not current any more, or older than what was sent before.
+    Backfill is what is not current any more, or older than what was sent before; and whatever is doubtful.
     """
-    newest = max((next(reversed(account.published), 0), *account.sent))
-    newer = takewhile(lambda date: date > newest, reversed(account.waiting))
-    current = list(takewhile(lambda date: account.waiting[date].fresh_until > now, newer))
-    yield from ((False, date, key) for date in reversed(current))
-    yield from ((True, date, key) for date in account.waiting if date not in account.sent and date not in current)
+    newest = max(_newest(reversed(account.published)), _newest(sorted(account.sent, reverse=True)))
+    newer = takewhile(lambda which: which[0] > newest, filter(_is_right, reversed(account.waiting)))
+    current = list(takewhile(lambda which: account.waiting[which].fresh_until > now, newer))
+    yield from ((False, which, key) for which in reversed(current))
+    yield from ((True, which, key) for which in account.waiting if which not in account.sent and which not in current)
 
 
-def _of_the_last(milliseconds: int, by_date: dict[int, _T]) -> dict[int, _T]:
+def _is_right(which: Key) -> bool:
+    return not which[1]
+
+
+def _newest(keys: Iterable[Key]) -> int:
+    """Return the date of the first that is not doubtful, 0 if there is none."""
+    return next((date for date, doubtful in keys if not doubtful), 0)
+
+
+def _of_the_last(milliseconds: int, by_key: dict[Key, _T]) -> dict[Key, _T]:
     """Return, in order, what is at most that much older than the newest."""
-    oldest = max(by_date, default=0) - milliseconds
-    return {date: by_date[date] for date in sorted(by_date) if date >= oldest}
+    oldest = max(by_key, default=(0, False))[0] - milliseconds
+    return {key: by_key[key] for key in sorted(by_key) if key[0] >= oldest}

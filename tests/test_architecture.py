@@ -32,7 +32,7 @@ THIRD_PARTY = {
     "urllib3",
     "yaml",
 }
-PURE = {"readings", "ledger", "schedule", "status", "messages", "mirror", "homeassistant"}
+PURE = {"readings", "ledger", "schedule", "stamps", "status", "messages", "mirror", "homeassistant", "patience"}
 NOW = {"now", "utcnow", "today"}
 
 

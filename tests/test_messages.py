@@ -16,6 +16,7 @@ from dexcom2mqtt import messages
 from dexcom2mqtt.messages import Message, Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.stamps import Past
 from dexcom2mqtt.status import Status
 from tests.builders import NOON, account, any_json, any_text, property_of, reading
 
@@ -455,12 +456,13 @@ def test_status_is_as_promised() -> None:
             "requests_24h": 290,
             "logins_24h": 3,
             "rejected": [NOON - 60, NOON],
+            "ahead_until": None,
         }
     )
 
 
 def test_status_of_the_beginning() -> None:
-    """Before anything is known, times and the delay are null, and nothing was rejected."""
+    """Before anything is known, times, the delay and stamps of the future are null, and nothing was rejected."""
     payload = parsed(messages.status_message(TOPICS, "anna", Status()))
     assert [key for key, value in payload.items() if value is None] == [
         "since",
@@ -468,6 +470,7 @@ def test_status_of_the_beginning() -> None:
         "last_success_at",
         "next_poll_at",
         "delay",
+        "ahead_until",
     ]
     assert payload["rejected"] == []
 
@@ -494,7 +497,36 @@ def test_status_is_json_whatever_it_says(text: str) -> None:
 def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
     """What a status says of rejected sign-ins is what a restart takes over."""
     message = messages.status_message(TOPICS, "anna", replace(STATUS, rejected=tuple(rejected)))
-    assert messages.parse_status(message.payload.encode()) == messages.Before(tuple(rejected))
+    assert messages.parse_status(message.payload.encode()).rejected == tuple(rejected)
+
+
+def test_what_matters_of_readings_is_read_back() -> None:
+    """A restart learns when the last reading was taken, Share last answered, and how far stamps were ahead."""
+    told = replace(STATUS, share="ok", last_reading_at=NOON - 60.0, last_success_at=NOON, ahead_until=NOON * 1000 + 7)
+    before = messages.parse_status(messages.status_message(TOPICS, "anna", told).payload.encode())
+    assert before.last_reading == NOON - 60
+    assert before.stamps == Past(ahead_until=NOON * 1000 + 7, last_success=NOON, current=True)
+    told = replace(told, share="phone_clock", ahead_until=None)
+    before = messages.parse_status(messages.status_message(TOPICS, "anna", told).payload.encode())
+    assert before.stamps == Past(last_success=NOON)
+
+
+@pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])
+def test_a_stamp_that_makes_no_sense_is_refused(ahead_until: object) -> None:
+    """A status whose latest stamp of the future is no time is not taken over."""
+    payload = parsed(messages.status_message(TOPICS, "anna", STATUS)) | {"ahead_until": ahead_until}
+    with pytest.raises(messages.ForeignError, match="latest stamp"):
+        messages.parse_status(json.dumps(payload).encode())
+
+
+def test_doubtful_readings_are_read_back_as_such() -> None:
+    """Readings that are marked as doubtful come back apart from the right ones, even those with the same stamp."""
+    right, false = [reading(100), reading(110, seconds=300)], [reading(90, seconds=300), reading(91, seconds=20)]
+    payload = messages.history_message(TOPICS, "anna", SOURCE, right, false).payload
+    assert [entry.get("doubtful", False) for entry in json.loads(payload)["readings"]] == [False, True, False, True]
+    taken = messages.parse_history(payload.encode(), SOURCE, NOON + 600)
+    assert taken.readings == tuple(right)
+    assert taken.doubtful == (false[1], false[0])
 
 
 def test_a_lock_out_is_read_back() -> None:
@@ -592,14 +624,14 @@ def test_source_names_a_person_without_telling_who() -> None:
 def test_history_is_read_back(kept: list[Reading]) -> None:
     """What a history holds is what a restart takes over, whatever words Share used."""
     message = messages.history_message(TOPICS, "anna", SOURCE, kept)
-    assert messages.parse_history(message.payload.encode(), SOURCE, 4_102_444_800.0) == kept
+    assert list(messages.parse_history(message.payload.encode(), SOURCE, 4_102_444_800.0).readings) == kept
 
 
 def test_longest_history_is_read_back() -> None:
     """A day of readings, each uploaded twice, is not too much."""
     kept = [reading(100 + slot % 2, seconds=slot * 150, direction="RateOutOfRange") for slot in range(576)]
     message = messages.history_message(TOPICS, "anna", SOURCE, kept)
-    assert messages.parse_history(message.payload.encode(), SOURCE, NOON + 86400) == kept
+    assert list(messages.parse_history(message.payload.encode(), SOURCE, NOON + 86400).readings) == kept
 
 
 @pytest.mark.parametrize(("ahead", "is_ours"), [(0, True), (300, True), (301, False), (10**8, False)])
@@ -607,7 +639,7 @@ def test_history_of_the_future_is_not_ours(ahead: int, *, is_ours: bool) -> None
     """A history with readings of more than 5 minutes from now is refused as a whole."""
     payload = messages.history_message(TOPICS, "anna", SOURCE, [reading(), reading(seconds=ahead)]).payload.encode()
     if is_ours:
-        assert messages.parse_history(payload, SOURCE, NOON) == [reading(), reading(seconds=ahead)]
+        assert messages.parse_history(payload, SOURCE, NOON).readings == (reading(), reading(seconds=ahead))
     else:
         with pytest.raises(messages.ForeignError):
             messages.parse_history(payload, SOURCE, NOON)
@@ -679,6 +711,6 @@ def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
         assert all(key.replace("_", "").isalnum() for key in messages.parse_info(payload))
     assert messages.is_ours("anna", "status", payload) in {True, False}
     with contextlib.suppress(messages.ForeignError):
-        for taken in messages.parse_history(payload, SOURCE, NOON):
+        for taken in messages.parse_history(payload, SOURCE, NOON).readings:
             state = messages.state_of(taken, None, account())
             assert messages.reading_message(TOPICS, "anna", state, backfill=True).payload.encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from dexcom2mqtt import messages
+from dexcom2mqtt import messages, status
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
@@ -42,6 +43,7 @@ class World:
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
         self.published: dict[int, float] = {}  # by date: when
+        self.stream: dict[int, bool] = {}  # by date: whether it was backfill, when it came last
         self._back_by = math.inf
         self.late = -math.inf  # how many seconds later than it said the poller was back
         self._password = password
@@ -53,8 +55,8 @@ class World:
     def unix(self) -> float:
         return BEGIN + self.clock.time
 
-    def restart(self) -> None:
-        """Start the daemon anew, which knows nothing but what is retained."""
+    def restart(self, *, broker: bool = True) -> None:
+        """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
         self._mirror, self._stream = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
         self._poller = Poller(
@@ -68,6 +70,11 @@ class World:
             rate_limits={},
             back_by=self._take_back_by,
         )
+        if broker:
+            self.read_back()
+
+    def read_back(self) -> None:
+        """Tell the daemon what is retained."""
         self._poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
 
     def live(self, seconds: float) -> None:
@@ -86,7 +93,9 @@ class World:
         now = self.clock.now()
         while taken := self._stream.take(now, 20):
             for message in taken:
-                self.published.setdefault(json.loads(message.payload)["date"], self.unix)
+                reading = json.loads(message.payload)
+                self.published.setdefault(reading["date"], self.unix)
+                self.stream[reading["date"]] = reading["backfill"]
                 self._stream.acknowledged(message)
             self._mirror.put(self._stream.histories(math.inf))
         for message in self._mirror.take(now, 1000):
@@ -265,13 +274,13 @@ def test_what_is_irregular_confuses_nothing(make_world: Callable[..., World], na
 
 
 def test_a_wrong_password_with_a_restart_every_hour(make_world: Callable[..., World]) -> None:
-    """For a day, no hour has more than 3 requests with the password, and the day no more than 12."""
+    """For a day, no hour has more than 3 requests with the password, and the day no more than 12 and one a restart."""
     world = make_world(password="wrong")
     for _ in range(24):
         world.live(HOUR)
         world.restart()
     attempts = world.requests(password=True)
-    assert 3 <= len(attempts) <= 12
+    assert 3 <= len(attempts) <= 12 + 24
     assert most_within(attempts, HOUR) <= 3
 
 
@@ -299,6 +308,142 @@ def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
     world.live(MINUTE)
     assert world.status["share"] == "unexpected_response"
     assert world._stream.take(world.clock.now(), 20) == []  # noqa: SLF001  # as the broker's loop does
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def stamped(record: dict[str, Any]) -> float:
+    """Return the Unix seconds of a record as Share sends it."""
+    return int(record["WT"][5:-1]) / 1000
+
+
+def spoilt(is_meant: Callable[[dict[str, Any]], bool], **changes: object) -> share.Fault:
+    """Change those of the records that are meant."""
+    return share.only(
+        share.edited(lambda records: [{**each, **changes} if is_meant(each) else each for each in records]),
+        call="read",
+    )
+
+
+@pytest.mark.parametrize("change", [{"Value": "110"}, {"WT": None}, {"WT": "soon", "Value": "110.0"}])
+def test_a_form_that_is_new_is_read_and_told_once(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture, change: dict[str, object]
+) -> None:
+    """Readings in a new form are published like any other, with one warning as long as any of a day has that form."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: stamped(each) >= began, **change)
+    world.live(5 * HOUR)
+    assert world.status["share"] == "ok"
+    assert len(world.delays(began)) >= 59
+    (line,) = warnings(caplog)
+    assert line.startswith("anna: Share sends readings in a form that is new")
+    assert " (1 in the last answer)" in line
+    ended = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < ended, **change)
+    world.live(20 * HOUR)  # the last of them is still there
+    assert len(warnings(caplog)) == 1
+    world.live(6 * HOUR)
+    world.service.fault = spoilt(lambda _: True, **change)
+    world.live(HOUR)
+    assert len(warnings(caplog)) == 2
+
+
+def test_a_malformed_record_is_told_once(make_world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """One that makes no sense costs one warning in the whole day that Share keeps it, and another one later its own."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < began + 5 * MINUTE, Value="many")
+    world.live(DAY + 2 * HOUR)
+    assert world.status["share"] == "ok"
+    (line,) = warnings(caplog)
+    assert line.startswith("anna: Share sends records that make no sense (1 in the last answer); only the others count")
+    began = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < began + 5 * MINUTE, Value="many")
+    world.live(HOUR)
+    assert warnings(caplog) == [line, line]
+
+
+def test_a_newest_record_that_makes_no_sense_is_told_when_nothing_is_current(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a value still stands all is well; then the message says that it is the newest record that is to blame."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: stamped(each) >= began, Value=None)
+    world.live(9 * MINUTE)
+    assert world.status["share"] == "ok"
+    world.live(3 * HOUR)  # with polls of the whole day and of less
+    assert (world.status["share"], world.status["message"]) == ("unexpected_response", status.NEWEST_MALFORMED)
+    kinds = [line.split(":")[1].split("(")[0].strip() for line in warnings(caplog)]
+    assert kinds == ["Share sends records that make no sense", "unexpected_response"]
+    world.service.fault = share.no_fault
+    world.live(10 * MINUTE)
+    assert world.status["share"] == "ok"
+
+
+def test_an_older_record_that_makes_no_sense_is_not_to_blame(make_world: Callable[..., World]) -> None:
+    """If the newest record is good but old, there are no new readings, whatever lies before it."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.distort(share.during(began, math.inf, share.missing))
+    world.service.fault = spoilt(lambda each: stamped(each) < began - 10 * MINUTE, Value=None)
+    world.live(HOUR)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.REMEDIES["no_readings"])
+
+
+def test_only_records_that_make_no_sense_are_not_understood(make_world: Callable[..., World]) -> None:
+    """If no record at all makes sense, the message is that of an answer that is not understood."""
+    world = make_world()
+    world.service.fault = spoilt(lambda _: True, Value=None)
+    world.live(HOUR)
+    told = (world.status["share"], world.status["message"])
+    assert told == ("unexpected_response", status.REMEDIES["unexpected_response"])
+
+
+def test_error_codes_before_a_newest_that_makes_no_sense(make_world: Callable[..., World]) -> None:
+    """If the sensor sends error codes, that is what is told, although the newest record makes no sense."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.distort(share.during(began, math.inf, share.valued(5)))
+    world.service.fault = spoilt(lambda each: stamped(each) >= began + 30 * MINUTE, Value=None)
+    world.live(HOUR)
+    assert world.status["share"] == "sensor_error"
+
+
+def test_an_account_that_shares_nothing_is_told_so(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Share says of sharing is no outage: few requests, one sign-in, one line, and a message of its own."""
+    world = make_world()
+    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    began = world.unix
+    world.live(6 * HOUR)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.NOTHING_SHARED)
+    assert warnings(caplog) == [f"anna: no_readings: {status.NOTHING_SHARED}"]
+    assert world.status["logins_24h"] == 2  # one sign-in by user name
+    assert most_within(world.requests(began + 10 * MINUTE), HOUR) <= 16
+    world.service.fault = share.no_fault
+    world.live(10 * MINUTE)
+    assert world.status["share"] == "ok"
+
+
+def test_a_value_that_stands_outlives_that_nothing_is_shared(make_world: Callable[..., World]) -> None:
+    """When sharing is switched off, the newest value stays current until it is too old."""
+    world = make_world()
+    world.live(HOUR)
+    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    world.live(9 * MINUTE)
+    assert world.status["share"] == "ok"
+    world.live(20 * MINUTE)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.NOTHING_SHARED)
 
 
 @pytest.mark.parametrize("fault", ["nothing", "stumbles", "wrong password", "rate limit", "a bug"])

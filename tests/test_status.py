@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from dexcom2mqtt.status import BUG, REMEDIES, Status, tell
+from dexcom2mqtt.status import (
+    BUG,
+    DRIFTED,
+    MALFORMED,
+    NEWEST_MALFORMED,
+    NOTHING_SHARED,
+    REMEDIES,
+    Status,
+    tell,
+)
 
 STATES = [
     "starting",
     "ok",
     "no_readings",
     "sensor_error",
+    "phone_clock",
     "unavailable",
     "rate_limited",
     "credentials_rejected",
@@ -50,6 +60,24 @@ def test_every_text_is_a_sentence_of_its_own(share: str) -> None:
 def test_every_trouble_has_its_remedy(share: str, words: list[str]) -> None:
     """Each trouble names what to check or to do about it."""
     assert [word for word in words if word not in REMEDIES[share]] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (NOTHING_SHARED, ["Nothing is shared", "sensor", "sharing", "follower", "not a follower's"]),
+        (NEWEST_MALFORMED, ["newest record", "makes no sense", "no reading is current", "older ones count", "app"]),
+        (MALFORMED.format(3), ["make no sense", "3", "only the others count", "report"]),
+        (DRIFTED.format(3), ["a form that is new", "3", "they are read", "report"]),
+    ],
+)
+def test_what_is_odd_has_words_of_its_own(text: str, words: list[str]) -> None:
+    """What Share says in words of its own is told as what it is, in whole sentences, and differs from every state's."""
+    assert [word for word in words if word not in text] == []
+    assert text[0].isupper()
+    assert text.endswith(".")
+    assert "  " not in text
+    assert text not in REMEDIES.values()
 
 
 def test_a_bug_is_told_as_one() -> None:

@@ -438,14 +438,14 @@ readings_of_share = st.builds(
 def test_a_history_can_be_read_back(kept: list[Reading]) -> None:
     """Whatever readings a history holds, reading it back returns them as they were."""
     history = messages.history_message(TOPICS, ANNA, SOURCE, kept)
-    assert parse_history(history.payload.encode(), SOURCE, NOON) == kept
+    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == kept
 
 
 def test_a_whole_day_is_no_absurd_history() -> None:
     """A day with two readings in each slot, all with the longest word, is read back."""
     day = [reading(2000, seconds=-150 * slot, direction="𝄞" * 64, offset_min=-840) for slot in range(576)]
     history = messages.history_message(TOPICS, ANNA, SOURCE, day)
-    assert parse_history(history.payload.encode(), SOURCE, NOON) == day
+    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == day
 
 
 ENTRY = {"date": NOON * 1000, "mg_dl": 100, "direction": "Flat", "offset_min": 0}
@@ -506,8 +506,8 @@ def test_a_foreign_history_is_refused_whole(name: str) -> None:
 
 def test_a_history_of_ours_is_taken() -> None:
     """What the table of foreign ones was made of is ours, up to five minutes into the future."""
-    assert parse_history(history_of(), SOURCE, NOON) == [reading(100)]
-    assert len(parse_history(entry_of(date=NOON * 1000 + 300_000), SOURCE, NOON)) == 2
+    assert parse_history(history_of(), SOURCE, NOON).readings == (reading(100),)
+    assert len(parse_history(entry_of(date=NOON * 1000 + 300_000), SOURCE, NOON).readings) == 2
 
 
 any_entry = st.fixed_dictionaries(
@@ -535,7 +535,7 @@ any_payload = st.binary(max_size=200) | any_json.map(lambda value: json.dumps(va
 def test_any_history_is_taken_whole_or_refused(payload: bytes) -> None:
     """Whatever comes, reading it raises ForeignError alone, and what is taken is everything that was in it."""
     try:
-        taken = parse_history(payload, SOURCE, NOON)
+        taken = parse_history(payload, SOURCE, NOON).readings
     except ForeignError:
         return
     history = messages.history_message(TOPICS, ANNA, SOURCE, taken)
@@ -610,7 +610,7 @@ class Delivery(RuleBasedStateMachine):
     def start(self) -> None:
         self.stream = Stream(TOPICS)
         for key in (ANNA, BEN):
-            history = parse_history(self.retained[key], SOURCE, self.now) if key in self.retained else []
+            history = parse_history(self.retained[key], SOURCE, self.now).readings if key in self.retained else ()
             published = {kept.date for kept in history}
             self.stream.open(key, SOURCE, history)
             self.stream.offer(key, [offer(each) for date, each in self.given[key].items() if date not in published])
