@@ -8,6 +8,7 @@ phone numbers is from pydexcom's answers to frequent questions.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,6 +18,7 @@ from dexcom2mqtt.clock import day, system_time
 from dexcom2mqtt.messages import Message, Topics, cleared
 from dexcom2mqtt.poller import STATES, client_of
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
+from dexcom2mqtt.stamps import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +32,15 @@ _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
 _GONE: Final = 60.0
 """Seconds after which MQTT 5 forgets what is left where this is ended in the middle."""
-_PHONE: Final = re.compile(r"[\d ()./-]{7,}")
+_PHONE: Final = re.compile(r"\+?(?:[ ()./-]*\d){7,}[ ()./-]*")
+_PHONE_AS_WANTED: Final = re.compile(r"\+[0-9]+")
+_LONGEST_PASSWORD: Final = 30
+"""Users report that a longer one works in Dexcom's app and not here."""
+_PLACEHOLDERS: Final = {"USER NAME", "PASSWORD", "her password at Dexcom"}
+"""What config.example.yaml and the README have in the place of credentials."""
+_EXAMPLES: Final = "@example.com"
+_UNSEEN: Final = {"Cc", "Cf", "Zl", "Zp", "Zs"}
+"""Categories of characters that cannot be seen, or that look like a blank."""
 
 _NO_READINGS: Final = (
     "In the Dexcom app of the person who wears the sensor, sharing has to be on and to have at least one follower.",
@@ -38,10 +48,16 @@ _NO_READINGS: Final = (
     "The sensor may be warming up, or the phone may be off or without network for a day: the app tells.",
     "Share has readings of G4 to G7 and ONE+. Stelo has no sharing.",
 )
+_PHONE_CLOCK: Final = (
+    "The clock of the phone that uploads the readings was set by hand: let its date and time be set automatically.",
+    "It was set right just now: then the daemon shows the next reading, whatever false times lie ahead of it.",
+    "The phone's clock is right: then it is Share's that is wrong now. Check again in an hour.",
+)
 _OLD_READINGS: Final = (
     "The phone is off or without network, or the Dexcom app does not run there.",
     "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
     "Sharing was switched off in the app.",
+    "The clock of the phone is behind, so that new readings look old: let it be set automatically.",
 )
 _LOCKED_OUT: Final = (
     "Wait 20 minutes before the next check, with the daemon stopped: each try of any program begins them anew.",
@@ -85,7 +101,9 @@ def _check_account(key: str, account: Account, stale_after: float, clock: Clock)
     try:
         client.sign_in()
         yield Step(key, f"Signed in to {client.host}, region {account.region}.")
-        yield _newest(key, account, client, client.fetch(renew=False), stale_after)
+        batch = client.fetch(renew=False)
+        yield _newest(key, account, client, batch, stale_after)
+        yield from _oddities(key, batch)
     except ShareError as error:
         yield Step(key, *_failed(error, account))
     if client.time.known:
@@ -103,13 +121,17 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
 
 
 def _rejected(account: Account) -> Iterator[str]:
-    """Yield why Share may not accept the credentials; it does not say itself."""
-    page, name = _ACCOUNT_PAGES[account.region], account.username
+    """Yield why Share may not accept the credentials, what can be seen of them first; it does not say itself."""
+    page = _ACCOUNT_PAGES[account.region]
+    name = None if account.username is None else account.username.get_secret_value()
     others = [f"{other}, the region is {region}" for region, other in _ACCOUNT_PAGES.items() if other != page]
-    phone = "A phone number is written with + and the country code: '+11234567890'."
-    seems_phone = name is not None and _PHONE.fullmatch(name.get_secret_value())
+    phone = "A phone number is written with + and the country code, and nothing else: '+11234567890'."
+    seems_phone = name is not None and _PHONE.fullmatch(name.strip()) and not _PHONE_AS_WANTED.fullmatch(name.strip())
     if seems_phone:
         yield f"The user name looks like a phone number. {phone}"
+    if name is not None:
+        yield from _seen_of_name(name)
+    yield from _seen_of_password(account.password.get_secret_value(), page)
     yield (
         "They have to be those of the person who wears the sensor, as in the Dexcom app that shows the readings; not a "
         "follower's, nor those of somebody who manages the account of a child."
@@ -121,6 +143,7 @@ def _rejected(account: Account) -> Iterator[str]:
     if name is not None and not seems_phone:
         yield phone
     yield f"The password is mistyped: {page} lets you try it, and make a new one."
+    yield f"Dexcom may ask for consent to new terms, and accept no sign-in until it has it: sign in once at {page}."
     if name is not None:
         yield (
             f"If they are right, try the account id in place of the user name: once signed in at {page}, it is in the "
@@ -133,22 +156,69 @@ def _rejected(account: Account) -> Iterator[str]:
     )
 
 
+def _seen_of_name(name: str) -> Iterator[str]:
+    """Yield what is odd about a user name, without showing it."""
+    if name.strip() in _PLACEHOLDERS or name.strip().casefold().endswith(_EXAMPLES):
+        yield "The user name is still the one of the examples. Put in the one that signs in to the Dexcom app."
+    if name != name.strip():
+        yield "The user name begins or ends with a blank: remove it."
+    if any(unicodedata.category(character) in _UNSEEN for character in name.strip().replace(" ", "")):
+        yield (
+            "The user name has a character in it that cannot be seen, or that only looks like a blank, as comes with "
+            "copying. Type it by hand."
+        )
+
+
+def _seen_of_password(password: str, page: str) -> Iterator[str]:
+    """Yield what is odd about a password, without showing it."""
+    if password.strip() in _PLACEHOLDERS:
+        yield "The password is still the one of the examples. Put in the one that signs in to the Dexcom app."
+    if password != password.strip():
+        yield "The password begins or ends with a blank: remove it, unless it is a part of the password."
+    if password.strip().isdecimal():
+        yield (
+            "The password is of digits alone. Users report that Share rejects such ones, although Dexcom's app takes "
+            f"them: make a new one, with letters and digits, at {page}."
+        )
+    if len(password) > _LONGEST_PASSWORD:
+        yield (
+            f"The password has more than {_LONGEST_PASSWORD} characters. Users report that Share rejects long ones, "
+            f"although Dexcom's app takes them: make a shorter one at {page}."
+        )
+
+
 def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:
-    last_error = max(batch.error_codes, default=0)
     if not batch.readings:
-        if last_error:
-            return Step(key, status.REMEDIES["sensor_error"], "failed")
-        if batch.malformed:
-            return Step(key, status.REMEDIES["unexpected_response"], "failed")
-        return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
+        return _without_readings(key, batch)
     newest, count = batch.readings[-1], len(batch.readings)
     age = (client.time.now() or system_time()) - newest.date / 1000
+    if age < -TOLERANCE:
+        return Step(key, status.phone_clock(-age), "failed", _PHONE_CLOCK)
     value = " ".join(filter(None, (str(newest.value(account.unit)), account.unit, newest.arrow)))
     facts = f"{value}, {_span(age)} old; there are {count} of the last 24 hours."
     if age < stale_after:
         return Step(key, f"Sharing is on. The newest reading is {facts}")
-    why = (status.REMEDIES["sensor_error"],) if last_error > newest.date else _OLD_READINGS
+    if max(batch.error_codes, default=0) > newest.date:
+        why: tuple[str, ...] = (status.REMEDIES["sensor_error"],)
+    else:
+        why = (status.NEWEST_MALFORMED,) if batch.newest_malformed else _OLD_READINGS
     return Step(key, f"No reading is current. The newest is {facts}", "failed", why)
+
+
+def _without_readings(key: str, batch: Batch) -> Step:
+    if batch.nothing_shared:
+        return Step(key, status.NOTHING_SHARED, "failed")
+    if batch.error_codes:
+        return Step(key, status.REMEDIES["sensor_error"], "failed")
+    if batch.malformed:
+        return Step(key, status.REMEDIES["unexpected_response"], "failed")
+    return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
+
+
+def _oddities(key: str, batch: Batch) -> Iterator[Step]:
+    for words, count in ((status.MALFORMED, batch.malformed), (status.DRIFTED, batch.drifted)):
+        if count:
+            yield Step(key, words.format(count), "note")
 
 
 def _clocks(key: str, client: ShareClient) -> Step:

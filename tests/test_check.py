@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trustme
+import yaml
 
+from dexcom2mqtt.check import _rejected
+from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo.share_service import (
     Fault,
     SimulatedAccount,
@@ -37,12 +40,14 @@ from dexcom2mqtt.demo.share_service import (
     only,
     padded,
     reset,
+    skewed,
     status,
     together,
     truncated,
     valued,
     zero_uuid,
 )
+from dexcom2mqtt.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.processes import (
     ROOT,
     Mosquitto,
@@ -367,7 +372,7 @@ def test_wrong_usage(bench: Bench) -> None:
 )
 def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page: str, others: str) -> None:
     """It is tried once, and everything that it can be is told, with the account page of each region."""
-    bench.accounts = {"anna": bench.account(ANNA, password="the-secret", region=region)}
+    bench.accounts = {"anna": bench.account(BEN, password="the-secret", region=region)}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
     assert done.stderr == "dexcom2mqtt: 1 failed; see above for what to do\n"
@@ -376,20 +381,22 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
     assert told.startswith("anna: ")
     assert told.endswith(" did not accept the credentials.")
     causes = remedies(done.stdout)
-    assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 7)]
+    assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
     assert "those of the person who wears the sensor" in causes[0]
     assert f"For {region} they have to work at {page}. If they work at {others}." in causes[1]
     assert "'+11234567890'" in causes[2]
     assert page in causes[3]
-    assert f"once signed in at {page}" in causes[4]
-    assert "account_id: " in causes[4]
-    assert "wait 20 minutes" in causes[5]
+    assert "new terms" in causes[4]
+    assert f"sign in once at {page}." in causes[4]
+    assert f"once signed in at {page}" in causes[5]
+    assert "account_id: " in causes[5]
+    assert "wait 20 minutes" in causes[6]
     assert ("ok", "anna: This machine's clock agrees with Share's.") in steps(done.stdout)
     assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
     assert "All is well" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["1 (123) 456-7890", "11234567891", "0170/1234567"])
+@pytest.mark.parametrize("name", ["1 (123) 456-7890", "11234567891", "0170/1234567", "+1 123 456-7890"])
 def test_a_user_name_that_looks_like_a_phone_number(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
     """Where the user name looks like a phone number without its country, that is the first cause."""
     bench.accounts = {"anna": bench.account(ANNA, username=name)}
@@ -412,9 +419,112 @@ def test_a_wrong_account_id(bench: Bench, mosquitto: Mosquitto) -> None:
     bench.accounts = {"anna": bench.account(ANNA, username=None, account_id="0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    assert len(remedies(done.stdout)) == 4
+    assert len(remedies(done.stdout)) == 5
     assert "account_id" not in done.stdout
+    assert "user name" not in done.stdout.replace("us without a user name", "")
     assert "phone" not in done.stdout
+
+
+EXAMPLE: Final = "The user name is still the one of the examples."
+EDGE: Final = "The user name begins or ends with a blank"
+UNSEEN: Final = "The user name has a character in it that cannot be seen"
+PASSWORD_EXAMPLE: Final = "The password is still the one of the examples."
+PASSWORD_EDGE: Final = "The password begins or ends with a blank"
+DIGITS: Final = "The password is of digits alone."
+LONG: Final = "The password has more than 30 characters."
+SEEN: Final = (EXAMPLE, EDGE, UNSEEN, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, LONG)
+
+
+def rejected(**credentials: str) -> list[str]:
+    """Return what is said of credentials that Share rejected, in their order; nothing of it shows them."""
+    told = list(_rejected(Account(**credentials)))
+    assert not [cause for cause in told for value in credentials.values() if value.strip() in cause]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("ben.the.builder", []),
+        ("ben the builder", []),
+        ("zoë", []),
+        ("USER NAME", [EXAMPLE]),
+        ("anna@example.com", [EXAMPLE]),
+        ("Ben@Example.COM", [EXAMPLE]),
+        ("anna@example.com.au", []),
+        ("anna@an-example.com", []),
+        (" ben", [EDGE]),
+        ("ben ", [EDGE]),
+        ("ben\N{NO-BREAK SPACE}", [EDGE]),
+        ("ben\N{ZERO WIDTH SPACE}", [UNSEEN]),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}ben", [UNSEEN]),
+        ("ben\N{NO-BREAK SPACE}builder", [UNSEEN]),
+        ("ben\N{SOFT HYPHEN}builder", [UNSEEN]),
+        (" anna@example.com\N{ZERO WIDTH SPACE} x", [EDGE, UNSEEN]),
+        (" USER NAME", [EXAMPLE, EDGE]),
+    ],
+)
+def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -> None:
+    """Placeholders, blanks at an end and characters that nobody sees are named, and nothing else is."""
+    told = rejected(username=name, password="correct horse")
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
+    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
+    assert len(told) == 7 + len(seen)
+
+
+@pytest.mark.parametrize(
+    ("password", "seen"),
+    [
+        ("correct horse", []),
+        ("x" * 30, []),
+        ("x" * 31, [LONG]),
+        ("13572468", [DIGITS]),
+        ("1234567a", []),
+        ("9" * 31, [DIGITS, LONG]),
+        (" horse", [PASSWORD_EDGE]),
+        ("horse ", [PASSWORD_EDGE]),
+        ("horse\N{NO-BREAK SPACE}", [PASSWORD_EDGE]),
+        ("13572468 ", [PASSWORD_EDGE, DIGITS]),
+        ("PASSWORD", [PASSWORD_EXAMPLE]),
+        ("her password at Dexcom", [PASSWORD_EXAMPLE]),
+        ("Password", []),
+    ],
+)
+@pytest.mark.parametrize("who", [{"username": "ben"}, {"account_id": ANNA.account_id}])
+def test_what_is_odd_about_a_password_comes_first(who: dict[str, str], password: str, seen: list[str]) -> None:
+    """Placeholders, digits alone, too great a length and blanks at an end are named, also with an account id."""
+    told = rejected(**who, password=password)
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
+    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
+
+
+def test_placeholders_are_those_of_the_examples() -> None:
+    """What check takes for a placeholder is what config.example.yaml and the README have there."""
+    accounts = [
+        *yaml.safe_load((ROOT / "config.example.yaml").read_text(encoding="utf-8"))["accounts"].values(),
+        *yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])[
+            "accounts"
+        ].values(),
+    ]
+    assert len(accounts) == 2
+    for written in accounts:
+        told = rejected(username=written["username"], password=written["password"])
+        assert told[0].startswith(EXAMPLE)
+        assert told[1].startswith(PASSWORD_EXAMPLE)
+
+
+def test_what_is_odd_is_told_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
+    """All that is odd about the credentials heads the list, the user name first, and none of it is shown."""
+    bench.accounts = {
+        "anna": bench.account(ANNA, username=" 0170/1234567", password="12345678901234567890123456789012 ")
+    }
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    heads = ("The user name looks like a phone number.", EDGE, PASSWORD_EDGE, DIGITS, LONG, "They have to be those of")
+    for number, (cause, head) in enumerate(zip(remedies(done.stdout), heads, strict=False), 1):
+        assert cause.startswith(f"{number}. {head}")
+    assert "0170" not in done.stdout
+    assert "23456789" not in done.stdout.replace("'+11234567890'", "").replace("12345678-90ab", "")
 
 
 FAULTS: Final[dict[str, tuple[Fault, str]]] = {
@@ -494,12 +604,70 @@ def malformed(records: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (edited(lambda records: [records[0], *malformed(records[1:3]), *records[3:]]), MALFORMED.format(2)),
+        (edited(lambda records: [*malformed(records[:1]), *records[1:]]), MALFORMED.format(1)),
+        (edited(lambda records: [{**record, "WT": None} for record in records[:3]]), DRIFTED.format(3)),
+    ],
+)
+def test_odd_records_are_a_note(bench: Bench, mosquitto: Mosquitto, fault: Fault, words: str) -> None:
+    """While a reading is current, records that make no sense or have a new form are a note, in the words of the log."""
+    bench.share.fault = only(fault, call="read")
+    done = bench.check(mosquitto.port, {"stale_after": 60})
+    assert done.returncode == 0
+    assert ("note", f"anna: {words}") in steps(done.stdout)
+    assert "anna: Sharing is on. The newest reading is " in done.stdout
+
+
+def test_an_account_that_shares_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
+    """What Share says of sharing is told in the words of the daemon, and is no outage."""
+    bench.share.fault = only(error("MonitoredReceiverNotAssigned"), call="read")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    assert failed(done.stdout) == [f"anna: {NOTHING_SHARED}"]
+    assert ("ok", "anna: This machine's clock agrees with Share's.") in steps(done.stdout)
+
+
+def test_a_newest_record_that_makes_no_sense_is_told(bench: Bench, mosquitto: Mosquitto) -> None:
+    """If nothing is current and the newest record makes no sense, that is why, in the words of the daemon."""
+    bench.share.fault = only(edited(lambda records: [*malformed(records[:12]), *records[12:]]), call="read")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert told.startswith("anna: No reading is current. The newest is ")
+    assert remedies(done.stdout) == [f"1. {NEWEST_MALFORMED}"]
+    assert ("note", f"anna: {MALFORMED.format(12)}") in steps(done.stdout)
+
+
+@pytest.mark.parametrize("minutes", [12, 60, 180])
+def test_a_phone_whose_clock_is_ahead_is_told(bench: Bench, mosquitto: Mosquitto, minutes: int) -> None:
+    """A reading of the future is no proof that all is well: the minutes are named, and what to do."""
+    bench.share.distort(skewed(minutes * 60.0))
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    ahead = re.match(r"anna: The wearer's phone seems to be (\d+) min ahead\. ", told)
+    assert ahead
+    assert minutes - 5 <= int(ahead[1]) <= minutes
+    assert len(remedies(done.stdout)) == 3
+
+
+def test_a_phone_a_few_minutes_ahead_is_fine(bench: Bench, mosquitto: Mosquitto) -> None:
+    """Up to five minutes are no trouble, for the daemon neither."""
+    bench.share.distort(skewed(240.0))
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 0
+    assert "anna: Sharing is on. The newest reading is " in done.stdout
+
+
+@pytest.mark.parametrize(
     ("distortion", "fault", "words", "causes"),
     [
         pytest.param(missing, None, "Share has no reading of the last 24 hours.", 4, id="none"),
         pytest.param(valued(10), None, "The sensor sends error codes in place of readings.", 0, id="only error codes"),
         pytest.param(None, edited(malformed), "Share answered something that was not understood", 0, id="nonsense"),
-        pytest.param("old", None, "No reading is current. The newest is ", 3, id="old"),
+        pytest.param("old", None, "No reading is current. The newest is ", 4, id="old"),
         pytest.param("errors", None, "No reading is current. The newest is ", 1, id="old, and error codes since"),
     ],
 )
