@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -175,6 +175,18 @@ FAULTS: Final = {
     "cut off": Fault("Each connection to Share breaks in the middle of the answer for an hour", 10 * MINUTE),
     "zero": Fault("Share forgets the session and does not accept the credentials for an hour", 40 * MINUTE),
     "sessions": Fault("Share forgets the session every 3 minutes for an hour", 10 * MINUTE),
+    "dead session": Fault("Share's session is dead, and Share says so in words that nobody knows", 10 * MINUTE),
+    "mended": Fault(
+        "The password that worked is rejected for 6 hours; then it is mended, and the daemon restarted", HOUR
+    ),
+    "phone ahead": Fault(
+        "The phone's clock is 62 minutes ahead for an hour (whole again once its last false stamp has passed)",
+        90 * MINUTE,
+    ),
+    "phone off": Fault(
+        "The phone's clock is set 62 minutes ahead, then the phone is off for 2 hours, and comes back right",
+        10 * MINUTE,
+    ),
     "date years": Fault("Share's clock is two years ahead for an hour", 15 * MINUTE),
     "date past": Fault("Share's clock is two years behind for an hour", 15 * MINUTE),
     "date hours": Fault("Share's clock is three hours ahead for an hour", 15 * MINUTE),
@@ -362,7 +374,7 @@ class World:
         """Tell whether all of these have come, and one as new as the newest of them is shown as current."""
         self._take()
         shown = _current(self._picture, time.monotonic(), key)
-        return bool(owed) and shown is not None and shown >= max(owed) and owed <= set(self.seen[key])
+        return bool(owed) and shown is not None and shown["date"] >= max(owed) and owed <= set(self.seen[key])
 
     def recovery(self, fault: Fault, *, since: float | None = None) -> float:
         """Wait until all is whole again; return how many seconds of this world that took from the fault's end."""
@@ -411,6 +423,12 @@ class World:
         self._take()
         return self.seen["anna"]
 
+    def status(self, key: str = "anna") -> dict[str, Any]:
+        """Return how an account is doing, as the subscriber has it."""
+        self._take()
+        found: dict[str, Any] = json.loads(self._picture[f"{_BASE}/{key}/status"].payload)
+        return found
+
     def connects(self) -> int:
         """Return how often the broker has let the daemon in."""
         return self.mosquitto.log().count(" as dexcom2mqtt (")
@@ -454,10 +472,10 @@ class World:
         end = Heard("", "", retained=False, expiry=None, at=until)
         for message, following in pairwise([*heard, end]):
             picture[message.topic] = message
-            date = _current(picture, message.at, "anna")
-            if date is not None:
+            shown = _current(picture, message.at, "anna")
+            if shown is not None:
                 ends = min(following.at, *(part.at + part.expiry for part in _parts(picture, "anna") if part.expiry))
-                total += max(0.0, self.unix(ends) - max(self.unix(message.at), date / 1000 + limit))
+                total += max(0.0, self.unix(ends) - max(self.unix(message.at), _taken(shown) + limit))
         return total
 
 
@@ -467,14 +485,28 @@ def _parts(picture: Mapping[str, Heard], key: str) -> list[Heard]:
     return [picture[topic] for topic in topics if topic in picture]
 
 
-def _current(picture: Mapping[str, Heard], at: float, key: str) -> int | None:
-    """Return the date of the reading that a subscriber takes for current by the rule; None where there is none."""
+def _current(picture: Mapping[str, Heard], at: float, key: str) -> dict[str, Any] | None:
+    """Return the state of the reading that a subscriber takes for current by the rule; None where there is none."""
     parts = _parts(picture, key)
     alive = [part.payload for part in parts if part.expiry is None or at < part.at + part.expiry]
     if alive[:2] != ["online", "online"] or len(alive) < 3:
         return None
-    state = json.loads(alive[2])
-    return None if state["value"] is None else int(state["date"])
+    state: dict[str, Any] = json.loads(alive[2])
+    return None if state["value"] is None else state
+
+
+def stamped(ahead: float) -> share.Distortion:
+    """Let the phone's clock be ahead by so many seconds; the trend, a word nobody knows, tells the time in truth."""
+    mark = share.skewed(ahead)
+    return lambda records: [
+        replace(moved, trend=f"t{record.taken}") for record, moved in zip(records, mark(records), strict=True)
+    ]
+
+
+def _taken(state: Mapping[str, Any]) -> float:
+    """Return when the reading of a state was taken in truth, in Unix seconds."""
+    word = state["direction"]
+    return int(word[1:] if word[1:].isdecimal() else state["date"]) / 1000
 
 
 def _without_doubles(records: Iterable[Record]) -> Iterator[Record]:

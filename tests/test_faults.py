@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from dexcom2mqtt.demo import share_service as share
-from tests.faults import ANNA, BEN, FAULTS, GROWTH, HOUR, MINUTE, Page, Row, World
+from tests.faults import ANNA, BEN, FAULTS, GROWTH, HOUR, MINUTE, Page, Row, World, stamped
 from tests.processes import eventually, retained
 
 if TYPE_CHECKING:
@@ -369,6 +370,83 @@ def test_readings_that_are_not_as_they_should_be(world: Build, record: Record, n
     record(name, here.row(FAULTS[name]))
     assert proof(here)
     assert here.growth() < GROWTH
+
+
+AHEAD: Final = 62 * MINUTE
+
+
+def seen_ahead(here: World) -> bool:
+    """Tell whether Share's answers had stamps of the future."""
+    stamps = [
+        int(record["WT"][5:-1]) / 1000 - request.time
+        for request, response in here.answers
+        for record in json.loads(response.body)
+    ]
+    return max(stamps) > AHEAD - 2 * MINUTE
+
+
+@pytest.mark.faults
+def test_a_phone_that_is_ahead_for_an_hour(world: Build, record: Record) -> None:
+    """Nothing old is shown, the status names the clock, and the first right reading is current at once."""
+    here = world()
+    here.begin()
+    until = here.began + HOUR
+    here.distort(share.during(here.began, until, stamped(AHEAD)))
+    here.live(until - here.now())
+    here.end()
+    assert here.status()["share"] == "phone_clock"
+    here.wait(lambda: here.status()["share"] == "ok", 11 * MINUTE, "nothing is current although the phone is right")
+    record("phone ahead", here.row(FAULTS["phone ahead"]))
+    assert seen_ahead(here)
+
+
+@pytest.mark.faults
+def test_a_phone_that_is_ahead_and_then_off(world: Build, record: Record) -> None:
+    """What was stamped an hour ahead stays out of sight when that hour has passed, over a restart of the daemon too."""
+    here = world()
+    here.begin()
+    back = here.began + 2 * HOUR + 15 * MINUTE
+    off = here.began + 15 * MINUTE
+    here.distort(share.together(share.during(off, back, share.missing), share.during(here.began, off, stamped(AHEAD))))
+    here.live(50 * MINUTE)
+    assert here.status()["share"] == "phone_clock"
+    here.kill()
+    here.start()
+    here.live(back - here.now())
+    here.end()
+    record("phone off", here.row(FAULTS["phone off"], times=1))
+    assert seen_ahead(here)
+
+
+@pytest.mark.faults
+def test_a_session_that_is_dead_in_unknown_words(world: Build, record: Record) -> None:
+    """Ten minutes of faults, then one sign-in, and nothing is missed."""
+    here = world()
+    here.begin()
+    here.share.spoil_sessions(share.error("InternalServerError"))
+    here.live(20 * MINUTE)
+    here.end()
+    record("dead session", here.row(FAULTS["dead session"]))
+    assert here.share.count(since=here.began, outcome="InternalServerError") >= 3
+    assert here.share.count(since=here.began, call="login") == 1
+
+
+@pytest.mark.faults
+def test_a_password_that_is_mended(world: Build, record: Record) -> None:
+    """After hours of rejections the right password is tried within half an hour of the last one, and all comes."""
+    here = world(speed=2 * SPEED)
+    here.begin()
+    here.fault = share.only(share.error("AccountPasswordInvalid"), call="login")
+    here.share.drop_sessions()
+    here.live(6 * HOUR)
+    assert here.process
+    here.process.signal(signal.SIGTERM)
+    here.process.wait()
+    here.fault = share.no_fault
+    here.end()
+    here.start()
+    record("mended", here.row(FAULTS["mended"]))
+    assert 8 <= here.share.count(since=here.began, outcome="AccountPasswordInvalid") <= 16
 
 
 def limited_until(request: Request, respond: Respond) -> Response:
