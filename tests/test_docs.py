@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -225,6 +226,12 @@ def test_the_library_is_documented() -> None:
     assert sorted(names) == sorted((public_names(share) | public_names(readings)) - {"ShareClient", "Reading"}), (
         "docs/library.md"
     )
+
+
+def test_a_batch_is_documented() -> None:
+    """Everything that a batch holds is named in its row on the library's page, and nothing else."""
+    (row,) = [row for row in rows_of(section_of(text_of("docs/library.md"), "## Other names")) if row[0] == "`Batch`"]
+    assert sorted(codes_in(row[1])) == sorted({"fetch"} | {field.name for field in fields(share.Batch)})
 
 
 def test_the_client_and_a_reading_are_documented() -> None:
