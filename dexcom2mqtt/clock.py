@@ -173,7 +173,7 @@ class ShareTime:
 
     @property
     def settled(self) -> bool:
-        """Whether two answers agree on the time, and the last one does, too."""
+        """Whether two answers agree on the time, and the last one does as well."""
         return self._agreed and self._other is None
 
     @property

@@ -316,7 +316,7 @@ def parse_status(payload: bytes) -> Before:
         raise ForeignError("its rejected sign-ins are no times")
     ahead_until = status.get("ahead_until")
     if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _ABSURD_TIME * 1000):
-        raise ForeignError("its latest stamp in the future is no time")
+        raise ForeignError("its latest stamp in the future is not a time")
     locked_until = parse_iso(status.get("next_poll_at")) if status.get("share") == "locked_out" else None
     return Before(
         tuple(rejected),

@@ -18,7 +18,7 @@ _STEP_MOST: Final = 2.0
 
 
 class Patience:
-    """The patience with one connection, in real seconds. It begins anew with each acknowledgement."""
+    """The patience with one connection, in real seconds. Each acknowledgement resets it."""
 
     def __init__(self) -> None:
         self.acknowledged()

@@ -63,7 +63,7 @@ _UNKNOWN_MOST: Final = 30 * _MINUTE
 
 _DEAD_AFTER: Final = 10 * _MINUTE
 _RENEWED_AGAIN: Final = (30 * _MINUTE, _HOUR, 2 * _HOUR, 4 * _HOUR)
-"""Seconds from one sign-in to the next while a session seems dead; the last goes on."""
+"""Seconds from one sign-in to the next while a session seems dead; the last one repeats."""
 
 _RENEWALS_AN_HOUR: Final = 12
 _ATTEMPTS_AN_HOUR: Final = 3
@@ -247,7 +247,7 @@ class SignIns:
 
     Trying a wrong password again and again locks the account, and every further try renews the lock. So what
     never worked is tried 3 times in an hour and 12 times a day at most: once more after 2 minutes, since Share rejects
-    right credentials now and then, and more calmly after that. After it has worked once, a rejection is no proof of a
+    right credentials now and then, and more calmly after that. After it has worked once, a rejection does not prove a
     wrong password: the next try follows after 5 minutes, then one every 30 minutes, and every 2 hours after 6 hours. A
     session that keeps getting lost is renewed 12 times an hour at most. A sign-in that Share answers in words that
     nobody knows is not repeated at once either.

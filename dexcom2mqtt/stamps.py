@@ -171,13 +171,13 @@ def _like(reading: Reading) -> _Like:
 
 
 def _is_doubtful(reading: Reading, now: float, ahead: float) -> bool:
-    """Tell whether a stamp is false for sure, or no less likely so than another's that lies that far ahead."""
+    """Return whether a stamp is certainly false, or may be as false as another one that lies so far ahead."""
     behind = now - reading.date / 1000
     return behind < -TOLERANCE or (ahead > TOLERANCE and behind < ahead)
 
 
 def _was_doubtful(reading: Reading, past: Past | None) -> bool:
-    """Tell whether a reading may be one that was doubtful before the restart, and was not yet published.
+    """Return whether a reading may be one that was doubtful before the restart, and was not yet published.
 
     That is any stamped later than the last answer before it. If the phone's clock was known to be right by then, only
     those up to the latest false stamp.

@@ -376,7 +376,7 @@ AHEAD: Final = 62 * MINUTE
 
 
 def seen_ahead(here: World) -> bool:
-    """Tell whether Share's answers had stamps of the future."""
+    """Return whether Share's answers had stamps of the future."""
     stamps = [
         int(record["WT"][5:-1]) / 1000 - request.time
         for request, response in here.answers

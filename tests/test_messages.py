@@ -513,7 +513,7 @@ def test_what_matters_of_readings_is_read_back() -> None:
 
 @pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])
 def test_a_stamp_that_makes_no_sense_is_refused(ahead_until: object) -> None:
-    """A status whose latest stamp of the future is no time is not taken over."""
+    """A status whose latest stamp of the future is not a time is not taken over."""
     payload = parsed(messages.status_message(TOPICS, "anna", STATUS)) | {"ahead_until": ahead_until}
     with pytest.raises(messages.ForeignError, match="latest stamp"):
         messages.parse_status(json.dumps(payload).encode())

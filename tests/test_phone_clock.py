@@ -73,7 +73,7 @@ class Watched(World):
         super()._serve()
 
     def _look(self, current: tuple[float, float] | None) -> None:
-        """Take note of how long what was current was so, and of what is current now."""
+        """Record how long the last value was current, and what is current now."""
         if self._shown is not None:
             true, since, until = self._shown
             end = min(self.clock.now(), until)

@@ -496,6 +496,24 @@ FOREIGN = {
 }
 
 
+def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time() -> None:
+    """Both go out, the doubtful one as backfill, and the history tells them apart."""
+    stream = Stream(TOPICS)
+    stream.open(ANNA, SOURCE, [])
+    stream.offer(ANNA, [replace(offer(reading()), fresh_until=-math.inf, doubtful=True)])
+    stream.offer(ANNA, [offer(reading())])
+    taken = stream.take(NOON, 20)
+    assert [json.loads(message.payload)["backfill"] for message in taken] == [False, True]
+    for message in taken:
+        stream.acknowledged(message)
+    (history,) = stream.histories(math.inf)
+    assert [entry.get("doubtful", False) for entry in json.loads(history.payload)["readings"]] == [False, True]
+    again = Stream(TOPICS)
+    before = parse_history(history.payload.encode(), SOURCE, NOON)
+    again.open(ANNA, SOURCE, before.readings, before.doubtful)
+    assert again.histories(math.inf) == [history]
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_foreign_history_is_refused_whole(name: str) -> None:
     """What is not plainly ours is no history, not even the part of it that would be; the text says why."""
