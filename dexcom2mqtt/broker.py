@@ -432,7 +432,7 @@ class Broker:
 
     def _pause_after(self, failure: _Failure, lasted: float) -> float:
         """Say what happened, once, and return how many seconds to wait before the next attempt."""
-        if lasted > _TAKEN_OVER_SETTLED:
+        if lasted > _TAKEN_OVER_SETTLED and not failure.jammed:
             self._trouble = None
         self._taken_over, self._jammed = failure.taken_over, failure.jammed
         if failure.text != self._trouble:

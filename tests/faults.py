@@ -145,6 +145,7 @@ FAULTS: Final = {
     "broker refuses": Fault("The broker refuses the daemon's credentials for an hour", 6 * MINUTE),
     "cut up": Fault("The connection is cut in the middle of a message to the broker, 40 times", 6 * MINUTE, repeats=21),
     "cut down": Fault("The connection is cut in the middle of the broker's answers, 40 times", 6 * MINUTE, repeats=21),
+    "acks lost": Fault("The broker answers, but its acknowledgements are lost for 20 minutes", 10 * MINUTE, repeats=21),
     "killed": Fault("The daemon is killed 50 times at random moments", 6 * MINUTE, repeats=21),
     "killed early": Fault(
         "The daemon is killed again and again while it sends the first 24 hours", 6 * MINUTE, repeats=21
@@ -474,7 +475,7 @@ class World:
             picture[message.topic] = message
             shown = _current(picture, message.at, "anna")
             if shown is not None:
-                ends = min(following.at, *(part.at + part.expiry for part in _parts(picture, "anna") if part.expiry))
+                ends = min([following.at, *(part.at + part.expiry for part in _parts(picture, "anna") if part.expiry)])
                 total += max(0.0, self.unix(ends) - max(self.unix(message.at), _taken(shown) + limit))
         return total
 

@@ -27,6 +27,7 @@ import pytest
 from dexcom2mqtt.demo import share_service as share
 from tests.faults import ANNA, BEN, FAULTS, GROWTH, HOUR, MINUTE, Page, Row, World, stamped
 from tests.processes import eventually, retained
+from tests.relay import DROP, PASS, Packet, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -370,6 +371,35 @@ def test_readings_that_are_not_as_they_should_be(world: Build, record: Record, n
     record(name, here.row(FAULTS[name]))
     assert proof(here)
     assert here.growth() < GROWTH
+
+
+@pytest.mark.faults
+def test_acknowledgements_that_are_lost(world: Build, record: Record) -> None:
+    """The connection is given up, the will says offline, and on MQTT 3.1.1, too, nothing stays current for too long."""
+    lost: list[Packet] = []
+
+    def lose(packet: Packet) -> float:
+        if packet.kind != "PUBACK" or packet.from_client or not losing:
+            return PASS
+        lost.append(packet)
+        return DROP
+
+    losing = False
+    here = world(speed=20)
+    with Relay(here.mosquitto.port, lose) as relay:
+        here.mqtt |= {"port": relay.port, "protocol": "3.1.1"}
+        here.begin()
+        losing = True
+        here.live(20 * MINUTE)
+        losing = False
+        here.end()
+        ended = relay.connections - 1
+        record("acks lost", here.row(FAULTS["acks lost"], times=relay.connections))
+    assert lost
+    assert ended >= 1
+    assert "offline" in [heard.payload for heard in here.subscriber.heard if heard.topic == "dexcom2mqtt/bridge/state"]
+    assert here.process
+    assert here.process.text().count("has acknowledged nothing for 30 s") == 1
 
 
 AHEAD: Final = 62 * MINUTE
