@@ -51,6 +51,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from dexcom2mqtt import messages
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
 from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.topics import Topics
 from tests.processes import Mosquitto
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ MANY: Final = 1000
 DAY: Final = 86400.0
 SPEED: Final = 3000.0
 PASSWORD: Final = "the password"  # noqa: S105  # of people who do not exist
-TOPICS: Final = messages.Topics("dexcom2mqtt")
+TOPICS: Final = Topics("dexcom2mqtt")
 OPEN_FILES: Final = 1024  # what systemd and a shell usually allow
 NAMES: Final = {"bare": "the libraries alone, imported", "plain": "plain script", "daemon": "dexcom2mqtt"}
 BARE: Final = """

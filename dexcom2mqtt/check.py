@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final, Literal
 from dexcom2mqtt import broker, status
 from dexcom2mqtt.broker import BrokerError, Visit
 from dexcom2mqtt.clock import day, system_time
-from dexcom2mqtt.messages import Message, Topics, cleared
+from dexcom2mqtt.messages import Message, cleared
 from dexcom2mqtt.poller import STATES, client_of
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.stamps import TOLERANCE
+from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

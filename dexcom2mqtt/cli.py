@@ -1,4 +1,4 @@
-"""The command line: commands, the set-up of logging, exit codes.
+"""The command line: commands, exit codes.
 
 Each command imports what it needs when it runs, so that a small one starts fast on a Raspberry Pi.
 """
@@ -17,6 +17,9 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import version
+from dexcom2mqtt.logs import set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,9 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        import importlib.metadata  # noqa: PLC0415  # only what a command needs
-
-        print(importlib.metadata.version("dexcom2mqtt"))
+        print(version())
         parser.exit()
 
 
@@ -130,13 +131,13 @@ def _port(text: str) -> int:
 
 
 def _account(text: str) -> str:
-    from dexcom2mqtt.messages import ACCOUNT_KEY  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.topics import ACCOUNT_KEY  # noqa: PLC0415  # only what a command needs
 
     return _matching(text, ACCOUNT_KEY, "is no account's key")
 
 
 def _topic(text: str) -> str:
-    from dexcom2mqtt.messages import TOPIC  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.topics import TOPIC  # noqa: PLC0415  # only what a command needs
 
     return _matching(text, TOPIC, "is no topic of letters, digits, _ and -, in levels separated by /")
 
@@ -288,12 +289,3 @@ def _complain(mistakes: Sequence[str]) -> int:
     for mistake in mistakes:
         print(f"  {mistake}", file=sys.stderr)
     return MISCONFIGURED
-
-
-def set_up_logging(level: str) -> None:
-    """Log to standard error at ``level``; libraries stay at warning, and urllib3 silent: it logs URLs whole."""
-    # systemd's journal has the time already.
-    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(format=f"{time}%(levelname)-7s %(message)s", level=logging.WARNING)
-    logging.getLogger("dexcom2mqtt").setLevel(level.upper())
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)

@@ -39,7 +39,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dexcom2mqtt.messages import ACCOUNT_KEY, TOPIC
+from dexcom2mqtt.topics import ACCOUNT_KEY, TOPIC
 
 DEFAULT_FILES = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
 DOCKER_SECRETS = Path("/run/secrets")

@@ -7,8 +7,6 @@ their health, and the main thread waits for a signal. All are daemon threads: th
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
 import logging
 import math
 import os
@@ -18,14 +16,15 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import homeassistant, messages
+from dexcom2mqtt import homeassistant, messages, version
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.health import Health
-from dexcom2mqtt.messages import Topics
+from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.poller import Poller, without_text
+from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
@@ -50,12 +49,6 @@ _FILES: Final = 64
 """Open files that are none of an account: the broker's, those of names being looked up, and the like."""
 _IN_WORDS: Final = 10
 """Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
-
-
-@functools.cache
-def version() -> str:
-    """Return the version of dexcom2mqtt."""
-    return importlib.metadata.version("dexcom2mqtt")
 
 
 class Daemon:
@@ -287,7 +280,7 @@ class Daemon:
 
     def _take_exception(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:
-            _log.critical("a thread ended that must not; please report it:\n%s", without_text(args.exc_value))
+            _log.critical("a thread ended that must not; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,13 +11,14 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.messages import ACCOUNT_KEY, Message
+from dexcom2mqtt.messages import Message
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.status import REMEDIES
+from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
     from dexcom2mqtt.config import Account
-    from dexcom2mqtt.messages import Topics
+    from dexcom2mqtt.topics import Topics
 
 _ORIGIN: Final = "dexcom2mqtt"
 

@@ -1,4 +1,4 @@
-"""Every topic and every payload. Pure: it neither connects nor waits, and knows no time of day of its own."""
+"""Every payload. Pure: it neither connects nor waits, and knows no time of day of its own."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.readings import MalformedRecordError, Reading, convert_delta, range_of
-from dexcom2mqtt.stamps import Past
+from dexcom2mqtt.topics import ACCOUNT_KEY, RETAINED, STATE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dexcom2mqtt.config import Account
     from dexcom2mqtt.status import Status
+    from dexcom2mqtt.topics import Topics
 
 SCHEMA_VERSION: Final = 1
 """Of the topics and payloads; it grows when one changes in a way that a subscriber would notice."""
 
 HISTORY_VERSION: Final = 1
 """Of the history; a daemon takes over none of another version."""
-
-ACCOUNT_KEY: Final = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
-"""The pattern of an account's key, which is its level in the topics."""
-
-TOPIC: Final = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
-"""The pattern of ``base_topic`` and of a discovery prefix; Home Assistant takes no other characters."""
 
 _AVAILABILITY_FIRST: Final = 0.001
 _FUTURE: Final = 300
@@ -54,31 +49,6 @@ class Message:
     expires_at: float | None = None
     successor: Message | None = None
     retain: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The topics below one ``base_topic``."""
-
-    base: str
-
-    @property
-    def bridge_state(self) -> str:
-        """``online`` or ``offline``: whether the daemon is connected and alive."""
-        return f"{self.base}/bridge/state"
-
-    @property
-    def bridge_info(self) -> str:
-        """Facts about the running daemon."""
-        return f"{self.base}/bridge/info"
-
-    def sync(self, client_id: str) -> str:
-        """Name the topic of the probe that ends the read-back: what was retained has arrived before it returns."""
-        return f"{self.base}/bridge/sync/{client_id}"
-
-    def of(self, account: str, leaf: str) -> str:
-        """Name a topic of one account."""
-        return f"{self.base}/{account}/{leaf}"
 
 
 def bridge_online(topics: Topics, expires_at: float) -> Message:
@@ -129,29 +99,6 @@ def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> Sta
         "measurement_timestamp": reading.time.isoformat(timespec="milliseconds"),
         "date": reading.date,
     }
-
-
-STATE_KEYS: Final = (
-    "value",
-    "unit",
-    "mg_dl",
-    "mmol_l",
-    "out_of_range",
-    "trend",
-    "trend_number",
-    "direction",
-    "arrow",
-    "description",
-    "delta",
-    "range",
-    "measurement_timestamp",
-    "date",
-)
-"""The keys of ``state``, each with a topic of its own."""
-
-
-RETAINED: Final = ("availability", "state", "history", "status", *STATE_KEYS)
-"""The topics of an account that the broker keeps."""
 
 
 def cleared(topic: str) -> Message:
@@ -297,13 +244,25 @@ def is_ours(account: str, leaf: str, payload: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
+
+    ``current`` is whether a reading was current when it was written.
+    """
+
+    ahead_until: int | None = None
+    last_success: float | None = None
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Before:
     """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
 
     rejected: tuple[int, ...] = ()
     locked_until: float | None = None
     last_reading: float | None = None
-    stamps: Past = Past()  # noqa: RUF009  # it is frozen
+    stamps: Past = Past()  # it is frozen
 
 
 def parse_status(payload: bytes) -> Before:

@@ -10,7 +10,6 @@ import logging
 import math
 import random
 import threading
-import traceback
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ import tenacity
 from dexcom2mqtt import messages, schedule, status
 from dexcom2mqtt.clock import local
 from dexcom2mqtt.ledger import Ledger
+from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.share import (
     MAX_MINUTES,
     Batch,
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Account
-    from dexcom2mqtt.messages import Message, State, Topics
+    from dexcom2mqtt.messages import Message, State
     from dexcom2mqtt.readings import Reading
     from dexcom2mqtt.stream import Stream
+    from dexcom2mqtt.topics import Topics
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Poller:
             except Exception as error:
                 now = self._clock.now()
                 bugs = [at for at in bugs if at > now - 3600] + [now]
-                _log.error("%s: a bug in dexcom2mqtt; please report it:\n%s", self.key, without_text(error))
+                _log.error("%s: a bug in dexcom2mqtt; please report it:\n%s", self.key, redacted_traceback(error))
                 if len(bugs) >= _BUGS_AN_HOUR:
                     raise
                 self._become("unexpected_response", status.BUG)
@@ -618,9 +619,3 @@ def client_of(account: Account, clock: Clock) -> ShareClient:
 
 def _plain(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
-
-
-def without_text(error: BaseException) -> str:
-    """Write a traceback with the exception's type but not its text, which might hold a secret."""
-    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-    return f"{frames}{type(error).__name__}"

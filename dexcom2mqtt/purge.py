@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Visit
-from dexcom2mqtt.messages import Topics
+from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dexcom2mqtt.messages import Past
     from dexcom2mqtt.readings import Reading
 
 TOLERANCE: Final = 300.0
@@ -27,18 +28,6 @@ _LATE: Final = 360.0
 """Seconds by which a reading may usually be late when it is seen."""
 _Like = tuple[int, int]
 """What tells one record of Share from another: its date and its mg/dL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
-
-    ``current`` is whether a reading was current when it was written.
-    """
-
-    ahead_until: int | None = None
-    last_success: float | None = None
-    current: bool = False
 
 
 @dataclass(frozen=True, slots=True)

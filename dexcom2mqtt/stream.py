@@ -22,8 +22,9 @@ from dexcom2mqtt import messages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dexcom2mqtt.messages import Message, State, Topics
+    from dexcom2mqtt.messages import Message, State
     from dexcom2mqtt.readings import Reading
+    from dexcom2mqtt.topics import Topics
 
 BACKFILL_A_SECOND: Final = 20
 """How many readings that are not current are published in one second at most, of all accounts together.

@@ -32,7 +32,18 @@ THIRD_PARTY = {
     "urllib3",
     "yaml",
 }
-PURE = {"readings", "ledger", "schedule", "stamps", "status", "messages", "mirror", "homeassistant", "patience"}
+PURE = {
+    "readings",
+    "ledger",
+    "schedule",
+    "stamps",
+    "status",
+    "messages",
+    "mirror",
+    "homeassistant",
+    "patience",
+    "topics",
+}
 NOW = {"now", "utcnow", "today"}
 
 
@@ -65,6 +76,28 @@ def libraries(source: str) -> set[str]:
 def own_imports(source: str) -> set[str]:
     """Name the package's own modules that are imported."""
     return {name.split(".")[1] for name in imports(source) if name.startswith("dexcom2mqtt.")}
+
+
+def all_imports(source: str) -> set[str]:
+    """Name the package's own modules that are imported, those for type checkers alone included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module for name in found if (module := module_of(name)) is not None}
+
+
+def module_of(name: str) -> str | None:
+    """Return the module of ours that a dotted name leads to, as a path without its ending; None if it is not ours."""
+    package, *parts = name.split(".")
+    while package == "dexcom2mqtt" and parts:
+        path = "/".join(parts)
+        if (ROOT / f"{path}.py").exists() or (ROOT / path / "__init__.py").exists():
+            return path
+        parts.pop()
+    return None
 
 
 def reads_the_clock(source: str) -> bool:
@@ -145,6 +178,67 @@ def test_pure_modules_stay_pure() -> None:
 def test_readings_know_nothing_else() -> None:
     """A reading is made of nothing but the record: the module imports none of the package's own."""
     assert own_imports((ROOT / "readings.py").read_text()) == set()
+
+
+WINGS = {
+    "share": {"share"},
+    "account": {"poller", "ledger", "schedule", "stamps"},
+    "messages": {"messages", "status", "homeassistant", "mirror", "stream"},
+    "mqtt": {"broker", "patience"},
+    "config": {"config"},
+    "daemon": {"daemon", "health"},
+    "commands": {"check", "purge"},
+}
+"""Which modules, or folders, belong together. All others are for everybody."""
+COMMON = {"readings", "clock", "topics", "logs"}
+NEVER = {
+    "share": {"account", "messages", "mqtt", "config", "daemon", "commands"},
+    "messages": {"account", "mqtt", "share", "daemon", "commands"},
+    "account": {"mqtt", "daemon", "commands"},
+    "mqtt": {"share", "account", "daemon", "commands"},
+    "config": {"messages", "share", "account", "mqtt", "daemon", "commands"},
+    "daemon": {"commands"},
+    "commands": {"daemon"},
+}
+"""What each of them must never know."""
+
+
+def wing_of(module: str) -> str | None:
+    return next((wing for wing, parts in WINGS.items() if module.partition("/")[0] in parts), None)
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module belongs to a wing, or is for everybody."""
+    stems = {path.relative_to(ROOT).with_suffix("").as_posix() for path in MODULES}
+    placed = {stem for stem in stems if wing_of(stem)} | COMMON | {"cli", "__main__", "__init__"}
+    assert stems == placed
+
+
+def test_no_wing_knows_what_it_must_not() -> None:
+    """Data goes one way, imports for type checkers included."""
+    known = {
+        (path.relative_to(ROOT).with_suffix("").as_posix(), other)
+        for path in MODULES
+        for other in all_imports(path.read_text())
+    }
+    broken = {
+        (module, other)
+        for module, other in known
+        if (wing := wing_of(module)) is not None and wing_of(other) in NEVER[wing]
+    }
+    assert broken == set()
+    assert not {(module, other) for module, other in known if module in COMMON and wing_of(other) is not None}
+
+
+def test_no_circle() -> None:
+    """No module imports itself by way of others, not even for type checkers."""
+    waiting = {
+        path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__"): all_imports(path.read_text())
+        for path in MODULES
+    }
+    while free := {module for module, others in waiting.items() if not (others - {module}) & waiting.keys()}:
+        waiting = {module: others for module, others in waiting.items() if module not in free}
+    assert waiting == {}
 
 
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=names(EVERY_MODULE))

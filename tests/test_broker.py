@@ -17,9 +17,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError, Visit
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.messages import Message
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
 from tests.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
 from tests.relay import DROP, PASS, Packet, Relay
 

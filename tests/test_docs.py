@@ -25,9 +25,9 @@ from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.config import ConfigError, Settings
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.homeassistant import discovery_topic
-from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.status import Status
+from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
 from tests import configuration_page
 from tests.builders import account, reading
 from tests.documents import (
@@ -448,7 +448,7 @@ def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
 def topics_of_the_code() -> set[str]:
     """Name every topic, as the documents write them."""
     topics = Topics("B")
-    of_account = {topics.of("A", leaf) for leaf in (*messages.RETAINED, "reading", "refresh")}
+    of_account = {topics.of("A", leaf) for leaf in (*RETAINED, "reading", "refresh")}
     bridge = {topics.bridge_state, topics.bridge_info, topics.sync("<client id>")}
     return of_account | bridge | {discovery_topic("P", topics, "A")}
 
@@ -457,7 +457,7 @@ def test_the_topics_are_those_of_the_code() -> None:
     """The page of the topics names each topic, and none that there is not."""
     page = text_of("docs/topics.md")
     named = {name for name in codes_in(without_blocks(page)) if re.match("[BP]/", name)}
-    keys = {f"B/A/{key}" for key in messages.STATE_KEYS}
+    keys = {f"B/A/{key}" for key in STATE_KEYS}
     assert named - {"B/A/<key of state>"} == topics_of_the_code() - keys
     assert "B/A/<key of state>" in named
     tables = [codes_in(row[0])[0] for row in rows_of(page.partition("### `state`")[0])]
@@ -472,7 +472,7 @@ def test_the_topics_of_the_readme_are_those_of_the_code() -> None:
     rows = [row[0] for row in rows_of(section_of(text_of("README.md"), "## Topics"))]
     named = {name.replace("anna", "A") for row in rows for name in codes_in(row)}
     known = {topic.removeprefix("B/") for topic in topics_of_the_code() if topic.startswith("B/")}
-    keys = {f"A/{key}" for key in messages.STATE_KEYS}
+    keys = {f"A/{key}" for key in STATE_KEYS}
     assert named <= known
     assert known - named - keys == {"bridge/sync/<client id>"}
 

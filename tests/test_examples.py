@@ -17,8 +17,8 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dexcom2mqtt.homeassistant import discovery_message
-from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.readings import RANGES, TRENDS
+from dexcom2mqtt.topics import Topics
 from tests.builders import account
 
 ROOT = Path(__file__).parent.parent

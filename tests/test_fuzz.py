@@ -28,9 +28,10 @@ from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account, ConfigError
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
-from dexcom2mqtt.messages import Topics, source_of
+from dexcom2mqtt.messages import source_of
 from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
 from tests.builders import any_json, any_text
 from tests.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
 

@@ -25,9 +25,10 @@ from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
-from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.messages import Message
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
 from tests.jumping import JumpingClock
 from tests.processes import Mosquitto, Process, Subscriber, daemon, eventually, free_port, write_config
 

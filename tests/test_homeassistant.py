@@ -13,9 +13,9 @@ import pytest
 from dexcom2mqtt import messages
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.homeassistant import account_of, discovery_message, discovery_topic
-from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.status import REMEDIES, Status
+from dexcom2mqtt.topics import Topics
 from tests.builders import account, reading
 from tests.discovery_rules import mistakes
 

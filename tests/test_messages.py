@@ -13,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt import messages
-from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.messages import Message, Past
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.readings import Reading
-from dexcom2mqtt.stamps import Past
 from dexcom2mqtt.status import Status
+from dexcom2mqtt.topics import STATE_KEYS, Topics
 from tests.builders import NOON, account, any_json, any_text, property_of, reading
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_state_is_as_promised(unit: Unit, expected: State) -> None:
     """A state has exactly the keys of the contract, in their order, each with its type."""
     state = messages.state_of(reading(72, offset_min=-240), -9, account(unit))
     assert typed(state) == typed(expected)
-    assert list(messages.STATE_KEYS) == KEYS
+    assert list(STATE_KEYS) == KEYS
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from dexcom2mqtt.messages import Topics
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
 from tests.jumping import JumpingClock
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Visit, _Connection
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.messages import Message, Topics
+from dexcom2mqtt.messages import Message
 from dexcom2mqtt.purge import accounts_in
 from dexcom2mqtt.status import Status
+from dexcom2mqtt.topics import Topics
 from tests.builders import account, reading
 from tests.processes import Mosquitto, Process, Subscriber, free_port, retained, write_config
 from tests.test_broker import gatekeeper

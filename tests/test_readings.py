@@ -22,6 +22,7 @@ from dexcom2mqtt.readings import (
     range_of,
     to_mmol_l,
 )
+from dexcom2mqtt.topics import Topics
 from tests.builders import account, any_json, any_text, property_of, reading
 
 if TYPE_CHECKING:
@@ -344,9 +345,9 @@ def test_survives_whatever_comes(record: object) -> None:
 def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> None:
     """A record with an instant and a value becomes a state in valid JSON and UTF-8, whatever else it holds."""
     state = messages.state_of(parse_record(record), None, account(unit))
-    for message in messages.stale_messages(messages.Topics("b"), "a", state):
+    for message in messages.stale_messages(Topics("b"), "a", state):
         assert message.payload.encode()
-    for message in messages.fresh_messages(messages.Topics("b"), "a", state, 0):
+    for message in messages.fresh_messages(Topics("b"), "a", state, 0):
         assert message.payload.encode()
         if message.topic == "b/a/state":
             assert json.loads(message.payload, parse_constant=pytest.fail) == state

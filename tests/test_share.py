@@ -31,10 +31,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dexcom2mqtt import share
-from dexcom2mqtt.cli import set_up_logging
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.demo.share_service import Fault, Request, Respond, Response, SimulatedAccount, SimulatedShare
+from dexcom2mqtt.logs import set_up_logging
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import (
     ArgumentError,

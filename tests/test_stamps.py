@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.ledger import Ledger
+from dexcom2mqtt.messages import Past
 from dexcom2mqtt.readings import Reading
-from dexcom2mqtt.stamps import Judged, Past, Stamps
+from dexcom2mqtt.stamps import Judged, Stamps
 from tests.builders import NOON, property_of, reading
 
 if TYPE_CHECKING:

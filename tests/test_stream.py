@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dexcom2mqtt import messages
-from dexcom2mqtt.messages import ForeignError, Topics, parse_history, parse_status, source_of
+from dexcom2mqtt.messages import ForeignError, parse_history, parse_status, source_of
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.stream import BACKFILL_A_SECOND, Offer, Stream
+from dexcom2mqtt.topics import Topics
 from tests.builders import NOON, account, any_json, property_of, reading
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.demo.view import Heard, Seen, Viewer, closing
-from dexcom2mqtt.messages import Topics
+from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import parse_iso
 from dexcom2mqtt.demo.plot import Point
-from dexcom2mqtt.messages import RETAINED, Topics
 from dexcom2mqtt.readings import RANGES
+from dexcom2mqtt.topics import RETAINED, Topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

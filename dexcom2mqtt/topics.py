@@ -1,0 +1,61 @@
+"""The name of every topic, and what a name may look like. Pure.
+
+It owns no payload: what goes to a topic is the business of the messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+ACCOUNT_KEY: Final = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
+"""The pattern of an account's key, which is its level in the topics."""
+
+TOPIC: Final = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
+"""The pattern of ``base_topic`` and of a discovery prefix; Home Assistant takes no other characters."""
+
+STATE_KEYS: Final = (
+    "value",
+    "unit",
+    "mg_dl",
+    "mmol_l",
+    "out_of_range",
+    "trend",
+    "trend_number",
+    "direction",
+    "arrow",
+    "description",
+    "delta",
+    "range",
+    "measurement_timestamp",
+    "date",
+)
+"""The keys of ``state``, each with a topic of its own."""
+
+RETAINED: Final = ("availability", "state", "history", "status", *STATE_KEYS)
+"""The topics of an account that the broker keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics below one ``base_topic``."""
+
+    base: str
+
+    @property
+    def bridge_state(self) -> str:
+        """``online`` or ``offline``: whether the daemon is connected and alive."""
+        return f"{self.base}/bridge/state"
+
+    @property
+    def bridge_info(self) -> str:
+        """Facts about the running daemon."""
+        return f"{self.base}/bridge/info"
+
+    def sync(self, client_id: str) -> str:
+        """Name the topic of the probe that ends the read-back: what was retained has arrived before it returns."""
+        return f"{self.base}/bridge/sync/{client_id}"
+
+    def of(self, account: str, leaf: str) -> str:
+        """Name a topic of one account."""
+        return f"{self.base}/{account}/{leaf}"
