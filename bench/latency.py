@@ -37,11 +37,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from dexcom2mqtt import poller
-from dexcom2mqtt.clock import ShareTime, Stopped
+from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.mirror import Mirror
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import Batch
+from dexcom2mqtt.share.server_time import ShareTime
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.jumping import JumpingClock

@@ -20,9 +20,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from dexcom2mqtt.clock import parse_http_date
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import Record, SimulatedAccount, SimulatedShare, accelerated
+from dexcom2mqtt.share.server_time import parse_http_date
 from tests.processes import ROOT, Heard, Process, Subscriber, daemon, eventually, free_port, write_config
 
 if TYPE_CHECKING:

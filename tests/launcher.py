@@ -22,6 +22,7 @@ from dexcom2mqtt import cli, daemon, health, share
 from dexcom2mqtt.broker import Broker
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.poller import Poller
+from dexcom2mqtt.share import transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ def main() -> int:
     with ExitStack() as hooks:
         hooks.enter_context(mock.patch.object(daemon, "run", lambda settings: run(settings, clock)))
         if seconds := os.environ.get("CALL_SECONDS"):
-            hooks.enter_context(mock.patch.object(share, "CALL_SECONDS", float(seconds)))
+            hooks.enter_context(mock.patch.object(transport, "CALL_SECONDS", float(seconds)))
         if key := os.environ.get("BUG_IN"):
             hooks.enter_context(mock.patch.object(Poller, "_poll", _with_a_bug(key, Poller._poll)))  # noqa: SLF001  # where it hurts
         if seconds := os.environ.get("PATIENCE"):

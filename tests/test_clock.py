@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.clock import Clock, ShareTime, Stopped, iso, parse_http_date, parse_iso
+from dexcom2mqtt.clock import Clock, Stopped, iso, parse_iso
+from dexcom2mqtt.share.server_time import ShareTime, parse_http_date
 from tests.builders import NOON, any_text, property_of
 
 if TYPE_CHECKING:

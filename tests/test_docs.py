@@ -194,7 +194,9 @@ def run_python(block: Block) -> str:
 
 
 def public_names(module: ModuleType) -> set[str]:
-    """Name what a module defines for others."""
+    """Name what a module, or the face of a package, has for others."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
     assert module.__file__
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     names: set[str] = set()
@@ -226,6 +228,13 @@ def test_the_library_is_documented() -> None:
     assert sorted(names) == sorted((public_names(share) | public_names(readings)) - {"ShareClient", "Reading"}), (
         "docs/library.md"
     )
+
+
+def test_the_face_of_the_client_has_what_it_names() -> None:
+    """Every name of ``__all__`` can be imported, and hides no module of the package."""
+    modules = {path.stem for path in Path(str(share.__file__)).parent.glob("*.py")}
+    assert all(hasattr(share, name) for name in share.__all__)
+    assert not modules & set(share.__all__)
 
 
 def test_a_batch_is_documented() -> None:

@@ -47,6 +47,7 @@ from dexcom2mqtt.share import (
     ShareError,
     UnavailableError,
     UnexpectedResponseError,
+    transport,
 )
 
 if TYPE_CHECKING:
@@ -1026,7 +1027,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[tuple[st
 def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call have half a second instead of 20."""
     assert share.CALL_SECONDS == 20
-    monkeypatch.setattr(share, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "CALL_SECONDS", 0.5)
 
 
 def dripping(content: bytes | None = None) -> Fault:
@@ -1408,7 +1409,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[trust
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    adapter = share._adapter  # noqa: SLF001  # one context for the whole process, which has no other way to change
+    adapter = transport._adapter  # noqa: SLF001  # one context for the whole process, which has no other way to change
     adapter.cache_clear()
     yield authority
     adapter.cache_clear()
@@ -1464,7 +1465,7 @@ def test_trusts_no_other_authority() -> None:
 def test_trusts_the_usual_authorities_everywhere(authority: trustme.CA) -> None:
     """The authorities of certifi are trusted although the machine names others."""
     del authority
-    context = share._adapter().poolmanager.connection_pool_kw["ssl_context"]  # noqa: SLF001  # no other way to look
+    context = transport._adapter().poolmanager.connection_pool_kw["ssl_context"]  # noqa: SLF001  # no other way to look
     assert len(context.get_ca_certs()) > 50
 
 

@@ -1,0 +1,182 @@
+"""What the bytes of Share's answers mean: an id, readings, or one of the errors. Pure.
+
+It trusts nothing: the service is unofficial, and gateways answer in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.readings import LOW_MG_DL, MalformedRecordError, Reading, parse_record
+from dexcom2mqtt.share.errors import (
+    CredentialsRejectedError,
+    LockedOutError,
+    NothingSharedError,
+    RateLimitedError,
+    ShareError,
+    SignedOutError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from dexcom2mqtt.share.server_time import parse_http_date
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CALL_BYTES: Final = 1024 * 1024
+"""How long one answer may be, both as sent and unpacked."""
+
+_MOST_BRACKETS: Final = 20_000
+"""How many arrays and objects an answer may have; 288 readings and their list are 289."""
+NO_ID: Final = str(uuid.UUID(int=0))
+"""What Share sends in place of an id if it does not accept the credentials."""
+_REJECTED: Final = frozenset(
+    {"AccountPasswordInvalid", "SSO_AuthenticateAccountNotFound", "SSO_AuthenticatePasswordInvalid"}
+)
+_NOTHING_SHARED: Final = "MonitoredReceiverNotAssigned"
+_SIGNED_OUT: Final = frozenset({"SessionIdNotFound", "SessionNotValid"})
+_GATEWAY: Final = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, whatever it says; of its headers, the two that matter."""
+
+    status: int
+    content: bytes
+    date: str | None
+    retry_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one read brought: the readings, oldest first, and what was none."""
+
+    readings: tuple[Reading, ...] = ()
+    error_codes: tuple[int, ...] = ()
+    """When the sensor sent error codes (values below 39, no glucose), in Unix milliseconds."""
+    malformed: int = 0
+    """How many records made no sense."""
+    newest_malformed: bool = False
+    """Whether the newest record, which Share sends first, made no sense while others did."""
+    drifted: int = 0
+    """How many readings and error codes came in a form that Share did not use before: see ``Reading.drifted``."""
+    nothing_shared: bool = False
+    """Whether Share says that nothing is shared from this account: no sensor, sharing off, or no follower."""
+
+
+def is_id(text: str) -> bool:
+    """Return whether a text is a UUID that is not all zeros."""
+    try:
+        return str(uuid.UUID(text)) == text.lower() != NO_ID
+    except ValueError:
+        return False
+
+
+def content_of(reply: Reply, host: str, *, reading: bool) -> bytes:
+    """Return the content of a good answer; raise a ShareError for any other.
+
+    ``reading`` is whether readings were asked for, and not a sign-in.
+    """
+    if len(reply.content) > CALL_BYTES:
+        raise UnexpectedResponseError(f"{host} answered more than 1 MiB")
+    if reply.status == HTTPStatus.OK:
+        return reply.content
+    if reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+        wait = _parse_retry_after(reply.retry_after, reply.date)
+        raise RateLimitedError(f"{host} is being asked too often", wait)
+    raise _fault(host, reply.status, reply.content, reading=reading)
+
+
+def id_of(content: bytes, host: str) -> str:
+    """Return the id that a sign-in is answered with. Raises ShareError."""
+    answer = _parse_json(content, host)
+    if answer == NO_ID:
+        raise CredentialsRejectedError(f"{host} did not accept the credentials")
+    if not isinstance(answer, str) or not is_id(answer):
+        raise UnexpectedResponseError(f"{host} answered a sign-in with something that is no id")
+    return answer
+
+
+def batch_of(content: bytes, host: str) -> Batch:
+    """Return what a read brought. Raises ShareError."""
+    if not content:  # recorded as the answer to a session id of zeros
+        raise SignedOutError
+    records = _parse_json(content, host)
+    if not isinstance(records, list):
+        raise UnexpectedResponseError(f"{host} answered a read with something that is no list")
+    return _sort_out(records)
+
+
+def _parse_json(content: bytes, host: str) -> object:
+    try:
+        return _loads(content)
+    except (ValueError, RecursionError):
+        raise UnexpectedResponseError(f"{host} answered with something that is no JSON") from None
+
+
+def _loads(content: bytes) -> object:
+    """Read JSON. Raises ValueError and RecursionError."""
+    # Some Pythons (3.14) read arrays in arrays as deep as their memory allows.
+    if content.count(b"[") + content.count(b"{") > _MOST_BRACKETS:
+        raise ValueError
+    # Python refuses to read very large integers; cut, one is as wrong as before, and costs its record alone.
+    return json.loads(content, parse_int=lambda digits: int(digits[:20]))
+
+
+def _sort_out(records: Iterable[object]) -> Batch:
+    parsed = [_parse(record) for record in records]
+    good = [reading for reading in parsed if reading is not None]
+    return Batch(
+        readings=tuple(sorted((each for each in good if each.mg_dl >= LOW_MG_DL), key=attrgetter("date"))),
+        error_codes=tuple(sorted(each.date for each in good if each.mg_dl < LOW_MG_DL)),
+        malformed=len(parsed) - len(good),
+        newest_malformed=bool(good) and parsed[0] is None,
+        drifted=sum(each.drifted for each in good),
+    )
+
+
+def _parse(record: object) -> Reading | None:
+    try:
+        return parse_record(record)
+    except MalformedRecordError:
+        return None
+
+
+def _fault(host: str, status: int, content: bytes, *, reading: bool) -> ShareError:
+    """Translate an answer that is not 200. Share says nearly everything with 500 and a code."""
+    try:
+        fault = _loads(content)
+    except (ValueError, RecursionError):
+        fault = None
+    fault = fault if isinstance(fault, dict) else {}
+    code, message = str(fault.get("Code")), str(fault.get("Message"))
+    if "maxattempts" in code.casefold():
+        return LockedOutError(f"{host} has locked the account for a while after failed sign-ins")
+    if code in _SIGNED_OUT:
+        return SignedOutError(f"{host} does not know the session")
+    if code == _NOTHING_SHARED and reading:
+        return NothingSharedError(f"nothing is shared from this account of {host}")
+    if code in _REJECTED or (code == "SSO_InternalError" and "Cannot Authenticate by" in message):
+        return CredentialsRejectedError(f"{host} did not accept the credentials")
+    if code == "InvalidArgument":
+        return CredentialsRejectedError(f"{host} found user name, password or account id malformed")
+    said = f"answered with status {status}"
+    if status == HTTPStatus.NOT_FOUND and not reading:
+        said = "has no place to sign in (404): share_url is not that of a Share service of today"
+    return UnavailableError(f"{host} {said}", answered=status not in _GATEWAY)
+
+
+def _parse_retry_after(text: str | None, date: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, given the Date of the same answer."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    until, now = parse_http_date(text), parse_http_date(date)
+    return None if until is None or now is None else max(0.0, until - now)
