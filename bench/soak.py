@@ -39,7 +39,7 @@ from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
     from dexcom2mqtt.messages import Message
@@ -171,16 +171,16 @@ class SoakClock(Clock):
         """Return the world's time, as seconds since the machine started."""
         return self.world.unix - BEGIN + BOOTED
 
-    def alarm(self) -> Alarm:
+    def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
         """Return an alarm that lets the world go on."""
-        return SoakAlarm(self)
+        return SoakAlarm(self, back_by)
 
 
 class SoakAlarm(Alarm):
     """An alarm of that clock."""
 
-    def __init__(self, clock: SoakClock) -> None:
-        super().__init__(clock)
+    def __init__(self, clock: SoakClock, back_by: Callable[[float], None]) -> None:
+        super().__init__(clock, back_by)
         self._world = clock.world
         self._rings = False
 

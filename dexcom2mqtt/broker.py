@@ -226,7 +226,7 @@ class Broker:
         self._received = received
         self._back_by = back_by
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
-        self._alarm = clock.alarm()
+        self._alarm = clock.alarm(back_by)
         self._wake_out, self._wake_in = socket.socketpair()
         for end in (self._wake_out, self._wake_in):
             end.settimeout(0)
@@ -254,9 +254,7 @@ class Broker:
                 failure = self._connect_and_serve()
                 if failure is not None and not (failure.protocol_refused and protocol != self._protocol):
                     now = self._clock.now()
-                    pause = self._pause_after(failure, now - began)
-                    self._back_by(now + pause)
-                    self._alarm.wait(pause)
+                    self._alarm.wait(self._pause_after(failure, now - began))
         except Stopped:
             pass
         finally:

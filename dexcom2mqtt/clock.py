@@ -10,7 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SLICE: Final = 10.0
 """Real seconds after which a wait looks at the clock again: waiting itself does not count suspended time."""
@@ -42,9 +45,12 @@ class Clock:
         """Return how many real seconds ``seconds`` of this clock take."""
         return seconds / self.speed
 
-    def alarm(self) -> Alarm:
-        """Return a new alarm, for one thread to wait on."""
-        alarm = Alarm(self)
+    def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
+        """Return a new alarm, for one thread to wait on.
+
+        ``back_by`` is called before each wait, with the time of the clock when it will be over.
+        """
+        alarm = Alarm(self, back_by)
         self._alarms.append(alarm)
         if self._stopped:
             alarm.ring()
@@ -65,8 +71,9 @@ class Clock:
 class Alarm:
     """A wait of one thread, which ends by time, by ``ring`` from another thread, or by the stop."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, back_by: Callable[[float], None] = lambda _: None) -> None:
         self._clock = clock
+        self._back_by = back_by
         self._rung = threading.Event()
 
     def ring(self) -> None:
@@ -76,6 +83,7 @@ class Alarm:
     def wait(self, seconds: float) -> bool:
         """Wait for ``seconds`` of the clock; return whether it was rung before that. Raises Stopped."""
         end = self._clock.now() + seconds
+        self._back_by(end)
         rung = self._rung.is_set()
         while not rung and (left := self._clock.real(end - self._clock.now())) > 0:
             rung = self._rung.wait(min(left, _SLICE))

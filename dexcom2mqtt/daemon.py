@@ -65,7 +65,6 @@ class Daemon:
         self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
         self._stream = Stream(self._topics, changed=self._wake)
         self._health = Health(self._clock, settings.mqtt.client_id, self._in_words)
-        self._back_by = self._health.loop("the heartbeat")
         rate_limits: dict[str, float] = {}
         self._pollers = {
             key: Poller(
@@ -113,7 +112,7 @@ class Daemon:
         self._may_ask_since = 0.0  # the accounts, with their passwords
         self._online = False
         self._next_heartbeat = 0.0
-        self._alarm = self._clock.alarm()  # of the heart
+        self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
         self._born = False  # Home Assistant, and not yet taken note of
         self._discovery_sent = -math.inf
         self._discovery_due = math.inf
@@ -138,9 +137,7 @@ class Daemon:
 
     def _beat(self) -> None:
         while True:
-            wait = self._tick()
-            self._back_by(self._clock.now() + wait)
-            self._alarm.wait(wait)
+            self._alarm.wait(self._tick())
 
     def _tick(self) -> float:
         """Do what is due now; return after how many seconds to come again."""

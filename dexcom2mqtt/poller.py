@@ -109,7 +109,7 @@ class Poller:
         self._stale_after = stale_after
         self._rate_limits = rate_limits
         self._back_by = back_by
-        self._alarm = clock.alarm()
+        self._alarm = clock.alarm(back_by)
         self._client = client_of(account, clock)
         self.time = self._client.time
         """The time of day, as this account's server tells it."""
@@ -201,7 +201,7 @@ class Poller:
                 self._become("unexpected_response", status.BUG)
                 self._publish_status(now + _AFTER_A_BUG)
                 self.answered.set()
-                self._sleep(_AFTER_A_BUG)
+                self._alarm.sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
         self._await_read_back()
@@ -222,13 +222,11 @@ class Poller:
             left = began + (2 * most if self._reading_back else most) - self._clock.now()
             if left <= 0:
                 return
-            self._back_by(self._clock.now() + left)
             self._alarm.wait(left)
 
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
-        while (left := (until := max(self._next_poll, self._not_before())) - self._clock.now()) > 0:
-            self._back_by(until)
+        while (left := max(self._next_poll, self._not_before()) - self._clock.now()) > 0:
             self._alarm.wait(left)
             if self._refresh_asked:
                 self._refresh_asked = False
@@ -283,7 +281,7 @@ class Poller:
             retry=tenacity.retry_if_exception(worth_a_quick_retry),
             stop=enough,
             wait=tenacity.wait_exponential_jitter(initial=1, max=8),
-            sleep=self._sleep,
+            sleep=self._alarm.sleep,
             reraise=True,
         )
         batch: Batch = retry(self._fetch_once, minutes)
@@ -308,11 +306,6 @@ class Poller:
                 _log.warning("%s: %s", self.key, words.format(count))
             elif whole and not count:
                 self._told.discard(words)
-
-    def _sleep(self, seconds: float) -> None:
-        """Wait for that long, whatever rings."""
-        self._back_by(self._clock.now() + seconds)
-        self._alarm.sleep(seconds)
 
     def _fetch_once(self, minutes: int) -> Batch:
         """Fetch, and record what it took: sign-ins are rationed, so each one counts."""

@@ -23,21 +23,22 @@ class JumpingClock(Clock):
         """Return the time, which only waits change."""
         return self.time
 
-    def alarm(self) -> Alarm:
+    def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
         """Return an alarm that makes the time jump."""
-        return JumpingAlarm(self)
+        return JumpingAlarm(self, back_by)
 
 
 class JumpingAlarm(Alarm):
     """An alarm of such a clock."""
 
-    def __init__(self, clock: JumpingClock) -> None:
-        super().__init__(clock)
+    def __init__(self, clock: JumpingClock, back_by: Callable[[float], None]) -> None:
+        super().__init__(clock, back_by)
         self._jumping = clock
 
     def wait(self, seconds: float) -> bool:
         """Jump to the end of the wait, or end it where it was rung before."""
         self._jumping.before_wait()
+        self._back_by(self._jumping.time + seconds)
         rung = self._rung.is_set()
         self._rung.clear()
         if not rung:

@@ -118,6 +118,20 @@ def test_each_alarm_rings_for_itself() -> None:
     assert other.wait(1.0) is False
 
 
+@pytest.mark.parametrize("kind", ["wait", "sleep"])
+def test_an_alarm_says_when_its_wait_will_be_over(kind: str) -> None:
+    """Before each wait, and before one that goes on although it rang, whoever watches the thread is told."""
+    clock, said = Clock(FAST), list[float]()
+    alarm = clock.alarm(said.append)
+    began = clock.now()
+    getattr(alarm, kind)(20.0)
+    assert len(said) == 1
+    assert said[0] == pytest.approx(began + 20, abs=LONG)
+    alarm.ring()
+    getattr(alarm, kind)(20.0)
+    assert len(said) == (2 if kind == "wait" else 3)
+
+
 def test_wait_notices_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait looks at the clock in between, so that hours of suspension end it."""
     monkeypatch.setattr("dexcom2mqtt.clock._SLICE", SOON)

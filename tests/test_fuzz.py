@@ -36,7 +36,7 @@ from tests.builders import any_json, any_text
 from tests.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dexcom2mqtt.messages import Message
 
@@ -99,8 +99,8 @@ any_status = st.fixed_dictionaries(
 class OnePollClock(Clock):
     """A clock that stops the program where it would begin to wait."""
 
-    def alarm(self) -> Alarm:
-        return OnePollAlarm(self)
+    def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
+        return OnePollAlarm(self, back_by)
 
 
 class OnePollAlarm(Alarm):
