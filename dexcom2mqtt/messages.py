@@ -32,6 +32,7 @@ _ABSURD_SIZE: Final = 262_144
 _ABSURD_COUNT: Final = 1000
 _ABSURD_ACCOUNTS: Final = 10_000
 _ABSURD_TIME: Final = 4_102_444_800  # the year 2100
+_CLOCK_IS_RIGHT: Final = frozenset({"ok", "no_readings", "sensor_error"})  # else it would be phone_clock
 _LASTING: Final = ("measurement_timestamp", "date", "unit")
 
 State = dict[str, object]
@@ -247,12 +248,12 @@ def is_ours(account: str, leaf: str, payload: bytes) -> bool:
 class Past:
     """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
 
-    ``current`` is whether a reading was current when it was written.
+    ``right`` is whether the phone's clock was known to be right when it was written.
     """
 
     ahead_until: int | None = None
     last_success: float | None = None
-    current: bool = False
+    right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +277,24 @@ def parse_status(payload: bytes) -> Before:
     ahead_until = status.get("ahead_until")
     if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _ABSURD_TIME * 1000):
         raise ForeignError("its latest stamp in the future is not a time")
-    locked_until = parse_iso(status.get("next_poll_at")) if status.get("share") == "locked_out" else None
+    last_reading, last_success, next_poll = (
+        _parse_time(status.get(key)) for key in ("last_reading_at", "last_success_at", "next_poll_at")
+    )
+    share = status.get("share")
+    came_later = ahead_until is not None and (last_reading or 0) * 1000 > ahead_until
     return Before(
         tuple(rejected),
-        None if locked_until is None else locked_until + _ROUNDING,
-        parse_iso(status.get("last_reading_at")),
-        Past(ahead_until, parse_iso(status.get("last_success_at")), status.get("share") == "ok"),
+        next_poll + _ROUNDING if share == "locked_out" and next_poll is not None else None,
+        last_reading,
+        Past(ahead_until, last_success, right=share in _CLOCK_IS_RIGHT or came_later),
     )
+
+
+def _parse_time(text: object) -> float | None:
+    at = parse_iso(text)
+    if at is not None and not 0 <= at < _ABSURD_TIME:
+        raise ForeignError("one of its times makes no sense")
+    return at
 
 
 def _parse_object(payload: bytes) -> dict[str, object]:

@@ -53,9 +53,11 @@ _log = logging.getLogger(__name__)
 _DAY: Final = 86400.0
 _WAIT_FOR_BROKER: Final = 10.0
 _QUICK_TRIES: Final = 3
+_AN_HOUR: Final = 12  # readings
+_SEEN_LATELY: Final = 4 * 3600.0
 _ASK_AGAIN: Final = 30.0
 _ASKED_AGAIN_MOST: Final = 5
-_SAME: Final = 1.0
+_SAME: Final = 5.0  # seconds: each answer tells the time a little more exactly
 _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
 STATES: Final[dict[type[ShareError], str]] = {
@@ -117,7 +119,7 @@ class Poller:
         """Set once the first poll is over, however it went."""
         self._ledger = Ledger()
         self._stamps = Stamps(stale_after)
-        self._first_seen: dict[int, float] = {}  # by date: when, of those that were seen before their stamp
+        self._first_seen: dict[int, float] = {}  # by date: when, of the latest
         self._sign_ins = schedule.SignIns()
         self._session = schedule.DeadSession()
         self._rhythm = schedule.Rhythm()
@@ -258,11 +260,11 @@ class Poller:
         """Let count how signing in went before a restart, as soon as Share has told the time."""
         if not self.time.known:
             return
-        rejected = [at for unix in self._before.rejected if (at := self.time.at(unix)) is not None]
-        locked_until = self._before.locked_until
+        before, self._before = self._before, messages.Before()
+        rejected = [at for unix in before.rejected if (at := self.time.at(unix)) is not None]
+        locked_until = before.locked_until
         if rejected or locked_until is not None:
             self._sign_ins.restore(rejected, self._clock.now(), locked_until and self.time.at(locked_until))
-        self._before = messages.Before()
 
     def _fetch(self) -> Batch:
         now = self._clock.now()
@@ -320,7 +322,6 @@ class Poller:
         accepted, answered = None, False
         try:
             if seems_dead:
-                self._session.renewed(now)
                 client.sign_in()
             batch = client.fetch(minutes, renew=may_renew and not seems_dead)
         except CredentialsRejectedError:
@@ -336,6 +337,8 @@ class Poller:
             raise
         finally:
             self._calls.append((now, client.requests - requests, client.logins - logins))
+            if seems_dead and client.logins > logins:
+                self._session.renewed(now)
             if client.logins > logins:
                 accepted = True if client.sessions > sessions else accepted
                 used = client.logins - logins
@@ -393,12 +396,9 @@ class Poller:
         return max(settles_at, now + _ASK_AGAIN)
 
     def _note_first_seen(self, new: list[Reading], now: float) -> None:
-        """Record which readings were seen before their own stamp: they are current from then on, and no later."""
-        self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - 2 * _DAY}
-        for reading in new:
-            taken = self.time.at(reading.date / 1000)
-            if taken is None or taken > now:
-                self._first_seen[reading.date] = now
+        """Record when the latest were first seen: they are current from then on at most, whatever their stamps say."""
+        self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - _SEEN_LATELY}
+        self._first_seen |= {reading.date: now for reading in new[-_AN_HOUR:]}
 
     def _learn(self, new: Reading | None) -> None:
         """Learn from a poll that worked, and from the reading that it found, when readings become readable."""
@@ -510,7 +510,7 @@ class Poller:
         if self._shown is None or self._shown[0] is not newest:
             return False
         before, now = self._shown[1], self._fresh_until(newest)
-        return before == now or abs(before - now) <= _SAME
+        return before == now or abs(before - now) <= _SAME * self._clock.speed
 
     def _show_what_is_left(self) -> None:
         """Show the newest reading, should the one that is shown have turned out to be doubtful."""

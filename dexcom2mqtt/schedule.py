@@ -338,7 +338,8 @@ class SignIns:
             )
             return min(room, self._last_rejection + 30 * _MINUTE)
         if self._worked:
-            first, *_, last = (*self._here, self._last_rejection)
+            last = self._last_rejection
+            first = self._here[0] if self._here else last
             pause = 5 * _MINUTE if first == last else 30 * _MINUTE if last < first + 6 * _HOUR else 2 * _HOUR
             return last + pause
         pause = _AFTER_REJECTIONS[min(self._rejections, len(_AFTER_REJECTIONS)) - 1]

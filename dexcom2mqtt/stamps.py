@@ -7,7 +7,8 @@ are doubtful. What is doubtful stays so, and is never current: rather nothing th
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _ONE_SLOT: Final = 240.0
 """Seconds within which all readings lie that are uploaded as soon as they are taken, whoever uploads them."""
 _LATE: Final = 360.0
 """Seconds by which a reading may usually be late when it is seen."""
+_MOST: Final = 2 * 288
 _Like = tuple[int, int]
 """What tells one record of Share from another: its date and its mg/dL."""
 
@@ -51,6 +53,7 @@ class Stamps:
         self._ahead_until = 0
         self._seen_ahead = 0.0
         self._last_false = 0  # the latest stamp of the last answer that had some in the future
+        self._suspicious = False  # whether that may still be hidden among right ones
         self.ahead: float | None = None
         """By how many seconds the phone's clock was ahead when that was last seen; None while its stamps are right."""
 
@@ -64,8 +67,9 @@ class Stamps:
         self._ahead_until = self._last_false = max(self._ahead_until, past.ahead_until)
         seen = min(past.ahead_until / 1000, now) if past.last_success is None else min(past.last_success, now)
         self._seen_ahead = max(self._seen_ahead, seen)
-        if not past.current or past.ahead_until > (now - self._stale_after) * 1000:
+        if not past.right or past.ahead_until > (now - self._stale_after) * 1000:
             self.ahead = max(past.ahead_until / 1000 - seen, TOLERANCE)
+            self._suspicious = True
 
     def judge(
         self, readings: Iterable[Reading], now: float, *, settled: bool, known: Callable[[Reading], bool]
@@ -76,12 +80,14 @@ class Stamps:
         that was off may upload false stamps that have passed together with right ones: then all of those later than the
         last false one are suspected.
         """
-        new = [reading for reading in self._not_doubtful(readings) if not known(reading)]
+        given = tuple(readings)
+        new = [reading for reading in self._not_doubtful(given) if not known(reading)]
         ahead = max((reading.date / 1000 - now for reading in new), default=0.0)
         if ahead > TOLERANCE and not settled:
             return Judged(withheld=len(new))
-        past, self._past = self._past, None
-        suspected = ahead <= TOLERANCE and self.ahead is not None and _span(new) > _ONE_SLOT
+        past = self._past
+        self._past = None if given else past  # an answer without readings told nothing
+        suspected = ahead <= TOLERANCE and self._suspicious and _span(new) > _ONE_SLOT
         doubtful = [
             reading
             for reading in new
@@ -90,14 +96,16 @@ class Stamps:
             or (suspected and reading.date > self._last_false)
         ]
         right = [reading for reading in new if reading not in doubtful]
+        self._waiting += [replace(reading, json=None) for reading in doubtful if self._remember(reading)]
         self._forget(now)
-        self._waiting += [reading for reading in doubtful if self._remember(reading)]
         if ahead > TOLERANCE:
-            self.ahead, self._seen_ahead = self._measured(ahead), now
+            self.ahead, self._seen_ahead, self._suspicious = self._measured(ahead), now, True
             self._last_false = max(reading.date for reading in doubtful)
             self._ahead_until = max(self._ahead_until, self._last_false)
         elif past is None and any(now - reading.date / 1000 < self._stale_after for reading in right):
-            self.ahead = None
+            self.ahead, self._suspicious = None, False
+        elif suspected:
+            self._suspicious = False  # what was hidden came with this answer: a phone uploads all that it missed
         return Judged(tuple(right), tuple(doubtful))
 
     def _measured(self, ahead: float) -> float:
@@ -109,14 +117,13 @@ class Stamps:
         """Return which readings, found right before the past was known, were doubtful before a restart."""
         past, self._past = self._past, None
         found = [each for each in readings if self._is_like_a_doubtful(each) or _was_doubtful(each, past)]
-        for reading in found:
-            if not self._is_like_a_doubtful(reading):
-                self._remember(reading)
+        unknown = [reading for reading in found if not self._is_like_a_doubtful(reading)]
+        self._waiting += [reading for reading in unknown if self._remember(reading)]
         return found
 
     def passed(self, now: float) -> list[Reading]:
         """Return, once, the doubtful readings whose stamp has passed by now, oldest first."""
-        due = sorted((each for each in self._waiting if each.date <= now * 1000), key=lambda each: each.date)
+        due = sorted((each for each in self._waiting if each.date <= now * 1000), key=attrgetter("date"))
         self._waiting = [reading for reading in self._waiting if reading.date > now * 1000]
         return due
 
@@ -147,12 +154,16 @@ class Stamps:
             abs(date - reading.date) <= _DOUBLE_MS and any(each.mg_dl == reading.mg_dl for each in same)
             for date, same in self._doubtful.items()
         )
-        self._doubtful.setdefault(reading.date, []).append(reading)
+        self._doubtful.setdefault(reading.date, []).append(replace(reading, json=None))
         return not double
 
     def _forget(self, now: float) -> None:
-        oldest = (now - _DAY - _SLACK) * 1000
-        self._doubtful = {date: same for date, same in self._doubtful.items() if date >= oldest}
+        """Keep a day, and no more than Share can give twice: stamps that are years ahead never pass."""
+        # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
+        oldest = min(max(self._doubtful, default=0), now * 1000) - (_DAY + _SLACK) * 1000
+        kept = sorted(date for date in self._doubtful if date >= oldest)[-_MOST:]
+        self._doubtful = {date: self._doubtful[date] for date in kept}
+        self._waiting = sorted(self._waiting, key=attrgetter("date"))[-_MOST:]
 
 
 def _like(reading: Reading) -> _Like:
@@ -173,7 +184,7 @@ def _was_doubtful(reading: Reading, past: Past | None) -> bool:
     """
     if past is None or past.ahead_until is None:
         return False
-    until = past.ahead_until if past.current else float("inf")
+    until = past.ahead_until if past.right else float("inf")
     return (past.last_success or 0.0) * 1000 < reading.date <= until
 
 

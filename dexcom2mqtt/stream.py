@@ -91,7 +91,7 @@ class Stream:
         self._changed = changed
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
-        self._on_their_way: dict[Message, tuple[str, Offer]] = {}
+        self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two may be the same to the letter
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
     def open(self, key: str, source: str, history: Iterable[Reading], doubtful: Iterable[Reading] = ()) -> None:
@@ -153,9 +153,10 @@ class Stream:
     def acknowledged(self, message: Message) -> None:
         """Take note that the broker has a message; those that are none of the stream's are ignored."""
         with self._lock:
-            if message not in self._on_their_way:
+            arrived = self._arrived(message)
+            if arrived is None:
                 return
-            key, offer = self._on_their_way.pop(message)
+            key, offer = arrived
             account = self._accounts[key]
             account.sent.discard(offer.key)
             account.waiting.pop(offer.key, None)
@@ -165,8 +166,9 @@ class Stream:
     def refused(self, message: Message, now: float) -> None:
         """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
         with self._lock:
-            if message in self._on_their_way:
-                key, offer = self._on_their_way.pop(message)
+            arrived = self._arrived(message)
+            if arrived is not None:
+                key, offer = arrived
                 account = self._accounts[key]
                 account.sent.discard(offer.key)
                 account.not_before = now + _REFUSED_AGAIN
@@ -183,8 +185,17 @@ class Stream:
         offer = account.waiting[which]
         account.sent.add(which)
         message = messages.reading_message(self._topics, key, offer.state(), backfill=backfill)
-        self._on_their_way[message] = (key, offer)
+        self._on_their_way.setdefault(message, []).append((key, offer))
         return message
+
+    def _arrived(self, message: Message) -> tuple[str, Offer] | None:
+        """Return whose a message was that is on its way no more, and which; None if it is none of these."""
+        same = self._on_their_way.get(message)
+        if not same:
+            return None
+        if len(same) == 1:
+            del self._on_their_way[message]
+        return same.pop(0)
 
     def _may_backfill(self, now: float) -> bool:
         if self._backfill_at(now) > now:

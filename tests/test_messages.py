@@ -505,10 +505,38 @@ def test_what_matters_of_readings_is_read_back() -> None:
     told = replace(STATUS, share="ok", last_reading_at=NOON - 60.0, last_success_at=NOON, ahead_until=NOON * 1000 + 7)
     before = messages.parse_status(messages.status_message(TOPICS, "anna", told).payload.encode())
     assert before.last_reading == NOON - 60
-    assert before.stamps == Past(ahead_until=NOON * 1000 + 7, last_success=NOON, current=True)
+    assert before.stamps == Past(ahead_until=NOON * 1000 + 7, last_success=NOON, right=True)
     told = replace(told, share="phone_clock", ahead_until=None)
     before = messages.parse_status(messages.status_message(TOPICS, "anna", told).payload.encode())
     assert before.stamps == Past(last_success=NOON)
+
+
+@pytest.mark.parametrize(
+    ("share", "last_reading", "right"),
+    [
+        ("ok", 0, True),
+        ("no_readings", 0, True),
+        ("sensor_error", 0, True),
+        ("phone_clock", 0, False),
+        ("starting", 0, False),
+        ("unavailable", 0, False),
+        ("unavailable", 8, True),
+    ],
+)
+def test_whether_the_phone_was_right_is_read_back(share: str, last_reading: int, *, right: bool) -> None:
+    """It was if it would have been phone_clock else, or if a right reading came later than the latest false stamp."""
+    told = replace(STATUS, share=share, last_reading_at=NOON + last_reading, ahead_until=(NOON + 7) * 1000)
+    payload = messages.status_message(TOPICS, "anna", told).payload.encode()
+    assert messages.parse_status(payload).stamps.right is right
+
+
+@pytest.mark.parametrize("key", ["last_reading_at", "last_success_at", "next_poll_at"])
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1969-12-31T00:00:00Z"])
+def test_a_time_that_makes_no_sense_is_refused(key: str, time: str) -> None:
+    """A status with a time that cannot be written again is not taken over."""
+    payload = parsed(messages.status_message(TOPICS, "anna", STATUS)) | {key: time}
+    with pytest.raises(messages.ForeignError, match="times"):
+        messages.parse_status(json.dumps(payload).encode())
 
 
 @pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])

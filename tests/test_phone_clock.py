@@ -255,6 +255,10 @@ def test_a_broker_that_comes_later_takes_back_what_is_old(watched: Callable[...,
     world.live(HOUR)
     assert world.oldest < STALE_AFTER + HOUR  # it was never there for anybody: there was no broker
     assert world.status["share"] == "phone_clock"
+    given = share.series(world.account, world.phone[-2][0], world.phone[-1][0])
+    false = {record.taken + 3_600_000 for record in given if record.arrives < world.phone[-1][0]}
+    assert len(false) >= 3
+    assert false <= world.stream.keys()
 
 
 def test_a_restart_with_a_phone_that_is_right_is_not_held_up(watched: Callable[..., Watched]) -> None:

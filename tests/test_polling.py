@@ -91,6 +91,7 @@ class World:
 
     def _serve(self) -> None:
         now = self.clock.now()
+        self._mirror.put(self._stream.histories(math.inf))
         while taken := self._stream.take(now, 20):
             for message in taken:
                 reading = json.loads(message.payload)

@@ -565,6 +565,16 @@ def test_what_worked_before_a_restart_is_tried_again_after_5_minutes() -> None:
     assert [after - before for before, after in pairwise(sent)] == [5 * MINUTE, 30 * MINUTE]
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_first_sign_in_that_comes_to_nothing_after_a_restart_is_repeated(*, answered: bool) -> None:
+    """It worked, was rejected before a restart, and the first try after that is not understood or not answered."""
+    sign_ins = SignIns()
+    sign_ins.restore([START - HOUR, START - 30 * MINUTE], START)
+    sign_ins.worked_before()
+    sign_ins.note(START, requests=1, accepted=None, answered=answered)
+    assert START - HOUR <= sign_ins.allowed_at(1) <= START + MINUTE
+
+
 def test_a_sign_in_that_is_answered_in_unknown_words_backs_off() -> None:
     """From 1 to 30 minutes; a line that is down has its own, shorter waits; and a known answer ends it."""
     sign_ins, now, gaps = SignIns(), START, []

@@ -135,6 +135,38 @@ def test_false_stamps_that_have_passed_do_not_hide_among_right_ones() -> None:
     assert stamps.ahead is None
 
 
+def test_a_throttled_phone_that_is_right_again_is_believed() -> None:
+    """It uploads two readings at a time: the first pair after the silence waits, the next one is current."""
+    stamps = Stamps(STALE_AFTER)
+    judge(stamps, reading(seconds=20 * MINUTE))
+    late = HOUR
+    pairs = [(reading(seconds=late + n * 600), reading(101, seconds=late + n * 600 + SLOT)) for n in range(3)]
+    assert judge(stamps, *pairs[0], at=late + 320).right == ()
+    assert judge(stamps, *pairs[1], at=late + 920).right == pairs[1]
+    assert stamps.ahead is None
+    assert judge(stamps, *pairs[2], at=late + 1520).right == pairs[2]
+
+
+def test_a_date_that_is_days_ahead_for_a_while_makes_nothing_forgotten() -> None:
+    """What was doubtful is still so when Share tells the right time again."""
+    stamps = Stamps(STALE_AFTER)
+    judge(stamps, false := reading(seconds=HOUR))
+    judge(stamps, false, at=48 * HOUR)
+    assert judge(stamps, false, at=HOUR) == Judged()
+
+
+def test_a_phone_that_is_years_ahead_fills_no_memory() -> None:
+    """Its stamps never pass; twice as many as Share gives are kept, without the records that they were made of."""
+    stamps = Stamps(STALE_AFTER)
+    year = 365 * 24 * HOUR
+    for slot in range(2000):
+        one = Reading(100, "Flat", round((NOON + year + slot * SLOT) * 1000), 0, {"WT": "a record"})
+        judge(stamps, one, at=slot * SLOT)
+    kept = [each for same in stamps._doubtful.values() for each in same]  # noqa: SLF001  # the memory is the point
+    assert len(kept) == len(stamps._waiting) == 576  # noqa: SLF001  # likewise
+    assert not any(each.json for each in (*kept, *stamps._waiting))  # noqa: SLF001  # likewise
+
+
 def test_the_latest_false_stamp_is_remembered_for_a_day() -> None:
     """It is what a restart needs to know, and needs to know no longer."""
     stamps = Stamps(STALE_AFTER)
@@ -148,10 +180,10 @@ def test_the_latest_false_stamp_is_remembered_for_a_day() -> None:
 # --- restarts ------------------------------------------------------------------------------------------------
 
 
-def restarted(*doubtful: Reading, at: float, current: bool = False) -> Stamps:
+def restarted(*doubtful: Reading, at: float, right: bool = False) -> Stamps:
     """Restart that many seconds after noon, when Share had answered last and stamps were an hour ahead."""
     stamps = Stamps(STALE_AFTER)
-    past = Past(ahead_until=(NOON + HOUR) * 1000, last_success=NOON, current=current)
+    past = Past(ahead_until=(NOON + HOUR) * 1000, last_success=NOON, right=right)
     stamps.restore(doubtful, past, NOON + at)
     return stamps
 
@@ -169,13 +201,21 @@ def test_a_restart_shows_nothing_of_its_first_answer(after: float) -> None:
 
 def test_after_a_phone_that_was_right_again_a_restart_suspects_less() -> None:
     """Only what is not later than the latest false stamp may be false; once that is long past, all is shown."""
-    stamps = restarted(at=2 * HOUR, current=True)
+    stamps = restarted(at=2 * HOUR, right=True)
     right = reading(seconds=2 * HOUR - 20)
     assert judge(stamps, reading(seconds=HOUR - 10), right, at=2 * HOUR).right == (right,)
     assert stamps.ahead is None
-    soon = restarted(at=HOUR + MINUTE, current=True)
+    soon = restarted(at=HOUR + MINUTE, right=True)
     assert judge(soon, reading(seconds=HOUR + 50), at=HOUR + MINUTE).right == (reading(seconds=HOUR + 50),)
     assert soon.ahead is not None
+
+
+def test_a_first_answer_without_readings_tells_nothing() -> None:
+    """What was doubtful before a restart is so in the first answer that has readings."""
+    stamps = restarted(at=58 * MINUTE)
+    assert judge(stamps, at=58 * MINUTE) == Judged()
+    assert judge(stamps, reading(seconds=HOUR), at=59 * MINUTE).right == ()
+    assert stamps.ahead is not None
 
 
 def test_doubtful_readings_of_the_history_stay_so() -> None:
@@ -192,6 +232,7 @@ def test_a_broker_that_comes_later_corrects_what_was_believed() -> None:
     stamps.restore([false], Past(ahead_until=(NOON + HOUR) * 1000, last_success=NOON), NOON + 60)
     assert stamps.doubt([right, false, unknown]) == [false, unknown]
     assert judge(stamps, false, unknown, at=90) == Judged()
+    assert stamps.passed(NOON + 90) == [unknown]
 
 
 # --- whole days ----------------------------------------------------------------------------------------------
@@ -239,7 +280,7 @@ class Home:
             self.shown = by_name[newest.direction]
             self.shown_until = min(newest.date / 1000, self.first_seen.get(newest.date, now)) + STALE_AFTER
         self.history, self.false = list(self.ledger.readings), [*self.false, *self.stamps.passed(now)]
-        self.past = Past(self.stamps.ahead_until(now), now, self.shown_until > now)
+        self.past = Past(self.stamps.ahead_until(now), now, self.stamps.ahead is None)
 
 
 phases = st.lists(

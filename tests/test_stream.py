@@ -509,6 +509,14 @@ def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time()
         stream.acknowledged(message)
     (history,) = stream.histories(math.inf)
     assert [entry.get("doubtful", False) for entry in json.loads(history.payload)["readings"]] == [False, True]
+    stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf, doubtful=True)])
+    stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf)])
+    same = stream.take(NOON + 2, 20)
+    assert same[0] == same[1]  # to the letter
+    for message in same:
+        stream.acknowledged(message)
+    (history,) = stream.histories(math.inf)
+    assert len(json.loads(history.payload)["readings"]) == 4
     again = Stream(TOPICS)
     before = parse_history(history.payload.encode(), SOURCE, NOON)
     again.open(ANNA, SOURCE, before.readings, before.doubtful)
