@@ -78,7 +78,7 @@ class Stamps:
 
         ``known`` tells which readings were found right before. While the phone's clock is known to be wrong, a phone
         that was off may upload false stamps that have passed together with right ones: then all of those later than the
-        last false one are suspected.
+        last false one are doubtful, once, since such a phone uploads all that it missed.
         """
         given = tuple(readings)
         new = [reading for reading in self._not_doubtful(given) if not known(reading)]
@@ -110,8 +110,9 @@ class Stamps:
 
     def _measured(self, ahead: float) -> float:
         """Return by how much the phone is ahead: a reading that is seen late tells too little, but never too much."""
-        changed = self.ahead is None or abs(ahead - self.ahead) > _LATE
-        return ahead if changed or self.ahead is None else max(ahead, self.ahead)
+        if self.ahead is None or abs(ahead - self.ahead) > _LATE:
+            return ahead
+        return max(ahead, self.ahead)
 
     def doubt(self, readings: Iterable[Reading]) -> list[Reading]:
         """Return which readings, found right before the past was known, were doubtful before a restart."""

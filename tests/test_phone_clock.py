@@ -46,10 +46,6 @@ class Watched(World):
         """Whether something is current now."""
         return self._shown is not None and self._shown[2] > self.clock.now()
 
-    @property
-    def answers(self) -> int:
-        return len(self.requests())
-
     def upload(self, records: list[share.Record]) -> list[share.Record]:
         return [self._uploaded(record) for record in records]
 

@@ -114,7 +114,7 @@ def test_a_sign_in_that_nobody_understands_backs_off(
     world.live(DAY)
     sent = world.requests(password=True)
     steps = 1 if call == "authenticate" else 2
-    assert 40 * 1 <= len(sent) <= 53 * steps
+    assert 40 <= len(sent) <= 53 * steps
     assert most_within(sent, HOUR) <= 7 * steps
     world.service.fault = share.no_fault
     world.live(31 * MINUTE)
