@@ -52,7 +52,7 @@ from dexcom2mqtt import messages
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.topics import Topics
-from tests.processes import Mosquitto
+from tests.support.processes import Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

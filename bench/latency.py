@@ -45,7 +45,7 @@ from dexcom2mqtt.share import Batch
 from dexcom2mqtt.share.server_time import ShareTime
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
-from tests.jumping import JumpingClock
+from tests.support.jumping import JumpingClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.faults import Page
-from tests.processes import MOSQUITTO, Mosquitto
+from tests.support.faults import Page
+from tests.support.processes import MOSQUITTO, Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

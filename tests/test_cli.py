@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

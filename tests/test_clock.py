@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dexcom2mqtt.clock import Clock, Stopped, iso, parse_iso
 from dexcom2mqtt.share.server_time import ShareTime, parse_http_date
-from tests.builders import NOON, any_text, property_of
+from tests.support.builders import NOON, any_text, property_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

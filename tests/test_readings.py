@@ -23,7 +23,7 @@ from dexcom2mqtt.readings import (
     to_mmol_l,
 )
 from dexcom2mqtt.topics import Topics
-from tests.builders import account, any_json, any_text, property_of, reading
+from tests.support.builders import account, any_json, any_text, property_of, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.processes import Process, eventually
+from tests.support.processes import Process, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

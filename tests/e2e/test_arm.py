@@ -24,7 +24,7 @@ import pytest
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
 from tests.e2e.debian import Debian, needs
-from tests.processes import ROOT, Mosquitto, Process, Subscriber, eventually, write_config
+from tests.support.processes import ROOT, Mosquitto, Process, Subscriber, eventually, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

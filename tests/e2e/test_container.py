@@ -21,7 +21,7 @@ import yaml
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from tests.e2e.containers import COMPOSE, Chroot, Container, Machine, Podman
 from tests.e2e.debian import Debian, needs
-from tests.processes import MOSQUITTO, ROOT, Mosquitto, Subscriber, eventually
+from tests.support.processes import MOSQUITTO, ROOT, Mosquitto, Subscriber, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

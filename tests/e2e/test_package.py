@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.documents import blocks_of, text_of
-from tests.processes import ROOT
+from tests.support.documents import blocks_of, text_of
+from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

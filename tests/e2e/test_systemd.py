@@ -15,7 +15,7 @@ import yaml
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from tests.e2e.debian import APART, Debian, needs
-from tests.processes import ROOT, Mosquitto, Process, Subscriber, eventually, retained
+from tests.support.processes import ROOT, Mosquitto, Process, Subscriber, eventually, retained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,476 @@
+"""When a real poller asks the simulated Share service over real HTTP, on a clock that jumps: days in seconds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from dexcom2mqtt import messages, status
+from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.config import Account
+from dexcom2mqtt.demo import share_service as share
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
+from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.poller import Poller
+from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.topics import Topics
+from tests.support.jumping import JumpingClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+BEGIN = 1_772_323_200.0  # an instant in Unix seconds: 2026-03-01
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86400.0
+TOPICS = Topics("dexcom2mqtt")
+PASSWORD = "the password"
+
+
+class World:
+    """A poller, the service that it asks, and a stand-in for the broker that takes everything at once."""
+
+    def __init__(self, password: str = PASSWORD, **account: Any) -> None:
+        self.clock = JumpingClock(end=math.inf)
+        self.account = SimulatedAccount("anna@example.com", PASSWORD, **account)
+        self.service = SimulatedShare([self.account], lambda: self.unix)
+        self.retained: dict[str, bytes] = {}
+        self.published: dict[int, float] = {}  # by date: when
+        self.stream: dict[int, bool] = {}  # by date: whether it was backfill, when it came last
+        self._back_by = math.inf
+        self.late = -math.inf  # how many seconds later than it said the poller was back
+        self._password = password
+        self.clock.before_wait = self._serve
+        self.service.__enter__()
+        self.restart()
+
+    @property
+    def unix(self) -> float:
+        return BEGIN + self.clock.time
+
+    def restart(self, *, broker: bool = True) -> None:
+        """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
+        self._mirror, self._stream = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
+        given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
+        self._poller = Poller(
+            "anna",
+            Account.model_validate(given),
+            clock=self.clock,
+            topics=TOPICS,
+            put=self._mirror.put,
+            stream=self._stream,
+            stale_after=900,
+            rate_limits={},
+            back_by=self._take_back_by,
+        )
+        if broker:
+            self.read_back()
+
+    def read_back(self) -> None:
+        """Tell the daemon what is retained."""
+        self._poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
+
+    def live(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.clock.end = self.clock.time + seconds
+        with suppress(Stopped):
+            self._poller.run()
+        self.clock.time = self.clock.end
+        self._serve()
+
+    def _take_back_by(self, at: float) -> None:
+        self.late = max(self.late, self.clock.now() - self._back_by)
+        self._back_by = at
+
+    def _serve(self) -> None:
+        now = self.clock.now()
+        self._mirror.put(self._stream.histories(math.inf))
+        while taken := self._stream.take(now, 20):
+            for message in taken:
+                reading = json.loads(message.payload)
+                self.published.setdefault(reading["date"], self.unix)
+                self.stream[reading["date"]] = reading["backfill"]
+                self._stream.acknowledged(message)
+            self._mirror.put(self._stream.histories(math.inf))
+        for message in self._mirror.take(now, 1000):
+            self.retained[message.topic] = message.payload.encode()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.retained[TOPICS.of("anna", "status")])
+        return found
+
+    def requests(self, since: float = -math.inf, until: float = math.inf, *, password: bool = False) -> list[float]:
+        """Return when Share was asked, in Unix seconds; with `password`, only the requests that carry it."""
+        log = self.service.requests
+        return [each.time for each in log if since <= each.time < until and each.password >= password]
+
+    def delays(self, since: float) -> dict[int, float]:
+        """Return by date how many seconds after it was readable each reading taken since then was published."""
+        records = {record.taken: record for record in share.series(self.account, since, self.unix)}
+        return {date: at - records[date].arrives for date, at in self.published.items() if date in records}
+
+
+@pytest.fixture
+def make_world() -> Iterator[Callable[..., World]]:
+    """Make worlds whose services end with the test."""
+    worlds: list[World] = []
+
+    def make(**options: Any) -> World:
+        worlds.append(World(**options))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.service.__exit__(None, None, None)
+
+
+def most_within(events: Iterable[float], seconds: float) -> int:
+    events = sorted(events)
+    return max((sum(start <= at < start + seconds for at in events) for start in events), default=0)
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("fixed", [8.0, 25.0])
+def test_readings_come_seconds_after_they_exist(make_world: Callable[..., World], fixed: float) -> None:
+    """After half a day of learning, a reading waits seconds at hardly more than one request, and the delay is told."""
+    world = make_world(delay=share.usual_delay(fixed, 2.0))
+    world.live(DAY / 2)
+    learned_at = world.unix
+    world.live(DAY)
+    delays = world.delays(learned_at)
+    assert len(delays) >= 285
+    assert mean(delays.values()) < 5
+    assert len(world.requests(learned_at)) / len(delays) < 1.6
+    assert fixed < world.status["delay"] < fixed + 8
+
+
+def test_an_answer_may_take_seconds(make_world: Callable[..., World]) -> None:
+    """When a reading was asked for counts, and not when the answer came."""
+    world = make_world()
+
+    def slow(request: share.Request, respond: share.Respond) -> share.Response:
+        response = respond(request)
+        world.clock.time += 10
+        return response
+
+    world.service.fault = slow
+    world.live(DAY / 2)
+    learned_at = world.unix
+    world.live(DAY)
+    assert world.status["delay"] < 13
+    assert mean(world.delays(learned_at).values()) < 10 + 7
+    assert len(world.requests(learned_at)) < 1.6 * 288
+
+
+def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World]) -> None:
+    """After the first poll nothing is known of the delay."""
+    world = make_world()
+    world.live(20)
+    assert world.status["share"] == "ok"
+    assert world.status["delay"] is None
+
+
+@pytest.mark.parametrize("fault", [share.status(503), share.drop(), share.html(200)])
+def test_a_day_without_share_is_cheap(make_world: Callable[..., World], fault: share.Fault) -> None:
+    """24 hours out of order cost 350 requests at most, teach nothing, and 5 min 10 s after it all is back."""
+    world = make_world()
+    world.live(DAY / 2)
+    learned, began = world.status["delay"], world.unix
+    world.service.fault = fault
+    world.live(DAY)
+    assert len(world.requests(began)) <= 350
+    assert world.status["delay"] == learned
+    world.service.fault = share.no_fault
+    back = world.unix
+    world.live(HOUR)
+    assert min(at for at in world.published.values() if at >= back) <= back + 310
+    known = [date / 1000 for date in world.published]
+    due = share.series(world.account, back - DAY + 6 * MINUTE, world.unix - MINUTE)
+    assert {record.taken / 1000 for record in due if record.arrives < world.unix - MINUTE} <= set(known)
+
+
+@pytest.mark.parametrize("fault", [share.status(503), share.drop()])
+def test_an_outage_never_speeds_polling_up(make_world: Callable[..., World], fault: share.Fault) -> None:
+    """After the first minutes of an outage, no hour of it has more requests than one with readings may have."""
+    world = make_world()
+    world.live(HOUR)
+    world.service.fault = fault
+    began = world.unix
+    world.live(6 * HOUR)
+    assert most_within(world.requests(began + 10 * MINUTE), HOUR) <= 16
+
+
+def test_hours_without_readings_are_cheap(make_world: Callable[..., World]) -> None:
+    """A gap costs 13 requests an hour after its first reading is late, and the old rhythm is met within a minute."""
+    world = make_world()
+    world.live(DAY / 2)
+    began = world.unix
+    world.service.distort(share.during(began, began + 8 * HOUR, share.missing))
+    world.live(8 * HOUR)
+    assert most_within(world.requests(began + 11 * MINUTE), HOUR) <= 13
+    assert world.status["share"] == "no_readings"
+    world.live(HOUR)
+    first = min(world.delays(began + 8 * HOUR).items())
+    assert first[1] <= 60
+
+
+def test_a_new_rhythm_is_met_within_five_minutes(make_world: Callable[..., World]) -> None:
+    """After a gap with another sensor, whose readings come at other moments, the first waits 5 minutes at most."""
+    world = make_world()
+    world.live(DAY / 2)
+    began = world.unix
+    until = began + 2 * HOUR
+
+    def another_sensor(records: list[share.Record]) -> list[share.Record]:
+        moved = [replace(each, taken=each.taken + 131_000, arrives=each.arrives + 131) for each in records]
+        return [each for each in moved if each.taken >= until * 1000]
+
+    world.service.distort(share.during(began, math.inf, another_sensor))
+    world.live(3 * HOUR)
+    records = {each.taken: each for each in another_sensor(list(share.series(world.account, until - 300, world.unix)))}
+    delays = {date: at - records[date].arrives for date, at in world.published.items() if date in records}
+    assert min(delays.items())[1] <= 300
+    assert mean(list(delays.values())[3:]) < 15
+
+
+DISTORTIONS: dict[str, share.Distortion] = {
+    "uploaded twice": share.doubled(),
+    "calibrated": share.calibrated(by=7),
+    "throttled phone": lambda records: [
+        replace(each, arrives=each.arrives + 120 * (each.taken // 300_000 % 2)) for each in records
+    ],
+    "late batches": lambda records: [
+        replace(each, arrives=max(each.arrives, math.ceil(each.taken / 3_600_000) * HOUR))
+        if each.taken // 3_600_000 % 4 == 0
+        else each
+        for each in records
+    ],
+}
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_what_is_irregular_confuses_nothing(make_world: Callable[..., World], name: str) -> None:
+    """Doubles, uneven gaps and late batches are all published, at few requests, and the delay stays sensible."""
+    world = make_world()
+    world.service.distort(DISTORTIONS[name])
+    world.live(DAY / 2)
+    learned_at = world.unix
+    world.live(DAY)
+    own = list(share.series(world.account, learned_at, world.unix - 2 * HOUR))
+    assert {record.taken for record in own} <= world.published.keys()
+    assert len(world.requests(learned_at)) <= 4 * 288
+    assert 1 <= world.status["delay"] <= 30
+
+
+def test_a_wrong_password_with_a_restart_every_hour(make_world: Callable[..., World]) -> None:
+    """For a day, no hour has more than 3 requests with the password, and the day no more than 12 and one a restart."""
+    world = make_world(password="wrong")
+    for _ in range(24):
+        world.live(HOUR)
+        world.restart()
+    attempts = world.requests(password=True)
+    assert 3 <= len(attempts) <= 12 + 24
+    assert most_within(attempts, HOUR) <= 3
+
+
+def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., World]) -> None:
+    """Somebody who asks all the time in vain does not shift when readings are first asked for."""
+    world = make_world()
+    world.live(DAY / 2)
+    learned = world.status["delay"]
+    for _ in range(120):
+        world._poller.refresh()  # noqa: SLF001  # as a message would
+        world.live(MINUTE)
+    assert abs(world.status["delay"] - learned) < 4
+
+
+def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writing a reading down fails, it fails in the account's loop, and nothing of it gets to the broker's."""
+    world = make_world()
+
+    def fail(*_: object) -> NoReturn:
+        raise ArithmeticError
+
+    monkeypatch.setattr(messages, "state_of", fail)
+    world.live(MINUTE)
+    assert world.status["share"] == "unexpected_response"
+    assert world._stream.take(world.clock.now(), 20) == []  # noqa: SLF001  # as the broker's loop does
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def stamped(record: dict[str, Any]) -> float:
+    """Return the Unix seconds of a record as Share sends it."""
+    return int(record["WT"][5:-1]) / 1000
+
+
+def spoilt(is_meant: Callable[[dict[str, Any]], bool], **changes: object) -> share.Fault:
+    """Change those of the records that are meant."""
+    return share.only(
+        share.edited(lambda records: [{**each, **changes} if is_meant(each) else each for each in records]),
+        call="read",
+    )
+
+
+@pytest.mark.parametrize("change", [{"Value": "110"}, {"WT": None}, {"WT": "soon", "Value": "110.0"}])
+def test_a_form_that_is_new_is_read_and_told_once(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture, change: dict[str, object]
+) -> None:
+    """Readings in a new form are published like any other, with one warning as long as any of a day has that form."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: stamped(each) >= began, **change)
+    world.live(5 * HOUR)
+    assert world.status["share"] == "ok"
+    assert len(world.delays(began)) >= 59
+    (line,) = warnings(caplog)
+    assert line.startswith("anna: Share sends readings in a form that is new")
+    assert " (1 in the last answer)" in line
+    ended = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < ended, **change)
+    world.live(20 * HOUR)  # the last of them is still there
+    assert len(warnings(caplog)) == 1
+    world.live(6 * HOUR)
+    world.service.fault = spoilt(lambda _: True, **change)
+    world.live(HOUR)
+    assert len(warnings(caplog)) == 2
+
+
+def test_a_malformed_record_is_told_once(make_world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """One that makes no sense costs one warning in the whole day that Share keeps it, and another one later its own."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < began + 5 * MINUTE, Value="many")
+    world.live(DAY + 2 * HOUR)
+    assert world.status["share"] == "ok"
+    (line,) = warnings(caplog)
+    assert line.startswith("anna: Share sends records that make no sense (1 in the last answer); only the others count")
+    began = world.unix
+    world.service.fault = spoilt(lambda each: began <= stamped(each) < began + 5 * MINUTE, Value="many")
+    world.live(HOUR)
+    assert warnings(caplog) == [line, line]
+
+
+def test_a_newest_record_that_makes_no_sense_is_told_when_nothing_is_current(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a value still stands all is well; then the message says that it is the newest record that is to blame."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.fault = spoilt(lambda each: stamped(each) >= began, Value=None)
+    world.live(9 * MINUTE)
+    assert world.status["share"] == "ok"
+    world.live(3 * HOUR)  # with polls of the whole day and of less
+    assert (world.status["share"], world.status["message"]) == ("unexpected_response", status.NEWEST_MALFORMED)
+    kinds = [line.split(":")[1].split("(")[0].strip() for line in warnings(caplog)]
+    assert kinds == ["Share sends records that make no sense", "unexpected_response"]
+    world.service.fault = share.no_fault
+    world.live(10 * MINUTE)
+    assert world.status["share"] == "ok"
+
+
+def test_an_older_record_that_makes_no_sense_is_not_to_blame(make_world: Callable[..., World]) -> None:
+    """If the newest record is good but old, there are no new readings, whatever lies before it."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.distort(share.during(began, math.inf, share.missing))
+    world.service.fault = spoilt(lambda each: stamped(each) < began - 10 * MINUTE, Value=None)
+    world.live(HOUR)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.REMEDIES["no_readings"])
+
+
+def test_only_records_that_make_no_sense_are_not_understood(make_world: Callable[..., World]) -> None:
+    """If no record at all makes sense, the message is that of an answer that is not understood."""
+    world = make_world()
+    world.service.fault = spoilt(lambda _: True, Value=None)
+    world.live(HOUR)
+    told = (world.status["share"], world.status["message"])
+    assert told == ("unexpected_response", status.REMEDIES["unexpected_response"])
+
+
+def test_error_codes_before_a_newest_that_makes_no_sense(make_world: Callable[..., World]) -> None:
+    """If the sensor sends error codes, that is what is told, although the newest record makes no sense."""
+    world = make_world()
+    world.live(HOUR)
+    began = world.unix
+    world.service.distort(share.during(began, math.inf, share.valued(5)))
+    world.service.fault = spoilt(lambda each: stamped(each) >= began + 30 * MINUTE, Value=None)
+    world.live(HOUR)
+    assert world.status["share"] == "sensor_error"
+
+
+def test_an_account_that_shares_nothing_is_told_so(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Share says of sharing is no outage: few requests, one sign-in, one line, and a message of its own."""
+    world = make_world()
+    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    began = world.unix
+    world.live(6 * HOUR)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.NOTHING_SHARED)
+    assert warnings(caplog) == [f"anna: no_readings: {status.NOTHING_SHARED}"]
+    assert world.status["logins_24h"] == 2  # one sign-in by user name
+    assert most_within(world.requests(began + 10 * MINUTE), HOUR) <= 16
+    world.service.fault = share.no_fault
+    world.live(10 * MINUTE)
+    assert world.status["share"] == "ok"
+
+
+def test_a_value_that_stands_outlives_that_nothing_is_shared(make_world: Callable[..., World]) -> None:
+    """When sharing is switched off, the newest value stays current until it is too old."""
+    world = make_world()
+    world.live(HOUR)
+    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    world.live(9 * MINUTE)
+    assert world.status["share"] == "ok"
+    world.live(20 * MINUTE)
+    assert (world.status["share"], world.status["message"]) == ("no_readings", status.NOTHING_SHARED)
+
+
+@pytest.mark.parametrize("fault", ["nothing", "stumbles", "wrong password", "rate limit", "a bug"])
+def test_however_long_it_waits_it_is_back_by_when_it_said(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Before each wait a poller says how long that is, also before those between quick retries."""
+    world = make_world(password="wrong" if fault == "wrong password" else PASSWORD)
+    if fault == "stumbles":
+        world.live(3600)  # quick retries are for a poll whose predecessor succeeded
+        world.service.fault = share.status(503)
+    if fault == "rate limit":
+        world.service.fault = share.status(429, {"Retry-After": "3600"})
+    if fault == "a bug":
+        poll, polls = Poller._poll, itertools.count()  # noqa: SLF001  # where it hurts
+        monkeypatch.setattr(Poller, "_poll", lambda self: poll(self) if next(polls) % 20 else 1 / 0)
+    waits: list[float] = []
+    serve, began = world.clock.before_wait, world.clock.now()
+
+    def note() -> None:
+        waits.append(world.clock.now())
+        serve()
+
+    world.clock.before_wait = note
+    world.live(DAY / 4)
+    longest = max(after - before for before, after in itertools.pairwise([began, *waits]))
+    least = {"nothing": 200, "stumbles": 200, "wrong password": 1200, "rate limit": 3600, "a bug": 290}
+    assert longest >= least[fault]
+    assert world.late < 1

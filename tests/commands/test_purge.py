@@ -1,0 +1,330 @@
+"""The command that removes what the daemon left at the broker: the real command, a real mosquitto."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt import homeassistant, messages
+from dexcom2mqtt.broker import Visit, _Connection
+from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.messages import Message
+from dexcom2mqtt.purge import accounts_in
+from dexcom2mqtt.status import Status
+from dexcom2mqtt.topics import Topics
+from tests.mqtt.test_broker import gatekeeper
+from tests.support.builders import account, reading
+from tests.support.processes import Mosquitto, Process, Subscriber, free_port, retained, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FOREIGN = {
+    "dexcom2mqtt/note": "mine",
+    "dexcom2mqtt/anna/note": "mine",
+    "dexcom2mqtt/anna/value/deep": "mine",
+    "dexcom2mqtt/kitchen/state": '{"state": "on"}',
+    "dexcom2mqtt/kitchen/value": "21.5",
+    "dexcom2mqtt/kitchen/status": '{"since": 1}',
+    "dexcom2mqtt2/anna/value": "85",
+    "homeassistant/device/dexcom2mqtt_kitchen/config": "{}",
+    "homeassistant/device/other_anna/config": "{}",
+    "homeassistant/sensor/dexcom2mqtt_anna/config": "{}",
+}
+
+
+def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", info: bool = True) -> list[Message]:
+    """Return what a daemon with these accounts leaves when it is stopped."""
+    topics, anybody = Topics(base), account()
+    left = [messages.bridge_offline(topics)]
+    if info:
+        left.append(messages.bridge_info(topics, version="1", started_at=None, protocol="5", accounts=keys))
+    for key in keys:
+        state = messages.state_of(reading(85), None, anybody)
+        left += messages.stale_messages(topics, key, state)
+        left.append(messages.history_message(topics, key, "9a0364b9", [reading(85)]))
+        left.append(messages.status_message(topics, key, Status()))
+        left.append(homeassistant.discovery_message(prefix, topics, key, anybody, stale_after=900, version="1"))
+    return left
+
+
+def fill(broker: Mosquitto, *left: Message, foreign: dict[str, str] | None = None) -> None:
+    with Subscriber(broker.port) as subscriber:
+        for message in left:
+            subscriber.client.publish(message.topic, message.payload, qos=1, retain=True)
+        for topic, payload in (foreign or {}).items():
+            subscriber.client.publish(topic, payload, qos=1, retain=True)
+        subscriber.client.publish("test/end", qos=1)
+        subscriber.wait_for("test/end")
+
+
+@pytest.fixture
+def purge(mosquitto: Mosquitto, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command with a configuration that knows Anna."""
+
+    def purge(*arguments: str, **mqtt: Any) -> subprocess.CompletedProcess[str]:
+        config = {
+            "accounts": {"anna": {"username": "anna@example.com", "password": "hunter2"}},
+            "mqtt": {"host": "127.0.0.1", "port": mosquitto.port, **mqtt},
+        }
+        file = write_config(tmp_path / "config.yaml", config)
+        command = [sys.executable, "-m", "dexcom2mqtt", "purge", "--config", str(file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    return purge
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1", "auto"])
+def test_everything_of_the_daemon_goes_and_nothing_else(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], protocol: str
+) -> None:
+    """All retained messages go, of accounts that are configured or were; whatever is not the daemon's stays."""
+    fill(mosquitto, *left_by("anna", "ben"), foreign=FOREIGN)
+    assert len(retained(mosquitto.port)) == 2 + 2 * 19 + len(FOREIGN)
+    done = purge(protocol=protocol)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "removed 40 retained messages" in done.stdout
+    assert retained(mosquitto.port) == FOREIGN
+    again = purge(protocol=protocol)
+    assert again.returncode == 0
+    assert "nothing to remove" in again.stdout
+
+
+def test_a_broker_full_of_messages(
+    start_mosquitto: Callable[..., Mosquitto], purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Many more messages than may be on their way at once, or fit into the broker's queue, are removed, too."""
+    broker = start_mosquitto("allow_anonymous true", "max_queued_messages 1000")  # its default
+    keys = [f"a{number}" for number in range(80)]
+    fill(broker, *left_by(*keys))
+    assert purge(port=broker.port).returncode == 0
+    assert [topic for topic in retained(broker.port) if topic.startswith(("dexcom2mqtt", "homeassistant"))] == []
+
+
+def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """With an account, only its messages go, its discovery with them; one that is not there is told."""
+    fill(mosquitto, *left_by("anna", "ben"))
+    done = purge("--account", "ben")
+    assert done.returncode == 0
+    kept = retained(mosquitto.port)
+    assert not [topic for topic in kept if "ben" in topic]
+    assert len(kept) == 2 + 19
+    missing = purge("--account", "bert")
+    assert missing.returncode == 0
+    assert "nothing of bert is retained below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
+
+
+def test_topics_of_the_past(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Another base topic and another discovery prefix are purged, and the present ones stay."""
+    fill(mosquitto, *left_by("anna"), *left_by("anna", "ben", base="home/glucose", prefix="ha/x"))
+    done = purge("--base-topic", "home/glucose", "--discovery-prefix", "ha/x")
+    assert done.returncode == 0
+    assert sorted(retained(mosquitto.port)) == sorted(message.topic for message in left_by("anna"))
+
+
+def test_accounts_are_found_without_the_bridges_list(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """An account that only its own messages tell of is found by those that can be nobody else's."""
+    fill(mosquitto, *left_by("ben", info=False), foreign=FOREIGN)
+    assert purge().returncode == 0
+    assert retained(mosquitto.port) == FOREIGN
+
+
+def test_it_refuses_while_the_daemon_runs(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """While the bridge is online nothing is removed, and it is said what to do."""
+    online = Message("dexcom2mqtt/bridge/state", "online")
+    fill(mosquitto, *left_by("anna")[1:], online)
+    before = retained(mosquitto.port)
+    done = purge()
+    assert done.returncode == 1
+    assert "dexcom2mqtt/bridge/state is online: stop the daemon first" in done.stderr
+    assert purge("--account", "anna").returncode == 1
+    assert retained(mosquitto.port) == before
+
+
+class Guarded:
+    """A broker with an access control list, which lets everybody do everything until `allow` says otherwise."""
+
+    def __init__(self, start_mosquitto: Callable[..., Mosquitto], acl: Path, *keys: str) -> None:
+        self._acl = acl
+        acl.write_text("topic readwrite #\n", encoding="utf-8")
+        self.broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
+        fill(self.broker, *left_by(*keys))
+
+    def allow(self, *rules: str) -> None:
+        self._acl.write_text("".join(f"topic {rule}\n" for rule in rules), encoding="utf-8")
+        self.broker.reload()
+
+    def retained(self) -> set[str]:
+        self.allow("readwrite #")
+        return set(retained(self.broker.port))
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_what_may_not_be_removed_is_told(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    protocol: str,
+) -> None:
+    """Where access control keeps messages, the command fails and names them, with MQTT 3.1.1, too."""
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
+    guarded.allow("read #", "write dexcom2mqtt/bridge/#")
+    done = purge(port=guarded.broker.port, protocol=protocol)
+    assert done.returncode == 1
+    assert "19 retained messages could not be removed (dexcom2mqtt/anna/arrow, " in done.stderr
+    assert "access control list" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_what_may_only_be_written_is_removed(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    protocol: str,
+) -> None:
+    """What access control hides is removed all the same: the daemon itself never reads its discovery."""
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
+    guarded.allow("readwrite dexcom2mqtt/#", "write homeassistant/#")
+    assert purge(port=guarded.broker.port, protocol=protocol).returncode == 0
+    assert guarded.retained() == set()
+
+
+def test_a_second_try_finds_what_the_first_left(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """A purge that could not remove all leaves the list of accounts, so that the next one knows where to look."""
+    guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna", "ben")
+    guarded.allow("readwrite #", "deny dexcom2mqtt/ben/value")
+    assert purge(port=guarded.broker.port).returncode == 1
+    assert guarded.retained() == {"dexcom2mqtt/bridge/info", "dexcom2mqtt/ben/value"}
+    assert purge(port=guarded.broker.port).returncode == 0
+    assert guarded.retained() == set()
+
+
+def test_an_account_of_which_only_the_discovery_is_left(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """After a change of the discovery prefix, the devices below the old one are found, of former accounts, too."""
+    devices = [message for message in left_by("ben", prefix="old") if "/device/" in message.topic]
+    fill(mosquitto, *devices, foreign={"old/device/dexcom2mqtt_x/config": "{}"})
+    assert purge("--discovery-prefix", "old").returncode == 0
+    assert retained(mosquitto.port) == {"old/device/dexcom2mqtt_x/config": "{}"}
+
+
+@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00", b""])
+def test_a_broker_without_mqtt_5(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], answer: bytes
+) -> None:
+    """A broker that refuses MQTT 5, or hangs up on it, is purged with 3.1.1."""
+    fill(mosquitto, *left_by("anna"))
+    with gatekeeper(mosquitto.port, answer) as (port, levels):
+        assert purge(port=port).returncode == 0
+        assert levels == [5, 4]
+    assert retained(mosquitto.port) == {}
+
+
+def test_no_more_at_once_than_the_broker_takes(
+    start_mosquitto: Callable[..., Mosquitto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never are more messages unanswered than the broker has said that it takes."""
+    broker = start_mosquitto("allow_anonymous true", "max_inflight_messages 3")
+    unanswered = []
+    publish = _Connection.publish
+
+    def watched(connection: _Connection, message: Message, clock: Clock) -> None:
+        publish(connection, message, clock)
+        unanswered.append(3 - connection.room)
+
+    monkeypatch.setattr(_Connection, "publish", watched)
+    with Visit(Mqtt(host="127.0.0.1", port=broker.port), Clock(), "test") as visit:
+        assert visit.publish(left_by("anna")) == []
+    assert len(unanswered) == 21
+    assert max(unanswered) == 3
+
+
+def test_an_interruption_is_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C while the broker does not answer ends it with one line."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = {
+            "accounts": {"anna": {"username": "anna@example.com", "password": "hunter2"}},
+            "mqtt": {"host": "127.0.0.1", "port": server.getsockname()[1]},
+        }
+        file = write_config(tmp_path / "config.yaml", config)
+        command = [sys.executable, "-m", "dexcom2mqtt", "purge", "--config", str(file)]
+        with Process(command, tmp_path / "purge.log") as process:
+            server.settimeout(10)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1)
+                process.signal(signal.SIGINT)
+                assert process.wait() == 1
+            assert process.text() == "dexcom2mqtt: interrupted: some may be left; run it again\n"
+
+
+def test_what_may_not_be_read_is_told(
+    start_mosquitto: Callable[..., Mosquitto],
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """Where access control returns nothing, that is no proof that nothing is there."""
+    acl = tmp_path / "acl"
+    acl.write_text("topic write #\n", encoding="utf-8")
+    broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
+    done = purge(port=broker.port)
+    assert done.returncode == 1
+    assert "does not let the user of this daemon read and write all of its topics" in done.stderr
+
+
+def test_a_broker_that_is_not_there(purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Without a broker it fails with the reason."""
+    done = purge(port=free_port())
+    assert done.returncode == 1
+    assert "nothing listens there" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--account", "Anna"), ("--account", "bridge"), ("--base-topic", "a/#"), ("--discovery-prefix", "")]
+)
+def test_wrong_usage(purge: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, str]) -> None:
+    """What can be no account and no topic ends with 2, before anything is done."""
+    assert purge(*arguments).returncode == 2
+
+
+def test_its_client_id(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """It connects beside the daemon, under an id of its own, without a will."""
+    assert purge(client_id="bridge-1").returncode == 0
+    connected = [line for line in mosquitto.log().splitlines() if "as bridge-1-purge" in line]
+    assert len(connected) == 1
+    assert "No will message specified." in mosquitto.log().split(connected[0])[1]
+
+
+def test_accounts_in_a_picture() -> None:
+    """Accounts are found by the bridge's list, a status or a history, and by nothing less."""
+    found = {message.topic: message.payload.encode() for message in left_by("ben", info=False)}
+    assert accounts_in(found, Topics("dexcom2mqtt"), "homeassistant") == {"ben"}
+    assert (
+        accounts_in({topic: value.encode() for topic, value in FOREIGN.items()}, Topics("dexcom2mqtt"), "homeassistant")
+        == set()
+    )
+    listed = {"dexcom2mqtt/bridge/info": json.dumps({"schema_version": 1, "accounts": ["carla"]}).encode()}
+    assert accounts_in(listed, Topics("dexcom2mqtt"), "homeassistant") == {"carla"}
+    strange = {f"dexcom2mqtt/{key}/history": found["dexcom2mqtt/ben/history"] for key in ("bridge", "Ben", "")}
+    described = {message.topic: message.payload.encode() for message in left_by("dora") if "/device/" in message.topic}
+    assert accounts_in(described, Topics("dexcom2mqtt"), "homeassistant") == {"dora"}
+    assert accounts_in(strange, Topics("dexcom2mqtt"), "homeassistant") == set()

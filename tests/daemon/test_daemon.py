@@ -1,0 +1,748 @@
+"""The whole daemon as a process: real HTTP to the simulated Share service, a real mosquitto, real signals."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt.demo import share_service as share
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from tests.support.processes import (
+    Mosquitto,
+    Process,
+    Subscriber,
+    daemon,
+    eventually,
+    free_port,
+    retained,
+    write_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ANNA = SimulatedAccount("anna@example.com", 'päss/w+rd "of" anna', seed=1)
+BEN = SimulatedAccount("+15550001111", "password of ben", seed=2, zone_offset_min=60)
+SPEED = 120.0
+
+STATE_TYPES: dict[str, tuple[type, ...]] = {
+    "value": (int, float),
+    "unit": (str,),
+    "mg_dl": (int,),
+    "mmol_l": (float,),
+    "out_of_range": (str, type(None)),
+    "trend": (str, type(None)),
+    "trend_number": (int,),
+    "direction": (str,),
+    "arrow": (str, type(None)),
+    "description": (str, type(None)),
+    "delta": (int, float, type(None)),
+    "range": (str,),
+    "measurement_timestamp": (str,),
+    "date": (int,),
+}
+STATUS_TYPES: dict[str, tuple[type, ...]] = {
+    "share": (str,),
+    "message": (str,),
+    "since": (str, type(None)),
+    "last_reading_at": (str, type(None)),
+    "last_success_at": (str, type(None)),
+    "next_poll_at": (str, type(None)),
+    "delay": (float, int, type(None)),
+    "requests_24h": (int,),
+    "logins_24h": (int,),
+    "rejected": (list,),
+    "ahead_until": (int, type(None)),
+}
+
+
+@pytest.fixture
+def service(stack: ExitStack) -> SimulatedShare:
+    """Return the simulated Share service, with its clock at the speed of the daemon's."""
+    return stack.enter_context(SimulatedShare([ANNA, BEN], accelerated(SPEED)))
+
+
+@pytest.fixture
+def start(stack: ExitStack, service: SimulatedShare, tmp_path: Path) -> Callable[..., Process]:
+    """Start the daemon for Anna, or for the accounts given, with a broker on that port."""
+
+    def start(
+        port: int,
+        accounts: dict[str, Any] | None = None,
+        *arguments: str,
+        speed: float = SPEED,
+        mqtt: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Process:
+        connection = {"host": "127.0.0.1", "port": port} | (mqtt or {})
+        config = {"accounts": accounts or {"anna": anna(service)}, "mqtt": connection, **settings}
+        file = write_config(tmp_path / "config.yaml", config)
+        return stack.enter_context(daemon(file, tmp_path / "daemon.log", *arguments, speed=speed))
+
+    return start
+
+
+def anna(service: SimulatedShare, **more: Any) -> dict[str, Any]:
+    return {"username": ANNA.username, "password": ANNA.password, "share_url": service.base_url} | more
+
+
+def ben(service: SimulatedShare, **more: Any) -> dict[str, Any]:
+    return {"account_id": BEN.account_id, "password": BEN.password, "share_url": service.base_url, **more}
+
+
+def topics_of(account: str) -> set[str]:
+    return {
+        f"dexcom2mqtt/{account}/{leaf}"
+        for leaf in ("availability", "state", "status", "history", "reading", *STATE_TYPES)
+    }
+
+
+def states(subscriber: Subscriber, account: str) -> list[dict[str, Any]]:
+    """Return the states that held a reading, oldest first."""
+    heard = map(json.loads, subscriber.payloads(f"dexcom2mqtt/{account}/state"))
+    return [state for state in heard if state["value"] is not None]
+
+
+def current(picture: dict[str, str], account: str = "anna") -> bool:
+    """Tell whether a subscriber may take the account's value for current."""
+    return (
+        picture.get("dexcom2mqtt/bridge/state") == "online"
+        and picture.get(f"dexcom2mqtt/{account}/availability") == "online"
+    )
+
+
+def ended(process: Process) -> tuple[int, float]:
+    """Return a process's exit code and how many seconds it took to end."""
+    began = time.monotonic()
+    return process.wait(), time.monotonic() - began
+
+
+def test_two_hours_put_every_promised_topic_on_the_broker(
+    mosquitto: Mosquitto, stack: ExitStack, tmp_path: Path
+) -> None:
+    """Two simulated hours: each reading of the service arrives, with the keys, types and values promised."""
+    speed, hours = 400.0, 2
+    service = stack.enter_context(SimulatedShare([ANNA, BEN], now := accelerated(speed)))
+    accounts = {"anna": anna(service), "ben": ben(service, unit="mmol/L", ranges={"low": 100})}
+    config = {"accounts": accounts, "mqtt": {"host": "127.0.0.1", "port": mosquitto.port}}
+    began = now()
+    subscriber = stack.enter_context(Subscriber(mosquitto.port))
+    stack.enter_context(daemon(write_config(tmp_path / "c.yaml", config), tmp_path / "daemon.log", speed=speed))
+    time.sleep(hours * 3600 / speed)
+    whole_until = now() - 60
+    picture = subscriber.picture()
+
+    bridge = {f"dexcom2mqtt/bridge/{leaf}" for leaf in ("state", "info", "sync/dexcom2mqtt")}
+    devices = {f"homeassistant/device/dexcom2mqtt_{key}/config" for key in accounts}
+    assert set(picture) == bridge | topics_of("anna") | topics_of("ben") | devices
+    for key, account, low in (("anna", ANNA, 70), ("ben", BEN, 100)):
+        taken = {record.taken: record for record in share.series(account, began - 700, whole_until)}
+        seen = states(subscriber, key)
+        expected = [date for date in taken if date >= seen[0]["date"] and taken[date].arrives < whole_until]
+        assert len(expected) >= 21
+        assert [state["date"] for state in seen][: len(expected)] == expected
+        for state in seen[1:]:  # the first one's predecessor is beyond what is looked at here
+            if state["date"] in taken:
+                check_state(state, taken, account, low)
+        last = [json.loads(heard.payload) for heard in subscriber.heard if heard.topic == f"dexcom2mqtt/{key}/state"][
+            -1
+        ]
+        for name, value in last.items():
+            bare = "unknown" if value is None else value if isinstance(value, str) else json.dumps(value)
+            assert subscriber.payloads(f"dexcom2mqtt/{key}/{name}")[-1] == bare
+        status = json.loads(picture[f"dexcom2mqtt/{key}/status"])
+        assert list(status) == list(STATUS_TYPES)
+        assert all(isinstance(status[name], kinds) for name, kinds in STATUS_TYPES.items())
+        assert status["share"] == "ok"
+        assert status["logins_24h"] == (2 if key == "anna" else 1)
+        assert status["rejected"] == []
+        for name in ("since", "last_reading_at", "last_success_at", "next_poll_at"):
+            assert datetime.fromisoformat(status[name]).utcoffset() is not None
+    info = json.loads(picture["dexcom2mqtt/bridge/info"])
+    assert list(info) == ["version", "schema_version", "started_at", "protocol", "accounts"]
+    assert (info["schema_version"], info["protocol"], info["accounts"]) == (1, "5", ["anna", "ben"])
+    assert abs(datetime.fromisoformat(info["started_at"]).timestamp() - began) < 5 * speed
+
+
+def check_state(state: dict[str, Any], taken: dict[int, share.Record], account: SimulatedAccount, low: int) -> None:
+    """Hold a state against the reading that the service sent, by rules written down here once more."""
+    assert list(state) == list(STATE_TYPES)
+    for name, kinds in STATE_TYPES.items():
+        assert isinstance(state[name], kinds), name
+    record = taken[state["date"]]
+    mmol = state["unit"] == "mmol/L"
+    assert state["unit"] == ("mg/dL" if account is ANNA else "mmol/L")
+    assert state["mg_dl"] == record.value
+    assert abs(state["mmol_l"] - record.value / 18.01559) <= 0.0501
+    assert state["value"] == (state["mmol_l"] if mmol else state["mg_dl"])
+    assert state["direction"] == record.trend
+    earlier = next((taken[date] for date in reversed(taken) if 250_000 < state["date"] - date < 350_000), None)
+    if earlier:
+        assert state["delta"] == pytest.approx((record.value - earlier.value) / (18.01559 if mmol else 1), abs=0.0501)
+    bounds = [("very_low", 54), ("low", low), ("in_range", 181), ("high", 251), ("very_high", 999)]
+    assert state["range"] == next(name for name, below in bounds if record.value < below)
+    stamp = datetime.fromisoformat(state["measurement_timestamp"])
+    assert round(stamp.timestamp() * 1000) == state["date"]
+    assert stamp.utcoffset().total_seconds() == account.zone_offset_min * 60  # type: ignore[union-attr]
+    assert re.search(r"\.\d{3}[+-]", state["measurement_timestamp"])
+
+
+def test_kill_9_leads_to_offline_by_the_will(mosquitto: Mosquitto, start: Callable[..., Process]) -> None:
+    """When the process is killed, the broker says offline by itself."""
+    running = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
+        running.signal(signal.SIGKILL)
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "offline", 5)
+    assert retained(mosquitto.port)["dexcom2mqtt/bridge/state"] == "offline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_says_that_nothing_is_current(
+    mosquitto: Mosquitto, start: Callable[..., Process], number: signal.Signals
+) -> None:
+    """SIGTERM and SIGINT: first availability, then bridge/state become offline; exit 0, within 2 s, no will."""
+    running = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        running.signal(number)
+        code, seconds = ended(running)
+        assert (code, seconds < 2) == (0, True)
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
+        assert [heard.topic for heard in subscriber.heard][-2:] == [
+            "dexcom2mqtt/anna/availability",
+            "dexcom2mqtt/bridge/state",
+        ]
+    eventually(lambda: "Received DISCONNECT from dexcom2mqtt" in mosquitto.log(), 3)
+
+
+def test_a_stop_in_time_with_the_broker_frozen_and_share_hanging(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """Whatever hangs, a stop takes 2 s at most and exits with 0; then the will speaks."""
+    running = start(mosquitto.port, {"anna": anna(service), "ben": ben(service)})
+    eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
+    hung: list[share.Request] = []
+
+    def hang(request: share.Request, respond: share.Respond) -> share.Response:
+        hung.append(request)
+        return share.hang()(request, respond)
+
+    service.fault = hang
+    eventually(lambda: hung)
+    mosquitto.freeze()
+    running.signal(signal.SIGTERM)
+    code, seconds = ended(running)
+    mosquitto.thaw()
+    assert (code, seconds < 2) == (0, True)
+    eventually(lambda: retained(mosquitto.port)["dexcom2mqtt/bridge/state"] == "offline")
+    assert "Received DISCONNECT from dexcom2mqtt" not in mosquitto.log()
+
+
+def test_a_stop_in_time_with_nothing_there(service: SimulatedShare, start: Callable[..., Process]) -> None:
+    """Where there is neither a broker nor Share, a stop is as quick."""
+    service.close()
+    running = start(free_port())
+    eventually(lambda: "nothing listens there" in running.text())
+    running.signal(signal.SIGTERM)
+    code, seconds = ended(running)
+    assert (code, seconds < 2) == (0, True)
+
+
+def test_a_broker_that_comes_later_gets_everything(
+    start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Process]
+) -> None:
+    """A broker that is down at the start does not end the daemon; once it is there, it gets all topics."""
+    port = free_port()
+    running = start(port)
+    eventually(lambda: "nothing listens there" in running.text())
+    time.sleep(0.5)
+    start_mosquitto(port=port)
+    with Subscriber(port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+    eventually(lambda: topics_of("anna") - {"dexcom2mqtt/anna/reading"} <= set(retained(port)))
+
+
+def test_until_a_reading_is_proven_fresh_nothing_is_current(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """After a power cut the broker may still say online to an old value; the daemon ends that before anything else.
+
+    With Share hanging, it declares the account unavailable after 10 s, and only then itself online.
+    """
+    with Subscriber(mosquitto.port) as subscriber:
+        for leaf in ("bridge/state", "anna/availability"):
+            subscriber.client.publish(f"dexcom2mqtt/{leaf}", "online", qos=1, retain=True)
+        subscriber.client.publish("dexcom2mqtt/anna/state", '{"value": 85}', qos=1, retain=True)
+        eventually(lambda: len(subscriber.heard) == 3)
+        service.fault = share.hang()
+        began = time.monotonic()
+        start(mosquitto.port, speed=1)
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "offline", 5)
+        subscriber.forget()
+        online = subscriber.wait_for("dexcom2mqtt/bridge/state", "online", 15)
+        assert 9 < online.at - began < 14
+        aside = {"dexcom2mqtt/anna/status", "dexcom2mqtt/bridge/sync/dexcom2mqtt"}
+        topics = [heard.topic for heard in subscriber.heard if heard.topic not in aside]
+        assert topics[0] == "dexcom2mqtt/anna/availability"
+        assert topics[1] == "dexcom2mqtt/anna/state"
+        assert topics[-1] == "dexcom2mqtt/bridge/state"
+        picture = subscriber.picture()
+        assert picture["dexcom2mqtt/anna/availability"] == "offline"
+        state = json.loads(picture["dexcom2mqtt/anna/state"])
+        assert list(state) == list(STATE_TYPES)
+        assert {name for name, value in state.items() if value is not None} == {"unit"}
+        assert picture["dexcom2mqtt/anna/value"] == "unknown"
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_reading_grows_stale_and_readings_return(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process], protocol: str
+) -> None:
+    """Stale: first unavailable, then the nulls, which never expire. Back: first the state, then available."""
+    start(mosquitto.port, mqtt={"protocol": protocol}, stale_after=10)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        service.distort(share.missing)
+        newest = json.loads(subscriber.wait_for("dexcom2mqtt/anna/state").payload)
+        subscriber.forget()
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "offline", 20)
+        subscriber.wait_for("dexcom2mqtt/anna/date")
+        gone = [heard for heard in subscriber.heard if heard.topic in topics_of("anna") - {"dexcom2mqtt/anna/status"}]
+        assert [heard.topic.rpartition("/")[2] for heard in gone][-16:-13] == ["availability", "state", "value"]
+        assert all(heard.expiry is None for heard in gone[-16:])
+        state = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
+        kept = {name: value for name, value in state.items() if value is not None}
+        assert set(kept) == {"measurement_timestamp", "date", "unit"}
+        assert kept["date"] >= newest["date"]
+        subscriber.wait_for("dexcom2mqtt/anna/range", "unknown")
+        eventually(lambda: json.loads(subscriber.picture()["dexcom2mqtt/anna/status"])["share"] == "no_readings", 20)
+        service.distort(share.unchanged)
+        subscriber.forget()
+        available = subscriber.wait_for("dexcom2mqtt/anna/availability", "online", 20)
+        back = [heard.topic.rpartition("/")[2] for heard in subscriber.heard if heard.at <= available.at]
+        assert back.index("availability") > max(back.index(leaf) for leaf in ("state", *STATE_TYPES))
+        if protocol == "5":
+            assert available.expiry
+            assert available.expiry <= 10 * 60 / SPEED
+
+
+def test_the_heartbeat_comes_every_minute_and_expires_after_three(
+    mosquitto: Mosquitto, start: Callable[..., Process]
+) -> None:
+    """`online` is sent again every 60 s; on MQTT 5 it expires after 180 s, and values with their freshness."""
+    start(mosquitto.port, speed=20)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: len(subscriber.payloads("dexcom2mqtt/bridge/state")) >= 5, 20)
+        beats = [heard for heard in subscriber.heard if heard.payload == "online" and "bridge" in heard.topic][-3:]
+        for beat, following in pairwise(beats):
+            assert 2.5 < following.at - beat.at < 4  # 60 s of its clock
+            assert following.expiry == 9
+        values = [
+            heard for heard in subscriber.heard if heard.topic.endswith(("/value", "anna/availability", "/state"))
+        ]
+        assert {heard.topic: 1 <= (heard.expiry or 0) <= 15 * 60 / 20 for heard in values} == {
+            f"dexcom2mqtt/{leaf}": True for leaf in ("anna/value", "anna/state", "anna/availability", "bridge/state")
+        }
+
+
+def test_a_refresh_polls_now_but_not_too_often(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """A message on `refresh` asks for a poll now, at most one every 30 s; a retained one is old and does not count."""
+    with Subscriber(mosquitto.port) as subscriber:
+        subscriber.client.publish("dexcom2mqtt/anna/refresh", "x", qos=1, retain=True)
+        subscriber.wait_for("dexcom2mqtt/anna/refresh")
+        start(mosquitto.port, speed=10)
+        eventually(lambda: current(subscriber.picture()))
+        time.sleep(3.2)  # 32 s of its clock
+        before = service.count(call="read")
+        assert before <= 2  # the first, and perhaps the one that was due
+        for _ in range(10):
+            subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
+            time.sleep(0.05)
+        # At once; or in 3 s, which are 30 s of its clock, should the one that was due have come just now.
+        eventually(lambda: service.count(call="read") > before, 2 if before == 1 else 5)
+        subscriber.client.publish("dexcom2mqtt/anna/refresh", "")  # the ten may all have come before that poll
+        time.sleep(1)
+        assert service.count(call="read") <= before + 2
+        eventually(lambda: service.count(call="read") >= before + 2, 5)
+
+
+def test_one_account_with_a_wrong_password_leaves_the_other_alone(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """Rejected credentials: named in the status, with what to do; few sign-ins; the other account works."""
+    start(mosquitto.port, {"anna": anna(service), "ben": ben(service, password="wrong")})
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: "dexcom2mqtt/ben/status" in subscriber.picture())
+        status = json.loads(subscriber.picture()["dexcom2mqtt/ben/status"])
+        assert status["share"] == "credentials_rejected"
+        assert "region" in status["message"]
+        assert len(status["rejected"]) == status["logins_24h"]
+        assert not current(subscriber.picture(), "ben")
+        time.sleep(900 / SPEED)  # a quarter of an hour: the second try comes after two minutes, the third after 20 more
+        assert service.count(account=BEN.username, password=True) == 2
+
+
+def test_a_pause_of_the_whole_process_ends_nothing(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """A daemon that is stopped and continued, as a suspend or a container's pause does, goes on."""
+    running = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        for _ in range(3):
+            running.signal(signal.SIGSTOP)
+            time.sleep(1.3)
+            running.signal(signal.SIGCONT)
+            time.sleep(0.2)
+        assert running.running
+        before = service.count(call="read")
+        eventually(lambda: service.count(call="read") > before)
+        eventually(lambda: current(subscriber.picture()))
+
+
+def test_a_stop_in_time_while_nobody_reads_the_log(
+    mosquitto: Mosquitto, service: SimulatedShare, tmp_path: Path
+) -> None:
+    """Where standard error takes nothing any more, a stop takes 2 s at most and exits with 0."""
+    config = {"accounts": {"anna": anna(service)}, "mqtt": {"host": "127.0.0.1", "port": mosquitto.port}}
+    file = write_config(tmp_path / "config.yaml", config)
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, "-m", "dexcom2mqtt", "--config", file], stderr=writer)
+    try:
+        eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
+        full = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)  # as often opened, so often blocking
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(full, b"x")
+        os.close(full)
+        process.terminate()
+        assert process.wait(2.5) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_no_answer_slows_no_poll_beyond_five_minutes(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """While Share gives no answer to a sign-in for 45 minutes, it is tried all the time, never 5 min apart."""
+    service.fault = share.drop()
+    start(mosquitto.port)
+    began = eventually(lambda: service.requests)[0].time
+    eventually(lambda: service.requests[-1].time - began > 2700, 2700 / SPEED + 10)
+    times = [entry.time for entry in service.requests]
+    assert max(later - earlier for earlier, later in pairwise(times)) < 300 + SPEED
+    service.fault = share.no_fault
+    eventually(lambda: current(retained(mosquitto.port)), 300 / SPEED + 10)
+
+
+def test_sessions_that_end_at_once_are_renewed_sparingly(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """Where Share knows no session, not even a new one, 12 sign-ins an hour are the most."""
+    start(mosquitto.port)
+    eventually(lambda: current(retained(mosquitto.port)))
+    service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+    time.sleep(4500 / SPEED)
+    logins = [entry.time for entry in service.requests if entry.call == "login"]
+    assert len(logins) > 5
+    assert all(later - earlier > 3600 - SPEED for earlier, later in zip(logins, logins[12:], strict=False))
+
+
+def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Callable[..., Process]) -> None:
+    """Where the new session is not known either, no quick retry signs in again: that waits for the next poll."""
+    service = stack.enter_context(SimulatedShare([ANNA], accelerated(10)))
+    start(mosquitto.port, {"anna": anna(service)}, speed=10)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        time.sleep(3)  # as often it may be refreshed
+        service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+        began = service.requests[-1].time
+        subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
+        eventually(lambda: service.count(since=began, call="login") >= 3)
+    logins = [entry.time for entry in service.requests if entry.call == "login" and entry.time > began]
+    assert min(later - earlier for earlier, later in pairwise(logins)) > 2.3  # a quick retry takes 1 to 2 s
+
+
+def test_restarts_do_not_lock_an_account(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """With a wrong password, restarts add two attempts an hour and no more; the right one is taken after that hour."""
+    topic = "dexcom2mqtt/ben/status"
+    counts = []
+    with Subscriber(mosquitto.port) as subscriber:
+
+        def said() -> dict[str, Any]:
+            """Return the status that was published last since the start, if it is more than that."""
+            status: dict[str, Any] = json.loads((subscriber.payloads(topic) or ["{}"])[-1])
+            return status if status.get("share") != "starting" else {}
+
+        for _ in range(8):
+            subscriber.forget()
+            running = start(mosquitto.port, {"ben": ben(service, password="wrong")})
+            status = eventually(said)
+            running.signal(signal.SIGTERM)
+            running.wait()
+            assert status["share"] == "credentials_rejected"
+            counts.append((len(status["rejected"]), service.count(password=True)))
+            assert ("were not tried yet" in status["message"]) is (len(counts) > 5)
+    assert counts == [(attempts, attempts) for attempts in (1, 2, 3, 4, 5, 5, 5, 5)]
+    start(mosquitto.port, {"ben": ben(service)})
+    time.sleep(600 / SPEED)
+    assert service.count(password=True) == 5
+    eventually(lambda: service.count(call="login", outcome="ok"), 3600 / SPEED)
+
+
+def test_a_restart_does_not_prolong_a_lock_out(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """A restart while Share has locked the account waits for the end of the lock."""
+    service.fault = share.error("SSO_AuthenticateMaxAttemptsExceeded")
+    first = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        first.kill()
+        service.close()  # a start while Share cannot be reached forgets nothing either
+        subscriber.forget()
+        second = start(mosquitto.port)
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: "anna: unavailable: " in second.text())
+        second.kill()
+        service.start()
+        service.fault = share.no_fault
+        subscriber.forget()
+        (attempt,) = (entry.time for entry in service.requests if entry.password)
+        start(mosquitto.port)
+        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: current(subscriber.picture()))
+    again = next(entry.time for entry in service.requests if entry.password and entry.time > attempt)
+    assert again - attempt >= 20 * 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "share_says"),
+    [
+        (share.status(503), "unavailable"),
+        (share.drop(), "unavailable"),
+        (share.status(429, {"Retry-After": "120"}), "rate_limited"),
+        (share.html(200), "unexpected_response"),
+        (share.error("SSO_AuthenticateMaxAttemptsExceeded"), "locked_out"),
+    ],
+)
+def test_each_failure_has_its_status_and_passes(
+    mosquitto: Mosquitto,
+    service: SimulatedShare,
+    start: Callable[..., Process],
+    fault: share.Fault,
+    share_says: str,
+) -> None:
+    """A failure of Share is named in `status` with a remedy, logged once, and readings return after it."""
+    service.fault = fault
+    running = start(mosquitto.port)
+    with Subscriber(mosquitto.port) as subscriber:
+
+        def status() -> dict[str, Any]:
+            return json.loads(subscriber.picture().get("dexcom2mqtt/anna/status", "{}"))  # type: ignore[no-any-return]
+
+        eventually(lambda: status().get("share") == share_says)
+        assert len(status()["message"]) > 40
+        assert not current(subscriber.picture())
+        time.sleep(0.5)
+        service.fault = share.no_fault
+        eventually(lambda: status().get("share") == "ok", 30)
+        eventually(lambda: current(subscriber.picture()))
+    assert running.text().count(f"anna: {share_says}") == 1
+    assert running.text().count("anna: well again") == 1
+
+
+def test_no_secret_reaches_a_log_or_a_topic(
+    mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
+) -> None:
+    """At debug level, through success and every kind of failure, no secret is written or published in any form."""
+    session_ids: set[str] = set()
+    faults = [
+        share.no_fault,
+        share.status(503),
+        share.html(200),
+        share.error("AccountPasswordInvalid", "Publisher account password failed"),
+        share.error("SessionIdNotFound", "Failed to find session object."),
+        share.zero_uuid(),
+        share.body(b"{"),
+        share.cut(),
+        share.reset(),
+        share.header("X-Bad\r\n header", "without a colon"),
+        share.status(302, {"Location": "http://127.0.0.1:1/"}),
+        share.status(429),
+    ]
+
+    def note(request: share.Request, respond: share.Respond) -> share.Response:
+        session_ids.add(request.query.get("sessionId", ANNA.account_id))
+        return faults[0](request, respond)
+
+    service.fault = note
+    secret_user = {"username": "the-broker-user", "password": "the-broker-password"}
+    accounts = {"anna": anna(service), "ben": ben(service, password="a wrong password")}
+    running = start(mosquitto.port, accounts, "--log-level", "debug", mqtt=secret_user)
+    with Subscriber(mosquitto.port) as subscriber:
+        eventually(lambda: current(subscriber.picture()))
+        for fault in faults:
+            seen = len(service.requests)
+            faults[0] = fault
+            subscriber.client.publish("dexcom2mqtt/anna/refresh", "now")
+            eventually(lambda seen=seen: len(service.requests) > seen, 30)  # type: ignore[misc]
+        written = running.text()
+        said = "\n".join(f"{heard.topic} {heard.payload}" for heard in subscriber.heard)
+    with open(f"/proc/{running.pid}/cmdline", "rb") as file:  # noqa: PTH123  # not a file of ours
+        written += file.read().decode()
+    assert "anna: unavailable" in written
+    assert "polled" in written or "min hold" in written  # debug it is
+    assert len(session_ids) >= 2
+    secrets = {ANNA.username, ANNA.password, ANNA.account_id, BEN.account_id, BEN.password, "a wrong password"}
+    secrets |= session_ids | set(secret_user.values())
+    for secret in secrets:
+        for form in forms(secret):
+            assert form not in written
+            assert form not in said
+
+
+def forms(secret: str) -> set[str]:
+    """Return a secret as it stands, and in the forms that libraries give it."""
+    raw = secret.encode()
+    return {
+        secret,
+        urllib.parse.quote(secret),
+        urllib.parse.quote_plus(secret),
+        base64.b64encode(raw).decode().rstrip("="),
+        json.dumps(secret)[1:-1],
+        repr(raw)[2:-1],
+    }
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dexcom2mqtt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environ or None)
+
+
+def test_mistakes_end_with_78_and_name_every_place(tmp_path: Path) -> None:
+    """A configuration with mistakes ends with 78, every mistake on standard error, no traceback and no secret."""
+    file = tmp_path / "config.yaml"
+    file.write_text("accounts:\n  anna:\n    username: a\n    pasword: hunter2\n    region: usa\nmqtt: {port: x}\n")
+    for arguments in (["--config", str(file)], ["run", "--config", str(file)], ["--config", str(file), "run"]):
+        done = run(*arguments)
+        assert done.returncode == 78
+        assert done.stdout == ""
+        for place in ("accounts.anna.region", "accounts.anna.pasword", "accounts.anna.password", "mqtt.port"):
+            assert place in done.stderr
+        assert "hunter2" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_tls_file_that_is_none_ends_with_78(tmp_path: Path) -> None:
+    """A CA file without a certificate is a mistake in the configuration, too."""
+    (tmp_path / "ca.pem").write_text("nothing")
+    config = {
+        "accounts": {"anna": {"username": "a", "password": "b"}},
+        "mqtt": {"tls": {"ca_file": str(tmp_path / "ca.pem")}},
+    }
+    done = run("--config", str(write_config(tmp_path / "config.yaml", config)))
+    assert done.returncode == 78
+    assert "mqtt.tls.ca_file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage_ends_with_2() -> None:
+    """An unknown command, option or value is wrong usage."""
+    for arguments in (["fly"], ["--no-such"], ["--log-level", "loud"], ["demo", "--speed", "0"]):
+        assert run(*arguments).returncode == 2
+
+
+def test_small_commands_work_without_a_configuration() -> None:
+    """`--version`, `schema` and every help need no configuration."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
+    schema = json.loads(run("schema").stdout)
+    assert {"accounts", "mqtt", "home_assistant", "stale_after", "log_level"} == set(schema["properties"])
+    for arguments in (["--help"], ["run", "--help"], ["demo", "--help"], ["schema", "--help"]):
+        done = run(*arguments)
+        assert done.returncode == 0
+        assert "--config" in done.stdout
+
+
+def test_the_environment_alone_is_enough(
+    mosquitto: Mosquitto, service: SimulatedShare, tmp_path: Path, stack: ExitStack
+) -> None:
+    """Without a file, the environment is the configuration."""
+    environ = {
+        "DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": ANNA.username,
+        "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": ANNA.password,
+        "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": service.base_url,
+        "DEXCOM2MQTT_MQTT__HOST": "127.0.0.1",
+        "DEXCOM2MQTT_MQTT__PORT": str(mosquitto.port),
+        "DEXCOM2MQTT_MQTT__BASE_TOPIC": "home/glucose",
+    }
+    stack.enter_context(Process([sys.executable, "-m", "dexcom2mqtt"], tmp_path / "log", environ))
+    with Subscriber(mosquitto.port) as subscriber:
+        subscriber.wait_for("home/glucose/bridge/state", "online")
+        assert subscriber.picture()["home/glucose/anna/availability"] == "online"
+    assert "as home_glucose " in mosquitto.log()
+
+
+def test_the_demo_shows_readings_and_ends_by_itself() -> None:
+    """The demo needs nothing, shows every message, and ends with 0 when its time is over."""
+    done = run("demo", "--duration", "6", "--speed", "100")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dexcom2mqtt/anna/value ") >= 2
+    assert "dexcom2mqtt/bridge/state online" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_demo_ends_on_a_signal(tmp_path: Path) -> None:
+    """Ctrl-C ends the demo cleanly."""
+    with Process([sys.executable, "-m", "dexcom2mqtt", "demo"], tmp_path / "log") as demo:
+        eventually(lambda: "dexcom2mqtt/anna/value " in demo.text())
+        demo.signal(signal.SIGINT)
+        assert demo.wait() == 0
+        assert "Traceback" not in demo.text()
+
+
+def test_more_accounts_than_open_files_are_allowed_at_the_start(stack: ExitStack, tmp_path: Path) -> None:
+    """Where many accounts ask at once, each has a connection: the daemon sees to it that it may have so many."""
+    accounts = [SimulatedAccount(f"user{number}@example.com", "the password") for number in range(60)]
+    service = stack.enter_context(SimulatedShare(accounts, time.time))
+    asking = threading.Barrier(len(accounts))
+
+    def wait_for_all(request: share.Request, respond: share.Respond) -> share.Response:
+        asking.wait(15)
+        return respond(request)
+
+    service.fault = share.only(wait_for_all, call="authenticate")
+    settings = {
+        account.username.partition("@")[0]: anna(service, username=account.username, password=account.password)
+        for account in accounts
+    }
+    file = write_config(tmp_path / "config.yaml", {"accounts": settings, "mqtt": {"port": free_port()}})
+    limited = ["sh", "-c", 'ulimit -S -n 50 && exec "$0" "$@"', sys.executable, "-m", "tests.support.launcher"]
+    process = stack.enter_context(Process([*limited, "--config", file], tmp_path / "daemon.log", {"SPEED": "1"}))
+    eventually(lambda: service.count(call="read", outcome="ok") >= len(accounts), 25, why=process.text())
+    assert "unavailable" not in process.text()

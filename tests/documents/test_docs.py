@@ -1,0 +1,608 @@
+"""The documents: that what they show works as it stands, and that what they say is what the code does."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import yaml
+
+from dexcom2mqtt import config, messages, readings, share, status
+from dexcom2mqtt.clock import iso, parse_iso
+from dexcom2mqtt.config import ConfigError, Settings
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from dexcom2mqtt.homeassistant import discovery_topic
+from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.status import Status
+from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
+from tests.documents.test_examples import load as load_strictly
+from tests.e2e.test_debian import PYTHON_OF
+from tests.support import configuration_page
+from tests.support.builders import account, reading
+from tests.support.documents import (
+    DOCUMENTS,
+    MISTAKE,
+    REASONS,
+    WITHOUT_FILE,
+    Block,
+    anchors_of,
+    blocks_of,
+    codes_in,
+    every_block,
+    files_of_the_project,
+    links_of,
+    prose_of,
+    rows_of,
+    section_of,
+    text_of,
+    without_blocks,
+)
+from tests.support.processes import ROOT, eventually, retained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from tests.support.processes import Mosquitto
+
+BIN: Final = Path(sys.executable).parent
+PASSWORD: Final = "her password at Dexcom"
+PEOPLE: Final = [
+    SimulatedAccount("anna@example.com", PASSWORD, seed=1),
+    SimulatedAccount("ben@example.com", "his password at Dexcom", seed=2),
+    SimulatedAccount("+11234567890", "0123", seed=3),
+]
+"""Whom the documents name."""
+
+EVERY_BLOCK: Final = [block for document in DOCUMENTS for block in blocks_of(document)]
+SHELL: Final = ("sh", "console")
+
+
+# --- every block -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", EVERY_BLOCK, ids=str)
+def test_a_block_is_run_or_says_why_not(block: Block) -> None:
+    """Each block is in a language that a test below runs or reads, or says in a comment above it why not."""
+    if block.runs:
+        assert block.language in {"yaml", "json", "python", "toml", *SHELL}, (
+            f"nothing runs this; give it a reason, as <!-- not run here: … -->, one of {REASONS}"
+        )
+        known = {"yaml": {"", MISTAKE}, "sh": {"", WITHOUT_FILE}}.get(block.language, {""})
+        assert block.note in known, "no comment that a test knows"
+    else:
+        assert block.reason, f"not one of the reasons {REASONS}"
+        name, what = block.reason
+        ci = text_of(".ci/run")
+        if name == "e2e":
+            assert f"\npart {what} " in ci
+        if name == "test":
+            assert (ROOT / what).exists()
+        if name == "ci":
+            assert [script for script in re.findall(r"(?m)^[\w./]+", block.text) if script not in ci] == []
+
+
+@pytest.mark.parametrize("block", every_block("yaml"), ids=str)
+def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown as a configuration can be used as it stands; other YAML names nothing twice."""
+    keys = load_strictly(block.text).keys() if block.note != MISTAKE else Settings.model_fields.keys()
+    if not keys & Settings.model_fields.keys():
+        return
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(block.text, encoding="utf-8")
+    if block.note == MISTAKE:
+        with pytest.raises(ConfigError):
+            config.load(environ={}, secrets=())
+    else:
+        assert config.load(environ={}, secrets=()).accounts
+
+
+@pytest.mark.parametrize("block", every_block("toml"), ids=str)
+def test_toml_can_be_read(block: Block) -> None:
+    """What is shown as TOML is TOML."""
+    assert tomllib.loads(block.text)
+
+
+def payloads() -> dict[str, dict[str, Any]]:
+    """Make one of each payload in JSON."""
+    topics = Topics("dexcom2mqtt")
+    state = messages.state_of(reading(), 3, account())
+    made = [
+        messages.fresh_messages(topics, "anna", state, 1000.0)[0],
+        messages.reading_message(topics, "anna", state, backfill=False),
+        messages.history_message(topics, "anna", "0123abcd", [reading()]),
+        messages.status_message(topics, "anna", Status()),
+        messages.bridge_info(topics, version="1", started_at=0.0, protocol="5", accounts=["anna"]),
+    ]
+    return {message.topic.rpartition("/")[2]: json.loads(message.payload) for message in made}
+
+
+@pytest.mark.parametrize("block", every_block("json"), ids=str)
+def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
+    """What is shown in JSON has the keys of one of the payloads, in their order; a reading says what it would say."""
+    shown = json.loads(block.text)
+    (kind,) = [kind for kind, payload in payloads().items() if list(payload) == list(shown)]
+    if kind in {"state", "reading"}:
+        offset = re.search(r"([+-])(\d\d):(\d\d)$", shown["measurement_timestamp"])
+        assert offset
+        minutes = (int(offset[2]) * 60 + int(offset[3])) * (-1 if offset[1] == "-" else 1)
+        taken = Reading(shown["mg_dl"], shown["direction"], shown["date"], minutes)
+        state = messages.state_of(taken, shown["delta"], account(shown["unit"]))
+        assert state == {key: value for key, value in shown.items() if key != "backfill"}
+    if kind == "history":
+        assert [list(entry) for entry in shown["readings"]] == [
+            list(entry) for entry in payloads()["history"]["readings"]
+        ] * len(shown["readings"])
+    if kind == "status":
+        assert (shown["share"], shown["message"]) in status.REMEDIES.items()
+        times = [shown[key] for key in ("since", "last_reading_at", "last_success_at", "next_poll_at")]
+        assert times == sorted(times)
+        assert [iso(parse_iso(time)) for time in times] == times
+
+
+# --- as a library ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedShare]:
+    """Run Share for the people of the documents in the place of Dexcom's own."""
+    with SimulatedShare(PEOPLE, accelerated(1.0)) as running:
+        for region in share.BASE_URLS:
+            monkeypatch.setitem(share.BASE_URLS, region, running.base_url)
+        yield running
+
+
+@pytest.mark.parametrize("block", every_block("python"), ids=str)
+def test_python_runs_as_it_stands(block: Block, service: SimulatedShare) -> None:
+    """What is shown in Python runs, asks Share, and prints a reading; only the server is another one."""
+    said = run_python(block)
+    assert service.count(call="read", outcome="ok") == 1
+    newest = share.ShareClient(username="anna@example.com", password=PASSWORD).latest_reading()
+    assert newest
+    assert str(newest.mg_dl) in said.split()
+
+
+@pytest.mark.parametrize("block", every_block("python"), ids=str)
+def test_python_catches_what_may_happen(block: Block, service: SimulatedShare) -> None:
+    """What is shown in Python says so where the credentials are rejected, and where Share is gone."""
+    service.close()
+    assert "try again later" in run_python(block)
+    with SimulatedShare([SimulatedAccount("anna@example.com", "another password")], accelerated(1.0)) as strict:
+        share.BASE_URLS["us"] = strict.base_url
+        assert "check region, user name and password" in run_python(block)
+
+
+def run_python(block: Block) -> str:
+    """Run it and return what it printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})  # noqa: S102  # it is what is tested
+    return said.getvalue()
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """Name what a module, or the face of a package, has for others."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    assert module.__file__
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+def public_members(thing: object) -> set[str]:
+    """Name what an object has for others."""
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def listed(*headings: str) -> list[str]:
+    """List what the tables under these headings of the library's page are about."""
+    page = text_of("docs/library.md")
+    names = [codes_in(row[0])[0] for heading in headings for row in rows_of(section_of(page, heading))]
+    return [re.split(r"[^\w.]", name)[0] for name in names]
+
+
+def test_the_library_is_documented() -> None:
+    """Every public name of the client and of the readings is on the library's page, once, and no other."""
+    names = listed("## Errors", "## Other names")
+    assert sorted(names) == sorted((public_names(share) | public_names(readings)) - {"ShareClient", "Reading"}), (
+        "docs/library.md"
+    )
+
+
+def test_the_face_of_the_client_has_what_it_names() -> None:
+    """Every name of ``__all__`` can be imported, and hides no module of the package."""
+    modules = {path.stem for path in Path(str(share.__file__)).parent.glob("*.py")}
+    assert all(hasattr(share, name) for name in share.__all__)
+    assert not modules & set(share.__all__)
+
+
+def test_a_batch_is_documented() -> None:
+    """Everything that a batch holds is named in its row on the library's page, and nothing else."""
+    (row,) = [row for row in rows_of(section_of(text_of("docs/library.md"), "## Other names")) if row[0] == "`Batch`"]
+    assert sorted(codes_in(row[1])) == sorted({"fetch"} | {field.name for field in fields(share.Batch)})
+
+
+def test_the_client_and_a_reading_are_documented() -> None:
+    """Every public property and method of a client and of a reading is on the library's page, once, and no other."""
+    client = share.ShareClient(username="anna", password="password")
+    assert sorted(listed("## The client")) == sorted(public_members(client))
+    assert sorted(listed("## A reading")) == sorted(public_members(reading()))
+
+
+def test_what_the_client_takes_is_documented() -> None:
+    """Every argument of the client is on the library's page."""
+    taken = share.ShareClient.__init__.__code__
+    arguments = taken.co_varnames[1 : taken.co_argcount + taken.co_kwonlyargcount]
+    opening = section_of(text_of("docs/library.md"), "## The client").partition("|")[0]
+    assert set(arguments) <= set(codes_in(opening))
+
+
+def test_every_property_that_is_named_exists() -> None:
+    """What takes the place of pydexcom's names exists here."""
+    known = public_members(share.ShareClient) | public_members(Reading) | public_names(share) | public_names(readings)
+    for old, new in rows_of(section_of(text_of("docs/library.md"), "## Coming from pydexcom")):
+        assert old
+        named = [word for code in codes_in(new) for word in re.findall(r"^[\w.]+", code)]
+        assert set(named) <= known, new
+
+
+def test_eight_values_differ_from_pydexcoms() -> None:
+    """Conversion by 0.0555, as pydexcom does it, gives another result at as many values as the README says."""
+    differing = [mg_dl for mg_dl in range(39, 402) if readings.to_mmol_l(mg_dl) != round(mg_dl * 0.0555, 1)]
+    assert len(differing) == 8
+    assert "differs at eight values" in re.sub(r"\s+", " ", text_of("docs/library.md"))
+
+
+# --- in a shell --------------------------------------------------------------------------------------------
+
+
+_CHANGES_THE_MACHINE: Final = re.compile(
+    r"(?<![\w.~-])/(bin|boot|etc|home|lib|opt|root|run|srv|sys|usr|var)\b|\b(apt|apt-get|docker|podman|systemctl|pip)\b"
+)
+"""Whoever runs the tests may be root: commands that would install, remove or restart something are for others."""
+
+
+class World:
+    """A folder, a broker and a Share service for the commands of one document.
+
+    What a document names by its usual name is found: `dexcom2mqtt`, `config.yaml`, the broker at its usual port,
+    Dexcom's servers. Where these are is another place, told by the environment; `/etc/mosquitto` is in the folder.
+    """
+
+    def __init__(self, folder: Path, broker: Mosquitto, service: SimulatedShare) -> None:
+        self.folder = folder
+        self.broker = broker
+        self.service = service
+        self.settings: Settings | None = None
+        (folder / "mosquitto" / "conf.d").mkdir(parents=True)
+        for client in ("mosquitto_sub", "mosquitto_pub"):
+            (folder / client).write_text(f"-h 127.0.0.1\n-p {broker.port}\n", encoding="utf-8")
+        for name in ("examples", "systemd", "config.example.yaml"):
+            (folder / name).symlink_to(ROOT / name)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("DEXCOM2MQTT_")}
+        kept |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
+        if self.settings:
+            kept |= {"DEXCOM2MQTT_MQTT__HOST": "127.0.0.1", "DEXCOM2MQTT_MQTT__PORT": str(self.broker.port)}
+            for key in self.settings.accounts:
+                kept[f"DEXCOM2MQTT_ACCOUNTS__{key.upper()}__SHARE_URL"] = self.service.base_url
+        return kept
+
+    def configure(self, block: Block) -> None:
+        """Save a configuration as the reader is told to."""
+        file = self.folder / "config.yaml"
+        file.write_text(block.text, encoding="utf-8")
+        file.chmod(0o600)
+        self.settings = None if block.note == MISTAKE else config.load(file, environ={}, secrets=())
+
+    def run(self, block: Block) -> None:
+        """Run the commands of a block; each has to succeed."""
+        text = block.text.replace("sudo ", "").replace("/etc/mosquitto", f"{self.folder}/mosquitto")
+        text = text.replace("-g mosquitto", f"-g {os.getgid()}")
+        assert not _CHANGES_THE_MACHINE.search(text.replace(str(self.folder), "")), f"{block} must not run here"
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        words = re.sub(r"\s+#.*", "", lines[-1])
+        if block.note == WITHOUT_FILE:
+            (self.folder / "config.yaml").unlink()
+        if ready := self._lasting(words):
+            script = "\n".join([*lines[:-1], f"exec {words}"])
+            self._run_and_end(script, ready)
+        else:
+            ran = subprocess.run(
+                ["sh", "-eu", "-c", text],
+                cwd=self.folder,
+                env=self.environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+            assert ran.returncode == 0, f"{block}: {ran.stdout}{ran.stderr}"
+
+    def say(self, block: Block) -> None:
+        """Run the commands after a `$`, and compare what they say with what is shown."""
+        for part in re.split(r"(?m)^\$ ", block.text)[1:]:
+            command, _, shown = part.partition("\n")
+            ran = subprocess.run(
+                ["sh", "-c", command],
+                cwd=self.folder,
+                env=self.environ,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert ran.stdout == shown, f"{block}: {command}"
+
+    def _lasting(self, command: str) -> Callable[[str], object] | None:
+        """Return what tells, from what it said, that a command which does not end by itself works."""
+        if command.startswith("mosquitto_sub "):
+            return re.compile("^dexcom2mqtt/", re.MULTILINE).search
+        if command.startswith("dexcom2mqtt run"):
+            assert self.settings
+            topics = Topics(self.settings.mqtt.base_topic)
+            wanted = [topics.bridge_state, *(topics.of(key, "availability") for key in self.settings.accounts)]
+            return lambda _: {retained(self.broker.port).get(topic) for topic in wanted} == {"online"}
+        return None
+
+    def _run_and_end(self, script: str, ready: Callable[[str], object]) -> None:
+        output = self.folder / "output"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                ["sh", "-eu", "-c", script], cwd=self.folder, env=self.environ, stdout=file, stderr=subprocess.STDOUT
+            )
+        try:
+            eventually(lambda: ready(output.read_text("utf-8")), 30, why=f"{script}: {output.read_text('utf-8')}")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) in {0, -signal.SIGINT}, output.read_text("utf-8")
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def world(tmp_path: Path, mosquitto: Mosquitto, service: SimulatedShare) -> World:
+    """Make a world for the commands of one document."""
+    if not shutil.which("mosquitto_sub"):
+        pytest.skip("mosquitto_sub is not installed; install the package mosquitto-clients to run them")
+    return World(tmp_path, mosquitto, service)
+
+
+@pytest.mark.parametrize("document", sorted({block.document for block in every_block(*SHELL)}))
+def test_commands_do_what_they_should(document: str, world: World) -> None:
+    """The commands of a document, one after the other, with its configurations, succeed and say what is shown."""
+    for block in blocks_of(document):
+        if not block.runs:
+            continue
+        if block.language == "yaml" and (block.note == MISTAKE or "accounts" in yaml.safe_load(block.text)):
+            world.configure(block)
+        if block.language == "sh":
+            world.run(block)
+        if block.language == "console":
+            world.say(block)
+
+
+def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
+    """The commands of the page on security leave a broker that lets in nobody but the users."""
+    (block,) = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
+    world.run(block)
+    broker = start_mosquitto(f"include_dir {world.folder}/mosquitto/conf.d")
+
+    def publishes(*login: str) -> bool:
+        command = ["mosquitto_pub", "-p", str(broker.port), "-t", "dexcom2mqtt/bridge/state", "-m", "online", *login]
+        return subprocess.run(command, env=os.environ, capture_output=True, check=False).returncode == 0
+
+    assert publishes("-u", "dexcom2mqtt", "-P", "a password")
+    assert not publishes("-u", "dexcom2mqtt", "-P", "another")
+    assert not publishes()
+
+
+# --- what they say -----------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_the_configuration_are_those_of_the_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    """The reference of the configuration is what the schema and the mistakes say; --write-configuration makes it."""
+    monkeypatch.chdir(tmp_path)
+    page = configuration_page.PAGE.read_text(encoding="utf-8")
+    before, held, after = configuration_page.between(page)
+    made = configuration_page.made(tmp_path)
+    if pytestconfig.getoption("--write-configuration"):
+        configuration_page.PAGE.write_text(before + made + after, encoding="utf-8")
+    else:
+        assert held == made
+
+
+def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
+    """Each variable and each secret file of the reference sets the key that stands beside it."""
+    table = section_of(text_of("docs/configuration.md"), "### Names in the environment, and of secret files")
+    rows = [[codes_in(cell)[0] for cell in row] for row in rows_of(table)]
+    assert rows
+    for key, variable, secret in rows:
+        folder = tmp_path / key
+        folder.mkdir()
+        (folder / secret).write_text("\x01", encoding="utf-8")
+        for environ, secrets in (({variable: "\x01"}, ()), ({}, (folder,))):
+            with pytest.raises(ConfigError) as caught:
+                config.load(environ=environ, secrets=secrets)
+            assert [mistake for mistake in caught.value.mistakes if mistake.startswith(f"{key}: ")], key
+
+
+def topics_of_the_code() -> set[str]:
+    """Name every topic, as the documents write them."""
+    topics = Topics("B")
+    of_account = {topics.of("A", leaf) for leaf in (*RETAINED, "reading", "refresh")}
+    bridge = {topics.bridge_state, topics.bridge_info, topics.sync("<client id>")}
+    return of_account | bridge | {discovery_topic("P", topics, "A")}
+
+
+def test_the_topics_are_those_of_the_code() -> None:
+    """The page of the topics names each topic, and none that there is not."""
+    page = text_of("docs/topics.md")
+    named = {name for name in codes_in(without_blocks(page)) if re.match("[BP]/", name)}
+    keys = {f"B/A/{key}" for key in STATE_KEYS}
+    assert named - {"B/A/<key of state>"} == topics_of_the_code() - keys
+    assert "B/A/<key of state>" in named
+    tables = [codes_in(row[0])[0] for row in rows_of(page.partition("### `state`")[0])]
+    assert set(tables) - {"B/A/<key of state>"} == topics_of_the_code() - keys - {
+        "P/device/B_A/config",
+        "B/bridge/sync/<client id>",
+    }
+
+
+def test_the_topics_of_the_readme_are_those_of_the_code() -> None:
+    """The README's table has topics that there are, and all but the keys of the state."""
+    rows = [row[0] for row in rows_of(section_of(text_of("README.md"), "## Topics"))]
+    named = {name.replace("anna", "A") for row in rows for name in codes_in(row)}
+    known = {topic.removeprefix("B/") for topic in topics_of_the_code() if topic.startswith("B/")}
+    keys = {f"A/{key}" for key in STATE_KEYS}
+    assert named <= known
+    assert known - named - keys == {"bridge/sync/<client id>"}
+
+
+def test_the_payloads_are_those_of_the_code() -> None:
+    """The page of the topics describes each key of each payload, in their order."""
+    page = text_of("docs/topics.md")
+    for kind in ("state", "status"):
+        described = [name for row in rows_of(section_of(page, f"### `{kind}`")) for name in codes_in(row[0])]
+        assert described == list(payloads()[kind])
+    (info,) = [row[1] for row in rows_of(section_of(page, "## The bridge")) if row[0] == "`B/bridge/info`"]
+    named = [name for name in codes_in(info) if name in payloads()["info"]]
+    assert named == list(payloads()["info"])
+    assert f"`schema_version` ({messages.SCHEMA_VERSION})" in info
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "words"),
+    [
+        ("state", "trend", readings.TRENDS),
+        ("state", "range", readings.RANGES),
+        ("state", "direction", tuple(direction.word for direction in readings._DIRECTIONS)),  # noqa: SLF001  # all words
+        ("state", "unit", ("mg/dL", "mmol/L")),
+        ("status", "share", tuple(status.REMEDIES)),
+    ],
+)
+def test_the_words_are_those_of_the_code(kind: str, key: str, words: tuple[str, ...]) -> None:
+    """Where a key has one of a few words, the page of the topics lists them all and no other."""
+    rows = rows_of(section_of(text_of("docs/topics.md"), f"### `{kind}`"))
+    (meaning,) = [row[2] for row in rows if row[0] == f"`{key}`"]
+    assert codes_in(meaning)[: len(words)] == list(words)
+
+
+# --- their form --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    """Each link and each picture is there, and so is the heading that it names."""
+    for link in links_of(text_of(document)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / document).parent / path) if path else ROOT / document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_can_be_reached() -> None:
+    """From the README, each document can be reached by links."""
+    seen: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        links = [link.partition("#")[0] for link in links_of(page.read_text(encoding="utf-8"))]
+        waiting += [(page.parent / link).resolve() for link in links if link and "://" not in link]
+    assert {ROOT / document for document in DOCUMENTS} <= seen
+
+
+@pytest.mark.parametrize(("document", "most"), [("README.md", 250), ("CONTRIBUTING.md", 40)])
+def test_documents_stay_short(document: str, most: int) -> None:
+    """The README is read in five minutes, and how to contribute in one."""
+    assert len(text_of(document).splitlines()) <= most
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_page_has_one_title(document: str) -> None:
+    """A document begins with its title, and has no other of that rank."""
+    text = text_of(document)
+    assert text.startswith("# ")
+    assert len(re.findall(r"(?m)^# ", prose_of(text))) == 1
+
+
+def test_the_disclaimer_comes_first() -> None:
+    """That nothing of this is for treatment decisions stands at the top of the README, and again at its end."""
+    text = text_of("README.md")
+    assert "not for treatment decisions" in " ".join(text.splitlines()[:12]).lower()
+    assert "treatment" in section_of(text, "## Disclaimer and licence")
+
+
+UNPUBLISHED: Final = {
+    "a place of the repository": r"(github|gitlab|codeberg|bitbucket|sr\.ht)[\w.]*[/:]\S*dexcom2mqtt",
+    "a badge": r"shields\.io|badge(n\.net|\.fury|\.svg)",
+    "an image": r"(ghcr|docker|quay)\.io/\S*dexcom2mqtt|(docker|podman) pull \S*dexcom2mqtt",
+    "a package": r"pypi\.org/\S*dexcom2mqtt|(pip|pipx) install (--\S+ )*['\"]?dexcom2mqtt(?!\\?\[demo)",
+}
+
+
+def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
+    """The classifiers name the Pythons that parts of CI run on, and the oldest of them is the one that is enough."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert claimed == sorted(set(PYTHON_OF.values()))
+    assert project["requires-python"] == f">={claimed[0]}"
+    parts = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in parts if "tests/e2e/test_debian.py" in line] == [
+        "part debian12 1200 tests/e2e/test_debian.py -k bookworm",
+        "part debian13 1200 tests/e2e/test_debian.py -k trixie",
+        "part python3.14 1200 tests/e2e/test_debian.py -k 3_14",
+    ]
+
+
+@pytest.mark.parametrize("what", UNPUBLISHED)
+def test_nothing_is_named_that_does_not_exist(what: str) -> None:
+    """Nothing is published yet: no file names a place where it would be."""
+    named = re.compile(UNPUBLISHED[what])
+    assert [path.name for path in files_of_the_project() if named.search(path.read_text("utf-8"))] == []
+
+
+def test_finds_what_does_not_exist() -> None:
+    """Each kind of place is found where it is written."""
+    found = {
+        "a place of the repository": "git clone https://github" + ".com/someone/dexcom2mqtt",
+        "a badge": "https://img.shields" + ".io/x",
+        "an image": "docker " + "pull someone/dexcom2mqtt",
+        "a package": "pip " + "install --user dexcom2mqtt",
+    }
+    for what, text in found.items():
+        assert re.search(UNPUBLISHED[what], text)
+    assert not [what for what, pattern in UNPUBLISHED.items() if re.search(pattern, "pip install '.[demo]'")]

@@ -1,0 +1,126 @@
+"""The page that explains the messages, held against the code that writes them.
+
+The first column of the page's tables quotes them, each in a code span: any piece of a message that can be searched
+for, with … for what varies.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import dexcom2mqtt
+from dexcom2mqtt import status
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE: Final = ROOT / "docs" / "troubleshooting.md"
+MODULES: Final = sorted(Path(dexcom2mqtt.__file__).parent.rglob("*.py"))
+
+CALLS: Final = {
+    *("warning", "error", "critical"),  # of a log
+    *("_Failure", "BrokerError", "PurgeError", "TlsFileError", "ConfigError"),
+    *("UnavailableError", "CredentialsRejectedError", "LockedOutError", "RateLimitedError", "UnexpectedResponseError"),
+    *("_fail", "Step", "print", "append"),
+}
+"""What takes a message for a person: somewhere in its arguments, or in a name that is given to it."""
+FUNCTIONS: Final = {"_explain", "_describe", "ask", "look", "_exposed", "warnings", "_found"}
+"""What returns or writes nothing but such messages."""
+NO_TROUBLE: Final = (
+    *("It is good. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
+    *("takes connections, at", "It speaks MQTT", "is allowed.", "Home Assistant is there:"),
+    *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
+    *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
+    *("the file …", "next poll …", "… min ago"),
+    *("Waiting for the first answer of Share", "Readings arrive"),
+    *("ahead of", "sudo chown", "Let this machine reach a time server"),  # parts of others, which hold the remedy
+)
+"""Pieces of what is said when all is well, or says itself what to do."""
+SENTENCE: Final = re.compile(r"[a-z]{2,}[ ,:]+[a-z]{2,}")
+
+
+def template(node: ast.expr) -> str:
+    """Return a text of the code with … for what varies; empty where it is none."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template(part) or "…" for part in node.values)
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return re.sub("%[sd]", "…", text)
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Yield every text in a piece of code, but not the pieces of a text."""
+    if isinstance(node, ast.JoinedStr | ast.Constant):
+        yield re.sub(" +", " ", template(node))
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts(child)
+
+
+def without_docstring(function: ast.FunctionDef) -> ast.AST:
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return ast.Module(function.body[documented:], [])
+
+
+def said_in(function: ast.FunctionDef) -> Iterator[str]:
+    """Yield what a function has to say to a person."""
+    body = without_docstring(function)
+    if function.name in FUNCTIONS:
+        yield from texts(body)
+    for call in ast.walk(body):
+        if isinstance(call, ast.Call) and call_name(call) in CALLS:
+            for argument in call.args:
+                yield from texts(argument)
+                names = {name.id for name in ast.walk(argument) if isinstance(name, ast.Name)}
+                for node in ast.walk(body):
+                    if isinstance(node, ast.Assign) and names & {ast.unparse(target) for target in node.targets}:
+                        yield from texts(node.value)
+
+
+def call_name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+
+
+def functions() -> Iterator[ast.FunctionDef]:
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and module.name != "share_service.py":
+                yield node
+
+
+def messages() -> set[str]:
+    """Return every message of the code that tells of trouble."""
+    states = ast.parse(Path(status.__file__).read_text(encoding="utf-8")).body
+    found = {text for node in states if isinstance(node, ast.AnnAssign) and node.value for text in texts(node.value)}
+    found |= {text for function in functions() for text in said_in(function)}
+    return {text for text in found if SENTENCE.search(text) and not any(piece in text for piece in NO_TROUBLE)}
+
+
+def quotes() -> list[str]:
+    """Return what the page quotes."""
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [quote for row in rows for quote in re.findall("`([^`]+)`", row.split(" | ")[0])]
+
+
+def test_every_message_is_explained() -> None:
+    """Each message of trouble that the code can write is quoted on the page, and so is each state of an account."""
+    quoted = quotes()
+    assert not sorted(text for text in messages() if not any(quote in text for quote in quoted))
+    assert set(status.REMEDIES) - {"ok", "starting"} <= set(quoted)
+
+
+def test_every_quote_is_a_message() -> None:
+    """What the page quotes is still in the code, and long enough to be found."""
+    code = {text for module in MODULES for text in texts(ast.parse(module.read_text(encoding="utf-8")))}
+    assert not [quote for quote in quotes() if not any(quote in text for text in code)]
+    assert not [quote for quote in quotes() if len(quote) < 7]
+
+
+def test_every_quote_is_explained_once() -> None:
+    """Nothing is quoted twice, so that a search ends at one place."""
+    quoted = quotes()
+    assert sorted(quoted) == sorted(set(quoted))

@@ -1,0 +1,285 @@
+"""How accounts appear in Home Assistant: the payload against its rules, against the public promise, and frozen."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pytest
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.config import Account
+from dexcom2mqtt.homeassistant import account_of, discovery_message, discovery_topic
+from dexcom2mqtt.readings import RANGES, TRENDS
+from dexcom2mqtt.status import REMEDIES, Status
+from dexcom2mqtt.topics import Topics
+from tests.support.builders import account, reading
+from tests.support.discovery_rules import mistakes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GOLDEN = Path(__file__).parent / "golden" / "discovery.json"
+TOPICS = Topics("dexcom2mqtt")
+BRIDGE = "dexcom2mqtt/bridge/state"
+AVAILABILITY = "dexcom2mqtt/anna/availability"
+
+ENTITIES = {
+    "glucose_value": "sensor.anna_glucose_value",
+    "glucose_trend": "sensor.anna_glucose_trend",
+    "glucose_delta": "sensor.anna_glucose_delta",
+    "glucose_range": "sensor.anna_glucose_range",
+    "glucose_reading_time": "sensor.anna_glucose_reading_time",
+    "readings_missing": "binary_sensor.anna_readings_missing",
+    "share_status": "sensor.anna_share_status",
+    "refresh": "button.anna_refresh",
+}
+CURRENT = list(ENTITIES)[:4]
+
+
+def anna(**more: Any) -> Account:
+    given = {"username": "anna@example.com", "password": "hunter2", "name": "Anna"} | more
+    return Account.model_validate(given)
+
+
+def discovered(described: Account | None = None, topics: Topics = TOPICS, stale_after: int = 900) -> dict[str, Any]:
+    """Return the payload for Anna, read as JSON."""
+    message = discovery_message(
+        "homeassistant", topics, "anna", described or anna(), stale_after=stale_after, version="1.2.3"
+    )
+    payload: dict[str, Any] = json.loads(message.payload)
+    return payload
+
+
+def component(name: str, described: Account | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = discovered(described)["cmps"][name]
+    return found
+
+
+# --- rules, promise, golden file ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["mg/dL", "mmol/L"])
+@pytest.mark.parametrize("base", ["dexcom2mqtt", "home/glucose-1"])
+@pytest.mark.parametrize("name", ["Anna", 'Änna "♥" ü, née Ó \\ /'])
+def test_home_assistant_takes_it(unit: str, base: str, name: str) -> None:
+    """The payload keeps every rule, whatever the unit, the topic and the name."""
+    message = discovery_message(
+        "homeassistant", Topics(base), "anna", anna(unit=unit, name=name), stale_after=600, version="1.2.3"
+    )
+    assert mistakes(message.topic, message.payload) == []
+    assert message.retain
+    assert message.expires_at is None
+
+
+def test_nothing_public_changes_unnoticed() -> None:
+    """The whole payload is what it was: a changed id would cost users their history."""
+    payloads = {
+        unit: discovered(anna(unit=unit)) | {"topic": discovery_topic("homeassistant", TOPICS, "anna")}
+        for unit in ("mg/dL", "mmol/L")
+    }
+    assert payloads == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_device() -> None:
+    """There is one device for an account, with the ids, the name and the version promised."""
+    payload = discovered(topics=Topics("home/glucose"))
+    assert payload["dev"] == {
+        "ids": ["home_glucose_anna"],
+        "name": "Anna",
+        "mf": "Dexcom",
+        "mdl": "Share",
+        "sw": "1.2.3",
+    }
+    assert payload["o"] == {"name": "dexcom2mqtt", "sw": "1.2.3"}
+    assert discovery_topic("ha/x", Topics("home/glucose"), "anna") == "ha/x/device/home_glucose_anna/config"
+
+
+def test_entities() -> None:
+    """Every promised entity is there, under its ids, and no other."""
+    components = discovered()["cmps"]
+    assert {name: each["default_entity_id"] for name, each in components.items()} == ENTITIES
+    assert {name: each["unique_id"] for name, each in components.items()} == {
+        name: f"dexcom2mqtt_anna_{name}" for name in ENTITIES
+    }
+
+
+@pytest.mark.parametrize("name", ENTITIES)
+def test_availability(name: str) -> None:
+    """What needs a current reading needs bridge and availability, and expires; the rest needs the bridge alone."""
+    found = component(name)
+    both = [{"topic": BRIDGE}, {"topic": AVAILABILITY}]
+    if name in CURRENT:
+        assert found["availability"] == both
+        assert found["availability_mode"] == "all"
+        assert found["expire_after"] == 900
+    else:
+        assert found["availability"] == both[:1]
+        assert "expire_after" not in found
+
+
+def test_glucose_value() -> None:
+    """The value is glucose in the account's unit, with statistics, and each reading counts, an equal one too."""
+    found = component("glucose_value", anna(unit="mmol/L"))
+    assert found["device_class"] == "blood_glucose_concentration"
+    assert found["unit_of_measurement"] == "mmol/L"
+    assert found["state_class"] == "measurement"
+    assert found["suggested_display_precision"] == 1
+    assert component("glucose_value")["suggested_display_precision"] == 0
+    assert found["force_update"] is True
+    assert found["json_attributes_topic"] == "dexcom2mqtt/anna/state"
+
+
+def test_an_account_is_known_by_its_discovery() -> None:
+    """A retained discovery tells which account it is of, where it is the daemon's beyond doubt."""
+
+    def account_in(topic: str, payload: bytes, base: str = "home/glucose") -> str | None:
+        return account_of("ha", Topics(base), topic, payload)
+
+    message = discovery_message("ha", Topics("home/glucose"), "b_2", anna(), stale_after=900, version="1")
+    payload = message.payload.encode()
+    assert account_in(message.topic, payload) == "b_2"
+    assert account_in("ha/device/home_glucose_b/config", payload) is None
+    assert account_in(message.topic, payload, "home_glucose") is None  # of whom it has the same topic
+    assert account_in(message.topic, payload, "home") is None
+    assert account_in(message.topic, payload.replace(b'"o": {"name": "dexcom', b'"o": {"name": "another')) is None
+    for foreign in (b"", b"{}", b"[1]", b"null", b"\xff", b'{"o": 1}', b'{"o": {"name": "dexcom2mqtt"}, "cmps": []}'):
+        assert account_in(message.topic, foreign) is None
+    nested = b'{"o": {"name": "dexcom2mqtt"}, "cmps": {"glucose_value": {"state_topic": %s}}}'
+    for topic in (b"1", b'"a"', b'"home/glucose/bridge/state"'):
+        assert account_in("ha/device/home_glucose_bridge/config", nested % topic) is None
+
+
+# --- what the templates make of our own payloads -----------------------------------------------------------
+
+
+def rendered(name: str, payload: str, key: str = "value_template") -> str:
+    """Render a template as Home Assistant does; a missing key is an error here."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701  # no HTML
+    return environment.from_string(component(name)[key]).render(value_json=json.loads(payload))
+
+
+def payload_of(state: messages.State, topic: str = "state") -> str:
+    published = messages.fresh_messages(TOPICS, "anna", state, 1.0)
+    return next(message.payload for message in published if message.topic == TOPICS.of("anna", topic))
+
+
+FRESH = messages.state_of(reading(65, direction="SingleDown"), -12, account())
+STALE = messages.stale(FRESH)
+NONE = messages.without_reading(account())
+IN_MMOL = messages.state_of(reading(72), -9, account("mmol/L"))
+
+
+def test_templates_of_a_reading() -> None:
+    """Each entity shows its part of the state, and only what its class takes."""
+    payload = payload_of(FRESH)
+    assert rendered("glucose_value", payload) == "65"
+    assert rendered("glucose_delta", payload) == "-12"
+    assert rendered("glucose_trend", payload) == "falling"
+    assert rendered("glucose_range", payload) == "low"
+    assert datetime.fromisoformat(rendered("glucose_reading_time", payload)).tzinfo
+    assert rendered("glucose_value", payload_of(IN_MMOL)) == "4.0"
+    assert rendered("glucose_delta", payload_of(IN_MMOL)) == "-0.5"
+
+
+@pytest.mark.parametrize("state", [STALE, NONE])
+@pytest.mark.parametrize("name", CURRENT)
+def test_templates_of_no_reading(state: messages.State, name: str) -> None:
+    """Where there is no current reading, the templates say None, which Home Assistant shows as unknown."""
+    assert rendered(name, payload_of(state)) == "None"
+
+
+def test_time_of_the_last_reading_remains() -> None:
+    """When the last reading was taken is told although it is stale, and unknown where there never was one."""
+    assert rendered("glucose_reading_time", payload_of(STALE)) == FRESH["measurement_timestamp"]
+    assert rendered("glucose_reading_time", payload_of(NONE)) == "None"
+
+
+@pytest.mark.parametrize("share", REMEDIES)
+def test_templates_of_the_status(share: str) -> None:
+    """The status is one of the options, and its attributes are the message and since when."""
+    status = Status(share=share, message='It\'s "wrong" <here> & \\there', since=1_745_064_000.0)
+    payload = messages.status_message(TOPICS, "anna", status).payload
+    assert rendered("share_status", payload) in component("share_status")["options"]
+    attributes = json.loads(rendered("share_status", payload, "json_attributes_template"))
+    assert attributes == {"message": status.message, "since": "2025-04-19T12:00:00+00:00"}
+
+
+def test_options_are_all_that_can_come() -> None:
+    """An enum knows every value, since Home Assistant keeps the old one where an unknown one comes."""
+    assert component("glucose_trend")["options"] == list(TRENDS)
+    assert component("glucose_range")["options"] == list(RANGES)
+    assert component("share_status")["options"] == list(REMEDIES)
+
+
+def test_readings_missing_follows_availability() -> None:
+    """The problem is on while the availability is offline, and off while it is online: nothing else is sent there."""
+    found = component("readings_missing")
+    assert found["state_topic"] == AVAILABILITY
+    published = messages.fresh_messages(TOPICS, "anna", FRESH, 1.0)[-1]
+    assert published.topic == AVAILABILITY
+    assert published.payload == found["payload_off"]
+    assert messages.unavailable(TOPICS, "anna").payload == found["payload_on"]
+
+
+# --- the rules find what breaks them -----------------------------------------------------------------------
+
+
+def change(*path: str, to: Any = None) -> Callable[[dict[str, Any]], None]:
+    """Set a key of the payload, or remove it."""
+
+    def apply(payload: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            payload = payload[key]
+        if to is None:
+            payload.pop(path[-1])
+        else:
+            payload[path[-1]] = to
+
+    return apply
+
+
+BROKEN = {
+    "key at the top": change("expire_after", to=900),
+    "tilde": change("~", to="dexcom2mqtt"),
+    "key in dev": change("dev", "suggested_area", to="Bedroom"),
+    "key in o": change("o", "support", to="us"),
+    "no origin": change("o"),
+    "no name of the origin": change("o", "name"),
+    "no identifier": change("dev", "ids"),
+    "no component": change("cmps", to={"none": {}}),
+    "no p": change("cmps", "refresh", "p"),
+    "no unique_id": change("cmps", "glucose_value", "unique_id"),
+    "object_id": change("cmps", "glucose_value", "object_id", to="x"),
+    "a domain missing": change("cmps", "glucose_value", "default_entity_id", to="anna_glucose_value"),
+    "ids twice": change("cmps", "glucose_trend", "unique_id", to="dexcom2mqtt_anna_glucose_value"),
+    "the device's name": change("cmps", "glucose_value", "name", to="Anna glucose value"),
+    "unit": change("cmps", "glucose_value", "unit_of_measurement", to="mg/dl"),
+    "state class": change("cmps", "glucose_value", "state_class", to="total"),
+    "enum with unit": change("cmps", "glucose_trend", "unit_of_measurement", to="mg/dL"),
+    "enum without options": change("cmps", "glucose_range", "options"),
+    "timestamp with precision": change("cmps", "glucose_reading_time", "suggested_display_precision", to=0),
+    "mode": change("cmps", "glucose_value", "availability_mode", to="any"),
+    "no availability": change("cmps", "glucose_value", "availability"),
+    "wildcard": change("cmps", "glucose_value", "state_topic", to="dexcom2mqtt/+/state"),
+    "class": change("cmps", "readings_missing", "device_class", to="enum"),
+    "category": change("cmps", "share_status", "entity_category", to="config"),
+    "expiry": change("cmps", "glucose_value", "expire_after", to=900.0),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_rules_find(broken: str) -> None:
+    """Each rule is one that a payload can break."""
+    payload = discovered()
+    BROKEN[broken](payload)
+    assert len(mistakes("homeassistant/device/dexcom2mqtt_anna/config", json.dumps(payload))) == 1
+
+
+@pytest.mark.parametrize("node", ["dexcom.mqtt", "a b", "a:b", "änna", "a/b"])
+def test_the_rules_find_topics(node: str) -> None:
+    """A topic with characters that Home Assistant ignores is found."""
+    assert mistakes(f"homeassistant/device/{node}/config", json.dumps(discovered()))

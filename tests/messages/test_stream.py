@@ -1,0 +1,753 @@
+"""The stream of readings: what goes out when, what counts as published, and the history that a restart reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dexcom2mqtt import messages
+from dexcom2mqtt.messages import ForeignError, parse_history, parse_status, source_of
+from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.stream import BACKFILL_A_SECOND, Offer, Stream
+from dexcom2mqtt.topics import Topics
+from tests.support.builders import NOON, account, any_json, property_of, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dexcom2mqtt.messages import Message
+
+TOPICS = Topics("dexcom2mqtt")
+ANNA, BEN = "anna", "ben"
+SOURCE = "0a1b2c3d"
+STALE_AFTER = 900
+HOUR = 3600
+DAY = 24 * HOUR
+EVERYTHING = 1000
+
+
+def offer(taken: Reading) -> Offer:
+    """Offer a reading as a poller would, on a clock that shows Unix seconds."""
+    return Offer(taken, partial(messages.state_of, taken, None, account()), taken.date / 1000 + STALE_AFTER)
+
+
+def opened(*keys: str, history: Iterable[Reading] = ()) -> Stream:
+    """Return a stream with these accounts, each of which has published the same before."""
+    stream = Stream(TOPICS)
+    kept = list(history)
+    for key in keys:
+        stream.open(key, SOURCE, kept)
+    return stream
+
+
+def offered(*seconds: float, key: str = ANNA) -> Stream:
+    """Return a stream with readings taken that many seconds after noon."""
+    stream = opened(key)
+    stream.offer(key, [offer(reading(seconds=each)) for each in seconds])
+    return stream
+
+
+def test_a_first_start_of_many_accounts_costs_little() -> None:
+    """While a day of each of a thousand accounts waits for hours, looking for what may go now takes no time."""
+    keys = [f"a{number}" for number in range(1000)]
+    stream = opened(*keys)
+    day = [offer(reading(seconds=-300 * number)) for number in range(288)]
+    for key in keys:
+        stream.offer(key, day)
+    before = time.process_time()
+    taken = [len(stream.take(NOON - HOUR + second / 10, 20)) for second in range(50)]
+    assert sum(taken) > 20
+    assert time.process_time() - before < 5
+
+
+def said(taken: Iterable[Message]) -> list[tuple[str, float, bool]]:
+    """Return of each message the account, when after noon its reading was taken, and whether it is backfill."""
+    payloads = [(message.topic.split("/")[1], json.loads(message.payload)) for message in taken]
+    return [(key, payload["date"] / 1000 - NOON, payload["backfill"]) for key, payload in payloads]
+
+
+def publish(stream: Stream, now: float, most: int = EVERYTHING) -> list[tuple[str, float, bool]]:
+    """Take what is to be sent now, and acknowledge all of it."""
+    taken = stream.take(now, most)
+    for message in taken:
+        stream.acknowledged(message)
+    return said(taken)
+
+
+def respond(stream: Stream, message: Message, answer: str) -> None:
+    """Let the broker answer to a message at noon, or not."""
+    match answer:
+        case "acknowledged":
+            stream.acknowledged(message)
+        case "refused":
+            stream.refused(message, NOON)
+
+
+def kept_in(history: Message) -> list[float]:
+    """Return when after noon the readings of a history were taken."""
+    return [entry["date"] / 1000 - NOON for entry in json.loads(history.payload)["readings"]]
+
+
+# --- what goes first ---------------------------------------------------------------------------------------
+
+
+def test_nothing_before_it_is_open() -> None:
+    """Until it is known what was published before, nothing goes out, and nothing is due."""
+    stream = Stream(TOPICS)
+    assert stream.take(NOON, EVERYTHING) == []
+    assert stream.histories(NOON) == []
+    assert stream.next_at(NOON) == math.inf
+    stream.open(BEN, SOURCE, [])
+    stream.offer(BEN, [offer(reading())])
+    assert publish(stream, NOON) == [(BEN, 0, False)]
+    assert [history.topic for history in stream.histories(NOON)] == [TOPICS.of(BEN, "history")]
+
+
+def test_current_readings_go_first() -> None:
+    """Those still current go before those that are not, each oldest first, whatever the order of the offers."""
+    stream = offered(-300, -HOUR, 0, -DAY + 60, -600, -7200)
+    expected = [(-600, False), (-300, False), (0, False), (-DAY + 60, True), (-7200, True), (-HOUR, True)]
+    assert publish(stream, NOON) == [(ANNA, seconds, backfill) for seconds, backfill in expected]
+
+
+def test_current_readings_of_all_accounts_go_first() -> None:
+    """One account's backfill waits for another's current reading."""
+    stream = opened(ANNA, BEN)
+    stream.offer(ANNA, [offer(reading(seconds=-HOUR))])
+    stream.offer(BEN, [offer(reading(seconds=-5))])
+    assert publish(stream, NOON) == [(BEN, -5, False), (ANNA, -HOUR, True)]
+
+
+def test_no_more_than_there_is_room_for() -> None:
+    """Never more is taken than asked for, nothing a second time while it is on its way, and the rest later."""
+    stream = offered(-600, -300, 0)
+    first = stream.take(NOON, 2)
+    assert said(first) == [(ANNA, -600, False), (ANNA, -300, False)]
+    assert stream.take(NOON, 0) == []
+    assert said(stream.take(NOON, 2)) == [(ANNA, 0, False)]
+    assert stream.take(NOON, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("published", "taken", "at", "backfill"),
+    [
+        ([], 0, 0, False),
+        ([], 0, STALE_AFTER - 0.001, False),
+        ([], 0, STALE_AFTER, True),
+        ([-300], 0, 0, False),
+        ([300], 0, 300, True),
+        ([300], 0, STALE_AFTER, True),
+        ([-300, 300], 0, 300, True),
+    ],
+)
+def test_backfill_is_what_comes_late(published: list[float], taken: float, at: float, *, backfill: bool) -> None:
+    """A reading is backfill where a newer one was published before it, or where it is already stale."""
+    before_a_restart = opened(ANNA, history=[reading(seconds=seconds) for seconds in published])
+    without_one = offered(*published)
+    publish(without_one, NOON)
+    for stream in (before_a_restart, without_one):
+        stream.offer(ANNA, [offer(reading(seconds=taken))])
+        assert publish(stream, NOON + at) == [(ANNA, taken, backfill)]
+
+
+def test_one_account_is_not_late_for_another() -> None:
+    """A newer reading of somebody else makes no backfill."""
+    stream = opened(ANNA, BEN)
+    stream.offer(ANNA, [offer(reading())])
+    publish(stream, NOON)
+    stream.offer(BEN, [offer(reading(seconds=-60))])
+    assert publish(stream, NOON) == [(BEN, -60, False)]
+
+
+def test_a_reading_is_published_with_its_state() -> None:
+    """A message of the stream has the keys of the state and `backfill`; it is not retained and does not expire."""
+    stream = opened(ANNA)
+    given_one = offer(reading(85))
+    stream.offer(ANNA, [given_one])
+    (message,) = stream.take(NOON, EVERYTHING)
+    assert json.loads(message.payload) == given_one.state() | {"backfill": False}
+    assert (message.topic, message.retain, message.expires_at) == ("dexcom2mqtt/anna/reading", False, None)
+
+
+def test_the_broker_is_woken() -> None:
+    """An offer says that there is something to send."""
+    calls: list[None] = []
+    stream = Stream(TOPICS, changed=lambda: calls.append(None))
+    stream.open(ANNA, SOURCE, [])
+    stream.offer(ANNA, [offer(reading())])
+    assert len(calls) == 1
+
+
+# --- how fast ----------------------------------------------------------------------------------------------
+
+
+def test_backfill_is_published_in_seconds() -> None:
+    """A day of backfill goes out with 20 a second; a current reading does not wait for it."""
+    stream = offered(*(-DAY + 300 * slot for slot in range(60)))
+    assert len(publish(stream, NOON)) == BACKFILL_A_SECOND == 20
+    assert publish(stream, NOON + 0.999) == []
+    stream.offer(ANNA, [offer(reading())])
+    assert publish(stream, NOON + 0.999) == [(ANNA, 0, False)]
+    stream.histories(NOON + 0.999)
+    assert stream.next_at(NOON + 0.999) == NOON + 1
+    counts = []
+    for second in (1, 2, 3):
+        counts.append(len(publish(stream, NOON + second)))
+        stream.histories(NOON + second + 0.999)
+    assert counts == [20, 20, 0]
+
+
+def test_no_more_than_a_second_of_backfill_without_a_history() -> None:
+    """While 20 readings are in no history yet, backfill waits; where all ends now, no more than they are repeated."""
+    stream = offered(*(-DAY + 300 * slot for slot in range(60)))
+    sent = stream.take(NOON, EVERYTHING)
+    assert len(sent) == BACKFILL_A_SECOND
+    for message in sent[:5]:
+        stream.acknowledged(message)
+    stream.histories(NOON + 0.5)
+    assert len(stream.take(NOON + 1, EVERYTHING)) == 5
+    for message in sent[5:]:
+        stream.acknowledged(message)
+    assert stream.take(NOON + 1.4, EVERYTHING) == []
+    assert stream.next_at(NOON + 1.4) == NOON + 1.5
+    stream.histories(NOON + 1.5)
+    assert len(stream.take(NOON + 2, EVERYTHING)) == 15
+
+
+@property_of
+@given(
+    slots=st.lists(st.tuples(st.sampled_from([ANNA, BEN]), st.integers(0, 280)), max_size=120, unique=True),
+    steps=st.lists(st.tuples(st.floats(0, 1.5), st.integers(0, 30), st.booleans()), min_size=1, max_size=40),
+)
+def test_never_more_backfill_than_promised(slots: list[tuple[str, int]], steps: list[tuple[float, int, bool]]) -> None:
+    """In no second, wherever it begins, more than 20 readings of backfill go out, of all accounts together."""
+    stream = opened(ANNA, BEN)
+    for key, slot in slots:
+        stream.offer(key, [offer(reading(seconds=-DAY + 300 * slot))])
+    times: list[float] = []
+    now = float(NOON)
+    for seconds, most, connected in steps:
+        now += seconds
+        times += [now] * sum(backfill for _, _, backfill in said(stream.take(now, most)))
+        if not connected:
+            stream.lost()
+    assert all(later - at >= 1 for at, later in zip(times, times[BACKFILL_A_SECOND:], strict=False))
+
+
+@property_of
+@given(
+    seconds=st.lists(st.integers(-40, 0).map(lambda slot: slot * 300), max_size=60, unique=True),
+    most=st.integers(1, 30),
+    answers=st.lists(st.sampled_from(["acknowledged", "refused", "none"]), min_size=60, max_size=60),
+    later=st.floats(0, 400),
+)
+@example(seconds=[-300 * slot for slot in range(21)], most=1, answers=["acknowledged"] * 60, later=0.0)
+def test_there_is_nothing_to_do_before_it_says_so(
+    seconds: list[int], most: int, answers: list[str], later: float
+) -> None:
+    """Until `next_at` nothing can be taken and no history is due; then something is, or nobody answered."""
+    stream = offered(*seconds)
+    for message, answer in zip(stream.take(NOON, most), answers, strict=False):
+        respond(stream, message, answer)
+    while stream.take(NOON, EVERYTHING) or stream.histories(NOON):
+        pass  # a history that was sent makes room for more
+    next_at = stream.next_at(NOON)
+    assert next_at > NOON
+    at = NOON + later
+    did_something = bool(stream.histories(at)) | bool(stream.take(at, EVERYTHING))
+    assert did_something == (next_at <= at)
+
+
+# --- what counts as published ------------------------------------------------------------------------------
+
+
+def test_the_acknowledged_is_history() -> None:
+    """Only what the broker has acknowledged is in the history, and what it has is never sent again."""
+    stream = offered(-300, 0)
+    first, second = stream.take(NOON, EVERYTHING)
+    assert stream.histories(NOON) == []
+    stream.acknowledged(first)
+    assert [kept_in(history) for history in stream.histories(NOON)] == [[-300]]
+    stream.acknowledged(second)
+    assert [kept_in(history) for history in stream.histories(NOON + 1)] == [[-300, 0]]
+    assert stream._accounts[ANNA].sent == set()  # noqa: SLF001  # what is over takes no room
+    stream.lost()
+    assert stream.take(NOON + 1, EVERYTHING) == []
+
+
+def test_a_foreign_acknowledgement_means_nothing() -> None:
+    """What the stream did not send, or what was answered already, is ignored."""
+    stream = offered(0)
+    (message,) = stream.take(NOON, EVERYTHING)
+    for foreign in (replace(message, topic="other"), messages.unavailable(TOPICS, ANNA)):
+        stream.acknowledged(foreign)
+        stream.refused(foreign, NOON)
+    assert stream.histories(NOON) == []
+    stream.acknowledged(message)
+    stream.acknowledged(message)
+    stream.refused(message, NOON)
+    assert len(stream.histories(NOON)) == 1
+    stream.offer(ANNA, [offer(reading(seconds=300))])
+    assert publish(stream, NOON + 300) == [(ANNA, 300, False)]
+
+
+def test_history_at_most_once_a_second() -> None:
+    """Each account's history goes out at once, then once a second at most, and complete in the end."""
+    stream = opened(ANNA, BEN)
+    sent: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for tick in range(60):
+        now = NOON + tick / 8
+        if tick < 24:
+            for key in (ANNA, BEN):
+                stream.offer(key, [offer(reading(seconds=tick))])
+            publish(stream, now)
+        for history in stream.histories(now):
+            sent[history.topic.split("/")[1]].append((now - NOON, len(kept_in(history))))
+    assert dict(sent) == {key: [(0, 1), (1, 9), (2, 17), (3, 24)] for key in (ANNA, BEN)}
+    assert stream.next_at(NOON + 60) == math.inf
+
+
+def test_history_holds_a_day() -> None:
+    """The history has the last 24 hours, oldest first, with the keys promised and no other."""
+    stream = opened(ANNA, history=[reading(seconds=-60), reading(85, seconds=-HOUR, direction="Bent", offset_min=-240)])
+    stream.offer(ANNA, [offer(reading(seconds=seconds)) for seconds in (-DAY - 1, -DAY, -7200, 0)])
+    publish(stream, NOON)
+    (history,) = stream.histories(NOON)
+    payload = json.loads(history.payload)
+    assert list(payload) == ["version", "source", "readings"]
+    assert (payload["version"], payload["source"]) == (1, SOURCE)
+    assert kept_in(history) == [-DAY, -7200, -HOUR, -60, 0]
+    assert list(payload["readings"][2].items()) == [
+        ("date", (NOON - HOUR) * 1000),
+        ("mg_dl", 85),
+        ("direction", "Bent"),
+        ("offset_min", -240),
+    ]
+    assert (history.topic, history.retain, history.expires_at) == ("dexcom2mqtt/anna/history", True, None)
+
+
+def test_the_refused_stays_unpublished_and_is_tried_again_calmly() -> None:
+    """What the broker does not take is in no history and is sent again after 300 s; other accounts go on."""
+    stream = opened(ANNA, BEN)
+    stream.offer(ANNA, [offer(reading(seconds=-300)), offer(reading())])
+    for message in stream.take(NOON, EVERYTHING):
+        stream.refused(message, NOON)
+    assert stream.histories(NOON) == []
+    stream.offer(ANNA, [offer(reading(seconds=60))])
+    stream.offer(BEN, [offer(reading(seconds=60))])
+    assert publish(stream, NOON + 299) == [(BEN, 60, False)]
+    stream.histories(NOON + 299)
+    assert stream.next_at(NOON + 299) == NOON + 300
+    assert publish(stream, NOON + 300) == [(ANNA, -300, False), (ANNA, 0, False), (ANNA, 60, False)]
+
+
+@pytest.mark.parametrize("answer", ["acknowledged", "refused", "none"])
+def test_what_was_not_published_makes_nothing_late(answer: str) -> None:
+    """After a newer reading was lost or refused, the one before it is no backfill; after it was taken, it is."""
+    stream = offered(0)
+    for message in stream.take(NOON, EVERYTHING):
+        respond(stream, message, answer)
+    if answer == "none":
+        stream.lost()
+    stream.offer(ANNA, [offer(reading(seconds=-300))])
+    late = publish(stream, NOON + 300)
+    expected = [(ANNA, -300, False), (ANNA, 0, False)]
+    assert late == ([(ANNA, -300, True)] if answer == "acknowledged" else expected)
+
+
+def test_the_lost_goes_again() -> None:
+    """After a connection ended, what it had not acknowledged goes out again, as it is by then, and the rest not."""
+    stream = offered(-600, -300, 0)
+    stream.acknowledged(stream.take(NOON, EVERYTHING)[1])
+    stream.lost()
+    assert publish(stream, NOON + 700) == [(ANNA, 0, False), (ANNA, -600, True)]
+    assert publish(stream, NOON + 700) == []
+
+
+def test_an_old_acknowledgement_comes_too_late() -> None:
+    """An acknowledgement after the connection ended counts for nothing."""
+    stream = offered(0)
+    (message,) = stream.take(NOON, EVERYTHING)
+    stream.lost()
+    stream.acknowledged(message)
+    assert stream.histories(NOON) == []
+    assert publish(stream, NOON) == [(ANNA, 0, False)]
+
+
+def test_history_is_shown_again_after_a_restart() -> None:
+    """What was published before a restart is due as history at once, for a broker that may forget it."""
+    stream = opened(ANNA, history=[reading(seconds=-300)])
+    stream.open(BEN, SOURCE, [])
+    assert [kept_in(history) for history in stream.histories(NOON)] == [[-300]]
+    assert stream.histories(NOON + 1) == []
+
+
+def test_a_stop_shows_what_changed() -> None:
+    """Asked for all histories, as at a stop, it returns those not yet sent, and no other."""
+    stream = opened(ANNA, BEN)
+    stream.offer(ANNA, [offer(reading(seconds=-300)), offer(reading())])
+    for message in stream.take(NOON, EVERYTHING):
+        stream.acknowledged(message)
+        first = stream.histories(NOON)
+    assert first == []
+    assert [(history.topic, kept_in(history)) for history in stream.histories(math.inf)] == [
+        (TOPICS.of(ANNA, "history"), [-300, 0])
+    ]
+
+
+def test_nothing_older_than_two_days_waits() -> None:
+    """While nothing can be published, no more than the last two days wait: memory does not grow."""
+    stream = opened(ANNA)
+    for slot in range(1000):
+        stream.offer(ANNA, [offer(reading(seconds=300 * slot))])
+        if slot == 0:
+            (on_its_way,) = stream.take(NOON, EVERYTHING)
+    newest = 999 * 300
+    stream.acknowledged(on_its_way)  # which waits no longer
+    stream.lost()
+    waiting: list[float] = []
+    while taken := publish(stream, NOON + newest + len(waiting)):
+        waiting += [seconds for _, seconds, _ in taken]
+        stream.histories(NOON + newest + len(waiting))
+    assert sorted(waiting) == [newest - 2 * DAY + 300 * slot for slot in range(577)]
+
+
+# --- the history, written and read back --------------------------------------------------------------------
+
+readings_of_share = st.builds(
+    Reading,
+    mg_dl=st.integers(39, 2000),
+    direction=st.text(st.characters(exclude_categories=["Cs"]), max_size=64),
+    date=st.integers(1, NOON * 1000 + 300_000),
+    offset_min=st.integers(-840, 840),
+)
+
+
+@property_of
+@given(st.lists(readings_of_share, max_size=20))
+def test_a_history_can_be_read_back(kept: list[Reading]) -> None:
+    """Whatever readings a history holds, reading it back returns them as they were."""
+    history = messages.history_message(TOPICS, ANNA, SOURCE, kept)
+    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == kept
+
+
+def test_a_whole_day_is_no_absurd_history() -> None:
+    """A day with two readings in each slot, all with the longest word, is read back."""
+    day = [reading(2000, seconds=-150 * slot, direction="𝄞" * 64, offset_min=-840) for slot in range(576)]
+    history = messages.history_message(TOPICS, ANNA, SOURCE, day)
+    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == day
+
+
+ENTRY = {"date": NOON * 1000, "mg_dl": 100, "direction": "Flat", "offset_min": 0}
+
+
+def history_of(**changes: object) -> bytes:
+    return json.dumps({"version": 1, "source": SOURCE, "readings": [ENTRY], **changes}).encode()
+
+
+def entry_of(**changes: object) -> bytes:
+    """Write a history whose first reading is good and whose second is not."""
+    return history_of(readings=[ENTRY, {**ENTRY, **changes}])
+
+
+FOREIGN = {
+    "nothing": (b"", "no JSON object"),
+    "garbage": (b"\xff\xfe\0", "no JSON object"),
+    "half": (history_of()[:-1], "no JSON object"),
+    "a list": (b"[]", "no JSON object"),
+    "nested": (b"[" * 100_000, "no JSON object"),
+    "nested keys": (b'{"version":' * 20_000, "no JSON object"),
+    "a huge number": (b'{"version":' + b"1" * 5000 + b"}", "no JSON object"),
+    "huge": (b" " * 262_145, "absurdly large"),
+    "huge and good": (history_of() + b" " * 262_144, "absurdly large"),
+    "no version": (history_of(version=None), "another version"),
+    "the next version": (history_of(version=2), "another version"),
+    "a version in words": (history_of(version="1"), "another version"),
+    "another person": (history_of(source="ffffffff"), "another person"),
+    "nobody": (history_of(source=None), "another person"),
+    "no readings": (history_of(readings=None), "no list"),
+    "readings by key": (history_of(readings={"0": ENTRY}), "no list"),
+    "a reading that is none": (history_of(readings=[ENTRY, 7]), "no object"),
+    "no date": (entry_of(date=None), "lacks a value"),
+    "a date in words": (entry_of(date="now"), "lacks a value"),
+    "a broken date": (entry_of(date=1.5), "lacks a value"),
+    "a value that is true": (entry_of(mg_dl=True), "lacks a value"),
+    "not a number": (entry_of(mg_dl=math.nan), "lacks a value"),
+    "no direction": (entry_of(direction=None), "lacks a value"),
+    "a zone that is none": (entry_of(offset_min=None), "lacks a value"),
+    "an error code": (entry_of(mg_dl=38), "makes no sense"),
+    "no glucose": (entry_of(mg_dl=2001), "makes no sense"),
+    "before all time": (entry_of(date=0), "makes no sense"),
+    "a huge date": (entry_of(date=10**30), "makes no sense"),
+    "a long word": (entry_of(direction="x" * 65), "makes no sense"),
+    "half a character": (entry_of(direction="\ud800"), "makes no sense"),
+    "a zone off the earth": (entry_of(offset_min=841), "makes no sense"),
+    "the future": (entry_of(date=NOON * 1000 + 300_001), "of the future"),
+}
+
+
+def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time() -> None:
+    """Both go out, the doubtful one as backfill, and the history tells them apart."""
+    stream = Stream(TOPICS)
+    stream.open(ANNA, SOURCE, [])
+    stream.offer(ANNA, [replace(offer(reading()), fresh_until=-math.inf, doubtful=True)])
+    stream.offer(ANNA, [offer(reading())])
+    taken = stream.take(NOON, 20)
+    assert [json.loads(message.payload)["backfill"] for message in taken] == [False, True]
+    for message in taken:
+        stream.acknowledged(message)
+    (history,) = stream.histories(math.inf)
+    assert [entry.get("doubtful", False) for entry in json.loads(history.payload)["readings"]] == [False, True]
+    stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf, doubtful=True)])
+    stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf)])
+    same = stream.take(NOON + 2, 20)
+    assert same[0] == same[1]  # to the letter
+    for message in same:
+        stream.acknowledged(message)
+    (history,) = stream.histories(math.inf)
+    assert len(json.loads(history.payload)["readings"]) == 4
+    again = Stream(TOPICS)
+    before = parse_history(history.payload.encode(), SOURCE, NOON)
+    again.open(ANNA, SOURCE, before.readings, before.doubtful)
+    assert again.histories(math.inf) == [history]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_history_is_refused_whole(name: str) -> None:
+    """What is not plainly ours is no history, not even the part of it that would be; the text says why."""
+    payload, why = FOREIGN[name]
+    with pytest.raises(ForeignError, match=why):
+        parse_history(payload, SOURCE, NOON)
+
+
+def test_a_history_of_ours_is_taken() -> None:
+    """What the table of foreign ones was made of is ours, up to five minutes into the future."""
+    assert parse_history(history_of(), SOURCE, NOON).readings == (reading(100),)
+    assert len(parse_history(entry_of(date=NOON * 1000 + 300_000), SOURCE, NOON).readings) == 2
+
+
+any_entry = st.fixed_dictionaries(
+    {
+        "date": st.sampled_from([NOON * 1000, NOON * 1000 + 10**6, 0, -1, 10**30]) | any_json,
+        "mg_dl": st.sampled_from([100, 39, 38, 2001]) | any_json,
+        "direction": st.sampled_from(["Flat", "", "x" * 65]) | any_json,
+        "offset_min": st.sampled_from([0, -240, 900]) | any_json,
+    }
+)
+any_history = st.fixed_dictionaries(
+    {
+        "version": st.sampled_from([1, 1, 1, 2]) | any_json,
+        "source": st.sampled_from([SOURCE, SOURCE, SOURCE, "x"]) | any_json,
+        "readings": st.lists(any_entry | any_json, max_size=4) | any_json,
+        "rejected": st.lists(st.integers() | any_json, max_size=4) | any_json,
+    }
+).map(lambda history: json.dumps(history).encode())
+any_payload = st.binary(max_size=200) | any_json.map(lambda value: json.dumps(value).encode()) | any_history
+
+
+@settings(property_of, max_examples=500)
+@given(any_payload)
+@example(history_of())
+def test_any_history_is_taken_whole_or_refused(payload: bytes) -> None:
+    """Whatever comes, reading it raises ForeignError alone, and what is taken is everything that was in it."""
+    try:
+        taken = parse_history(payload, SOURCE, NOON).readings
+    except ForeignError:
+        return
+    history = messages.history_message(TOPICS, ANNA, SOURCE, taken)
+    assert json.loads(history.payload)["readings"] == json.loads(payload)["readings"]
+    assert all(0 < each.date <= (NOON + 300) * 1000 for each in taken)
+
+
+REJECTED = {
+    "nothing": b"",
+    "no list": b'{"rejected": {}}',
+    "none": b"{}",
+    "a broken number": b'{"rejected": [1.5]}',
+    "true": b'{"rejected": [true]}',
+    "before all time": b'{"rejected": [0, -1]}',
+    "the year 2100": b'{"rejected": [4102444800]}',
+    "too many": json.dumps({"rejected": [0] * 1001}).encode(),
+    "nested": b'{"rejected": ' + b"[" * 100_000,
+    "huge": b'{"rejected": []}'.ljust(262_145),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_foreign_status_is_refused_whole(name: str) -> None:
+    """Rejected sign-ins that are no list of times are not taken over, not even those that would be."""
+    with pytest.raises(ForeignError):
+        parse_status(REJECTED[name])
+
+
+@settings(property_of, max_examples=500)
+@given(any_payload)
+@example(b'{"rejected": []}')
+@example(b'{"rejected": [%d, 0]}' % NOON)
+def test_any_status_is_taken_whole_or_refused(payload: bytes) -> None:
+    """Whatever comes, reading it raises ForeignError alone; what is taken is every one of its times."""
+    try:
+        taken = parse_status(payload)
+    except ForeignError:
+        return
+    assert list(taken.rejected) == json.loads(payload)["rejected"]
+    assert all(type(at) is int and at >= 0 for at in taken.rejected)
+
+
+def test_a_source_names_a_person_without_telling_who() -> None:
+    """The source is 8 hex digits, the same however the name is spelled, another for another region or person."""
+    assert source_of("us", "anna@example.com") == hashlib.sha256(b"us:anna@example.com").hexdigest()[:8]
+    assert source_of("us", " Anna@Example.com ") == source_of("us", "anna@example.com")
+    others = [("ous", "anna@example.com"), ("us", "ben@example.com"), ("us", "+15550001111")]
+    assert len({source_of(*who) for who in [("us", "anna@example.com"), *others]}) == 4
+
+
+# --- all of it together ------------------------------------------------------------------------------------
+
+
+class Delivery(RuleBasedStateMachine):
+    """Readings come in any order, and the broker answers, refuses, forgets the connection; the daemon restarts.
+
+    The clock shows Unix seconds. The broker keeps the history that was last published, and nothing else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = float(NOON)
+        self.given: dict[str, dict[int, Reading]] = {ANNA: {}, BEN: {}}
+        self.acknowledged: dict[str, dict[int, float]] = {ANNA: {}, BEN: {}}  # by this process, and when
+        self.ever: set[tuple[str, int]] = set()
+        self.heard: Counter[tuple[str, int]] = Counter()
+        self.excused: Counter[tuple[str, int]] = Counter()  # how often each may have been repeated
+        self.on_their_way: list[Message] = []
+        self.retained: dict[str, bytes] = {}
+
+    @initialize()
+    def start(self) -> None:
+        self.stream = Stream(TOPICS)
+        for key in (ANNA, BEN):
+            history = parse_history(self.retained[key], SOURCE, self.now).readings if key in self.retained else ()
+            published = {kept.date for kept in history}
+            self.stream.open(key, SOURCE, history)
+            self.stream.offer(key, [offer(each) for date, each in self.given[key].items() if date not in published])
+
+    @rule(key=st.sampled_from([ANNA, BEN]), slots=st.lists(st.integers(-250, 60), max_size=40))
+    def share_gives(self, key: str, slots: list[int]) -> None:
+        """Offer a batch of readings from long ago until now; those known already are not offered again."""
+        batch = {each.date: each for slot in slots if (each := reading(seconds=300 * slot)).date / 1000 <= self.now}
+        new = [each for date, each in batch.items() if date not in self.given[key]]
+        self.given[key] |= {each.date: each for each in new}
+        self.stream.offer(key, [offer(each) for each in new])
+
+    @rule(most=st.integers(0, 20))
+    def send(self, most: int) -> None:
+        for message in self.stream.take(self.now, min(most, 20 - len(self.on_their_way))):
+            key, seconds, backfill = said([message])[0]
+            date = round((NOON + seconds) * 1000)
+            under_way = [said([each])[0][:2] for each in self.on_their_way]
+            assert (key, seconds) not in under_way
+            assert date not in self.acknowledged[key]
+            newer = [at for at in self.acknowledged[key] if at > date]
+            newer += [1 for who, at in under_way if who == key and at > seconds]
+            assert backfill == (bool(newer) or date / 1000 + STALE_AFTER <= self.now)
+            self.heard[key, date] += 1
+            assert self.heard[key, date] <= 1 + self.excused[key, date]
+            self.on_their_way.append(message)
+
+    @precondition(lambda self: self.on_their_way)
+    @rule(data=st.data(), refuse=st.sampled_from([False, False, False, True]))
+    def broker_answers(self, data: st.DataObject, *, refuse: bool) -> None:
+        message = self.on_their_way.pop(data.draw(st.integers(0, len(self.on_their_way) - 1)))
+        key, seconds, _ = said([message])[0]
+        if refuse:
+            self.stream.refused(message, self.now)
+            self.excused[key, round((NOON + seconds) * 1000)] += 1  # it was not published: nobody got it
+        else:
+            self._acknowledge(message)
+
+    @rule()
+    def broker_acknowledges_all(self) -> None:
+        while self.on_their_way:
+            self._acknowledge(self.on_their_way.pop(0))
+
+    @rule()
+    def connection_ends(self) -> None:
+        self._excuse_what_is_on_its_way()
+        self.stream.lost()
+
+    @rule()
+    def daemon_restarts(self) -> None:
+        """Whatever was acknowledged but is in no history may be repeated: that of one second."""
+        self._excuse_what_is_on_its_way()
+        for key, dates in self.acknowledged.items():
+            saved = {entry["date"] for entry in json.loads(self.retained.get(key, b'{"readings": []}'))["readings"]}
+            for date, at in list(dates.items()):
+                if date not in saved:
+                    assert at >= self.now - 1
+                    self.excused[key, date] += 1
+                    del dates[date]
+        self.start()
+
+    @rule(seconds=st.integers(1, 400))
+    def time_passes(self, seconds: int) -> None:
+        for _ in range(min(seconds, 3)):
+            self.now += 1
+            self._histories()
+        self.now += seconds
+
+    @invariant()
+    def histories_are_of_what_was_acknowledged(self) -> None:
+        self._histories()
+
+    def teardown(self) -> None:
+        """In the end everything is published, and the history says so."""
+        for _ in range(100):
+            self.now += 10
+            self._histories()
+            for message in self.stream.take(self.now, 20):
+                self._acknowledge(message)
+        self.connection_ends()
+        for _ in range(100):
+            self.now += 10
+            for message in self.stream.take(self.now, 20):
+                self._acknowledge(message)
+            self._histories()
+        for key, dates in self.given.items():
+            assert {(key, date) for date in dates} <= self.ever
+            if dates:
+                assert [entry["date"] for entry in json.loads(self.retained[key])["readings"]] == sorted(dates)
+        assert self.stream.next_at(self.now) == math.inf
+
+    def _acknowledge(self, message: Message) -> None:
+        key, seconds, _ = said([message])[0]
+        date = round((NOON + seconds) * 1000)
+        self.stream.acknowledged(message)
+        self.acknowledged[key][date] = self.now
+        self.ever.add((key, date))
+
+    def _excuse_what_is_on_its_way(self) -> None:
+        for key, seconds, _ in said(self.on_their_way):
+            self.excused[key, round((NOON + seconds) * 1000)] += 1
+        self.on_their_way.clear()
+
+    def _histories(self) -> None:
+        for history in self.stream.histories(self.now):
+            key = history.topic.split("/")[1]
+            dates: Sequence[int] = [entry["date"] for entry in json.loads(history.payload)["readings"]]
+            assert dates == sorted(self.acknowledged[key])
+            self.retained[key] = history.payload.encode()
+
+
+TestDelivery = Delivery.TestCase
+TestDelivery.settings = settings(deadline=None, database=None, stateful_step_count=40)

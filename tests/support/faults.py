@@ -1,0 +1,609 @@
+"""A small world to break: the simulated Share service, a network, a broker, the daemon, and a subscriber.
+
+Everything is real but Share, and all of it runs on a clock that is some hundred times too fast. What reached the
+subscriber is held against what Share had to give; the module knows nothing of the daemon's own opinion.
+
+`Page` puts what the tests measured beside what `docs/faults.md` says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import select
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from dexcom2mqtt.demo import share_service as share
+from dexcom2mqtt.demo.share_service import Record, SimulatedAccount, SimulatedShare, accelerated
+from dexcom2mqtt.share.server_time import parse_http_date
+from tests.support.processes import ROOT, Heard, Process, Subscriber, daemon, eventually, free_port, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import pytest
+
+    from tests.support.processes import Mosquitto
+
+ANNA: Final = SimulatedAccount("anna@example.com", "password of anna", seed=1)
+BEN: Final = SimulatedAccount("ben@example.com", "password of ben", seed=2, zone_offset_min=60)
+
+MINUTE: Final = 60.0
+HOUR: Final = 3600.0
+DAY: Final = 24 * HOUR
+STALE_AFTER: Final = 15 * MINUTE
+MIB: Final = 1024 * 1024
+GROWTH: Final = 4 * MIB
+"""How much the daemon's memory may grow in a fault: what Python's allocator takes in reserve, and not more."""
+
+_BASE: Final = "dexcom2mqtt"
+_LOOKS_EVERY: Final = 0.7  # real seconds from one late joiner to the next
+
+
+class Network:
+    """The way from the daemon to the broker: it can be closed, and cut in the middle of what it carries."""
+
+    def __init__(self, to: int) -> None:
+        self.port = free_port()
+        self.cuts = 0
+        """How many connections were cut."""
+        self.passes: Callable[[bytes], bool] = lambda _: True
+        """Asked for all that goes up to the broker; where it says no, that is dropped and the connection ends."""
+        self._to = to
+        self._cut: tuple[bool, int] | None = None
+        self._listener: socket.socket | None = None
+        self.allow()
+
+    def allow(self) -> None:
+        """Take connections from now on."""
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Refuse connections from now on; those that are there stay."""
+        if self._listener:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+
+    def cut(self, *, up: bool, after: int) -> None:
+        """Cut the connection that next carries more than ``after`` bytes in one direction, in their midst."""
+        self._cut = (up, after)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to))
+                except OSError:
+                    near.close()
+                else:
+                    threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket) -> None:
+        with near, far, suppress(OSError):
+            while True:
+                for source in select.select([near, far], [], [])[0]:
+                    data = source.recv(65536)
+                    passing = self._passing(data, up=source is near)
+                    (far if source is near else near).sendall(passing)
+                    if not data or passing != data:
+                        return
+
+    def _passing(self, data: bytes, *, up: bool) -> bytes:
+        if up and not self.passes(data):
+            return b""
+        if self._cut is None or self._cut[0] != up:
+            return data
+        left = self._cut[1]
+        if len(data) <= left:
+            self._cut = (up, left - len(data))
+            return data
+        self._cut = None
+        self.cuts += 1
+        return data[:left]
+
+
+class Row(NamedTuple):
+    """What a fault did, as the page tells it."""
+
+    lost: int
+    repeated: str
+    stale: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault in everyday words, and what is promised of it: how soon all is whole again, how much may repeat.
+
+    ``within`` is in seconds; ``repeats`` are readings for each time that something ended.
+    """
+
+    words: str
+    within: float
+    repeats: int = 0
+
+
+FAULTS: Final = {
+    "broker killed": Fault("The broker is killed, and comes back an hour later with nothing in its memory", 6 * MINUTE),
+    "broker empty": Fault("The broker is restarted and has forgotten everything", 6 * MINUTE),
+    "broker old": Fault("The broker loses power and comes back with what it had saved 40 minutes before", 6 * MINUTE),
+    "both old": Fault("The same, and the daemon was without power, too", 6 * MINUTE, repeats=12),
+    "broker slow": Fault("The broker freezes for 3 minutes", 6 * MINUTE),
+    "broker frozen": Fault("The broker freezes for 15 minutes", 6 * MINUTE),
+    "broker absent": Fault("The broker cannot be reached when the daemon starts, for an hour", 6 * MINUTE),
+    "broker refuses": Fault("The broker refuses the daemon's credentials for an hour", 6 * MINUTE),
+    "cut up": Fault("The connection is cut in the middle of a message to the broker, 40 times", 6 * MINUTE, repeats=21),
+    "cut down": Fault("The connection is cut in the middle of the broker's answers, 40 times", 6 * MINUTE, repeats=21),
+    "acks lost": Fault("The broker answers, but its acknowledgements are lost for 20 minutes", 10 * MINUTE, repeats=21),
+    "killed": Fault("The daemon is killed 50 times at random moments", 6 * MINUTE, repeats=21),
+    "killed early": Fault(
+        "The daemon is killed again and again while it sends the first 24 hours", 6 * MINUTE, repeats=21
+    ),
+    "killed between": Fault(
+        "The daemon is killed 10 times after a reading reached the broker, before the history did",
+        6 * MINUTE,
+        repeats=21,
+    ),
+    "late": Fault("The phone is without network for an hour, then uploads what it missed", 10 * MINUTE),
+    "doubles": Fault("Each reading is uploaded twice for an hour", 6 * MINUTE),
+    "calibrations": Fault("Each reading is followed by a calibrated one for an hour", 6 * MINUTE),
+    "gap": Fault("The sensor gives no readings for an hour", 10 * MINUTE),
+    "error codes": Fault("The sensor gives error codes in place of readings for an hour", 10 * MINUTE),
+    "refused": Fault("Share refuses connections for an hour", 10 * MINUTE),
+    "500": Fault("Share answers with error 500 for an hour", 10 * MINUTE),
+    "502": Fault("Share answers with error 502 for an hour", 10 * MINUTE),
+    "503": Fault("Share answers with error 503 for an hour", 10 * MINUTE),
+    "429 seconds": Fault("Share asks for fewer requests for an hour, each time for 10 minutes", 20 * MINUTE),
+    "429 date": Fault("The same, naming the time until when", 20 * MINUTE),
+    "403": Fault("A page for people with error 403 takes the place of Share's answers for an hour", 10 * MINUTE),
+    "html": Fault("A page for people takes the place of Share's answers for an hour", 10 * MINUTE),
+    "empty": Fault("Share answers with nothing for an hour", 10 * MINUTE),
+    "null": Fault("Share answers `null` for an hour", 10 * MINUTE),
+    "truncated": Fault("Share's answers are only half there for an hour", 10 * MINUTE),
+    "drip": Fault("Share's answers come one byte a second for an hour", 10 * MINUTE),
+    "dropped": Fault("Share closes each connection without an answer for an hour", 10 * MINUTE),
+    "cut off": Fault("Each connection to Share breaks in the middle of the answer for an hour", 10 * MINUTE),
+    "zero": Fault("Share forgets the session and does not accept the credentials for an hour", 40 * MINUTE),
+    "sessions": Fault("Share forgets the session every 3 minutes for an hour", 10 * MINUTE),
+    "dead session": Fault("Share's session is dead, and Share says so in words that nobody knows", 10 * MINUTE),
+    "mended": Fault(
+        "The password that worked is rejected for 6 hours; then it is mended, and the daemon restarted", HOUR
+    ),
+    "phone ahead": Fault(
+        "The phone's clock is 62 minutes ahead for an hour (whole again once its last false stamp has passed)",
+        90 * MINUTE,
+    ),
+    "phone off": Fault(
+        "The phone's clock is set 62 minutes ahead, then the phone is off for 2 hours, and comes back right",
+        10 * MINUTE,
+    ),
+    "date years": Fault("Share's clock is two years ahead for an hour", 15 * MINUTE),
+    "date past": Fault("Share's clock is two years behind for an hour", 15 * MINUTE),
+    "date hours": Fault("Share's clock is three hours ahead for an hour", 15 * MINUTE),
+    "date back": Fault(
+        "Share's clock jumps back by three hours, and forward again, every 10 minutes for an hour", 15 * MINUTE
+    ),
+    "outage": Fault("Share is out of order for 23 hours", 30 * MINUTE),
+    "clock off": Fault("This machine's clock is six years behind", 6 * MINUTE),
+    "clock jumps": Fault("This machine's clock jumps by years every 5 minutes for an hour", 6 * MINUTE),
+    "other hangs": Fault("The Share server of another account never answers, for an hour", 6 * MINUTE),
+    "other bug": Fault("A bug ends the loop of another account twice", 6 * MINUTE),
+}
+
+
+class World:
+    """Share, the network, the broker, the daemon and a subscriber, at ``speed`` times the real time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        mosquitto: Mosquitto,
+        speed: float,
+        *,
+        accounts: Mapping[str, SimulatedAccount] | None = None,
+        login: tuple[str, str] | None = None,
+        mqtt: Mapping[str, Any] | None = None,
+        **environ: str,
+    ) -> None:
+        self.folder = folder
+        self.speed = speed
+        self.mosquitto = mosquitto
+        self.login = login
+        self.accounts = dict(accounts or {"anna": ANNA})
+        self.answers: list[tuple[share.Request, share.Response]] = []
+        """Every read that Share answered in the usual form, and how."""
+        self.dates: list[tuple[float, float]] = []
+        """When Share was asked, and how wrong the Date of its answer was."""
+        self.fault: share.Fault = share.no_fault
+        self.began = 0.0
+        self.ended = math.inf
+        self.environ = environ
+        self._stack = ExitStack()
+        self._distortion: share.Distortion = share.unchanged
+        now = accelerated(speed)
+        self._at_zero = now() - time.monotonic() * speed
+        self.born = now()
+        self.share = self._stack.enter_context(SimulatedShare(self.accounts.values(), now))
+        self.share.fault = self._answer
+        self.others: dict[str, SimulatedShare] = {}
+        self.network = Network(mosquitto.port)
+        self._stack.callback(self.network.refuse)
+        self.subscriber = self._stack.enter_context(
+            Subscriber(mosquitto.port, login=login, set_up=lambda client: client.reconnect_delay_set(1, 1))
+        )
+        self.mqtt = {"host": "127.0.0.1", "port": self.network.port, **(mqtt or {})}
+        self.process: Process | None = None
+        self.seen: dict[str, list[int]] = {key: [] for key in self.accounts}
+        """The dates that came on ``reading``, by account, in order."""
+        self.memory: list[tuple[float, int]] = []
+        """When, and how much of it the daemon had resident, in bytes."""
+        self.looks = 0
+        """How many late joiners have looked at the broker."""
+        self.looked_stale = 0
+        self._taken = 0
+        self._picture: dict[str, Heard] = {}
+
+    def close(self) -> None:
+        """End everything, the daemon first: it has to end well if it is still there."""
+        self._stack.close()
+
+    # Time
+
+    def now(self) -> float:
+        """Return the time of day in this world, in Unix seconds."""
+        return self.unix(time.monotonic())
+
+    def unix(self, at: float) -> float:
+        """Turn a time of the real clock into one of this world."""
+        return self._at_zero + at * self.speed
+
+    def live(self, seconds: float) -> None:
+        """Let so much time of this world pass, and look at the broker and at the daemon's memory now and then."""
+        until = self.now() + seconds
+        while (left := until - self.now()) > 0:
+            time.sleep(min(left / self.speed, _LOOKS_EVERY))
+            self.look()
+
+    def wait(self, what: Callable[[], object], seconds: float, why: str) -> None:
+        """Wait for something for so much time of this world, and for a slow machine as long again."""
+        eventually(what, seconds / self.speed + 20, why=why)
+
+    # What happens
+
+    def distort(self, distortion: share.Distortion) -> None:
+        """Let something happen to Anna's readings before Share learns of them."""
+        self._distortion = distortion
+        self.share.distort(distortion, ANNA.username)
+
+    def another_share(self, key: str) -> SimulatedShare:
+        """Return a Share service of an account's own."""
+        service = self._stack.enter_context(SimulatedShare([self.accounts[key]], self.now))
+        self.others[key] = service
+        return service
+
+    def start(self) -> Process:
+        """Start the daemon."""
+        accounts = {
+            key: {
+                "username": account.username,
+                "password": account.password,
+                "share_url": self.others.get(key, self.share).base_url,
+            }
+            for key, account in self.accounts.items()
+        }
+        config = write_config(self.folder / "config.yaml", {"accounts": accounts, "mqtt": self.mqtt})
+        output = self.folder / "daemon.log"
+        self.process = self._stack.enter_context(daemon(config, output, speed=self.speed, **self.environ))
+        return self.process
+
+    def kill(self) -> None:
+        """End the daemon as a power cut would."""
+        assert self.process
+        self.process.kill()
+
+    def begin(self) -> None:
+        """Start the daemon, wait until all is well, and take that for the moment in which the fault begins."""
+        self.start()
+        self.wait(lambda: math.isfinite(self.first_read()), 10 * MINUTE, "the daemon does not ask Share")
+        owed = self.owed(self.now())
+        self.wait(lambda: self.whole(owed), 10 * MINUTE, "the daemon did not get going")
+        self.live(10 * MINUTE)
+        self.began = self.now()
+
+    def end(self) -> None:
+        """Take note that the fault is over."""
+        self.ended = self.now()
+
+    def resubscribe(self) -> None:
+        """Let the subscriber in again, and only then the daemon: nothing is to be said to nobody."""
+        eventually(self.subscriber.subscribed.is_set, why="the subscriber did not come back")
+        self.network.allow()
+
+    def look(self) -> None:
+        """See what somebody sees who subscribes only now, and how large the daemon is."""
+        with suppress(OSError, IndexError):  # there may be no daemon now
+            pages = Path(f"/proc/{self.process.pid if self.process else 0}/statm").read_text(encoding="utf-8").split()
+            self.memory.append((self.now(), int(pages[1]) * 4096))
+        try:
+            with Subscriber(self.mosquitto.port, login=self.login, seconds=0.5) as joiner:
+                marker = f"test/{time.monotonic_ns()}"
+                joiner.client.publish(marker, "end")
+                joiner.wait_for(marker, seconds=1)
+                at, heard = time.monotonic(), joiner.heard
+        except (OSError, AssertionError):  # there may be no broker now
+            return
+        self.looks += 1
+        self.looked_stale += self._stale(heard, at + 0.001) > 0
+
+    # What came of it
+
+    def owed(self, until: float, key: str = "anna", since: float | None = None) -> set[int]:
+        """Return the dates of the readings that Share has given, or could still give, by then.
+
+        Its 24 hours count from ``since``, by default from its first answer to a read.
+        """
+        first = self.first_read(key) if since is None else since
+        account = self.accounts[key]
+        taken = list(share.series(account, first - DAY, until))
+        records = self._distortion(taken) if account is ANNA else taken
+        known = [record for record in records if record.arrives <= until and record.taken > (first - DAY) * 1000]
+        return {record.taken for record in _without_doubles(known) if record.value >= 39}
+
+    def first_read(self, key: str = "anna", since: float = -math.inf) -> float:
+        """Return when Share first answered a read of an account, from some time on."""
+        log = self.others.get(key, self.share).requests
+        reads = (entry.time for entry in log if entry.call == "read" and entry.outcome == "ok" and entry.time >= since)
+        return next(reads, math.inf)
+
+    def asked_again(self) -> float:
+        """Wait until Share has answered a read after the fault; return when that was."""
+        self.wait(lambda: math.isfinite(self.first_read(since=self.ended)), 10 * MINUTE, "Share is not asked again")
+        return self.first_read(since=self.ended)
+
+    def whole(self, owed: set[int], key: str = "anna") -> bool:
+        """Tell whether all of these have come, and one as new as the newest of them is shown as current."""
+        self._take()
+        shown = _current(self._picture, time.monotonic(), key)
+        return bool(owed) and shown is not None and shown["date"] >= max(owed) and owed <= set(self.seen[key])
+
+    def recovery(self, fault: Fault, *, since: float | None = None) -> float:
+        """Wait until all is whole again; return how many seconds of this world that took from the fault's end."""
+        owed = self.owed(self.ended, since=since)
+        late = f"it is not whole again: {len(owed - set(self.seen['anna']))} readings are missing"
+        self.wait(lambda: self.whole(owed), 2 * fault.within, late)
+        return self.now() - self.ended
+
+    def row(self, fault: Fault, *, times: int = 0, since: float | None = None) -> Row:
+        """Wait until all is whole again, and hold what came against what was owed and what was promised.
+
+        ``times`` is how often something ended that may lead to repeats.
+        """
+        took = self.recovery(fault, since=since)
+        self.live(6 * MINUTE)
+        settled = self.now() - MINUTE  # what Share has learnt only just now is still on its way
+        owed = self.owed(settled, since=since)
+        self.wait(lambda: self.whole(owed), 10 * MINUTE, "what came later is missing")
+        seen = self.received()
+        lost = owed - set(seen)
+        repeats = len(seen) - len(set(seen))
+        stale = self._stale(self.subscriber.heard, time.monotonic())
+        print(f"whole again after {took:.0f} s; repeated {repeats}, looks {self.looks}, shown stale {stale:.0f} s")  # noqa: T201  # shown where a test fails
+        assert self.process
+        assert self.process.running
+        assert self.process.text().count("please report it") == (2 if "BUG_IN" in self.environ else 0)
+        assert not lost, f"lost: {sorted(lost)}"
+        assert not set(seen) - self.owed(self.now(), since=self.born), "something came that is no reading"
+        assert repeats <= fault.repeats * times
+        assert stale == 0
+        assert self.looked_stale == 0
+        assert self.looks > 3
+        assert took <= fault.within
+        return Row(len(lost), f"at most {fault.repeats} each time" if fault.repeats else "0", "0", under(fault.within))
+
+    def growth(self) -> int:
+        """Return how many bytes the daemon grew by, after the first quarter of the fault or the first hour."""
+        settled = self.began + min((self.ended - self.began) / 4, HOUR)
+        sizes = [size for at, size in self.memory if settled <= at <= self.ended]
+        assert len(sizes) > 5
+        print(f"grew by {(sizes[-1] - sizes[0]) / MIB:.2f} MiB from {sizes[0] / MIB:.1f}")  # noqa: T201
+        return sizes[-1] - sizes[0]
+
+    def received(self) -> list[int]:
+        """Return the dates of Anna's readings as they came."""
+        self._take()
+        return self.seen["anna"]
+
+    def status(self, key: str = "anna") -> dict[str, Any]:
+        """Return how an account is doing, as the subscriber has it."""
+        self._take()
+        found: dict[str, Any] = json.loads(self._picture[f"{_BASE}/{key}/status"].payload)
+        return found
+
+    def connects(self) -> int:
+        """Return how often the broker has let the daemon in."""
+        return self.mosquitto.log().count(" as dexcom2mqtt (")
+
+    def lags(self, key: str) -> list[float]:
+        """Return how many seconds after Share knew it each reading came that was taken since the fault began."""
+        came: dict[int, float] = {}
+        for heard in self.subscriber.heard:
+            if heard.topic == f"{_BASE}/{key}/reading":
+                came.setdefault(json.loads(heard.payload)["date"], self.unix(heard.at))
+        records = share.series(self.accounts[key], self.began, self.now())
+        return [came.get(record.taken, math.inf) - record.arrives for record in records if record.arrives <= self.ended]
+
+    def _answer(self, request: share.Request, respond: share.Respond) -> share.Response:
+        response = self.fault(request, respond)
+        date = response.headers.get("Date")
+        self.dates.append((request.time, (parse_http_date(date) or request.time) - request.time))
+        if request.call == "read" and response.outcome == "ok":
+            self.answers.append((request, response))
+        return response
+
+    def _take(self) -> None:
+        """Take note of what the subscriber has heard since the last time."""
+        heard = self.subscriber.heard
+        for message in heard[self._taken :]:
+            self._picture[message.topic] = message
+            for key, dates in self.seen.items():
+                if message.topic == f"{_BASE}/{key}/reading":
+                    dates.append(json.loads(message.payload)["date"])
+        self._taken = len(heard)
+
+    def _stale(self, heard: Iterable[Heard], until: float) -> float:
+        """Return for how many seconds Anna's value was shown as current although its reading was too old.
+
+        A message's expiry is whole real seconds, rounded up: that much later than it should be, something may
+        still look current.
+        """
+        limit = STALE_AFTER + self.speed
+        picture: dict[str, Heard] = {}
+        total = 0.0
+        end = Heard("", "", retained=False, expiry=None, at=until)
+        for message, following in pairwise([*heard, end]):
+            picture[message.topic] = message
+            shown = _current(picture, message.at, "anna")
+            if shown is not None:
+                ends = min([following.at, *(part.at + part.expiry for part in _parts(picture, "anna") if part.expiry)])
+                total += max(0.0, self.unix(ends) - max(self.unix(message.at), _taken(shown) + limit))
+        return total
+
+
+def _parts(picture: Mapping[str, Heard], key: str) -> list[Heard]:
+    """Return what decides whether an account's value is current, as far as it is there."""
+    topics = (f"{_BASE}/bridge/state", f"{_BASE}/{key}/availability", f"{_BASE}/{key}/state")
+    return [picture[topic] for topic in topics if topic in picture]
+
+
+def _current(picture: Mapping[str, Heard], at: float, key: str) -> dict[str, Any] | None:
+    """Return the state of the reading that a subscriber takes for current by the rule; None where there is none."""
+    parts = _parts(picture, key)
+    alive = [part.payload for part in parts if part.expiry is None or at < part.at + part.expiry]
+    if alive[:2] != ["online", "online"] or len(alive) < 3:
+        return None
+    state: dict[str, Any] = json.loads(alive[2])
+    return None if state["value"] is None else state
+
+
+def stamped(ahead: float) -> share.Distortion:
+    """Let the phone's clock be ahead by so many seconds; the trend, a word nobody knows, tells the time in truth."""
+    mark = share.skewed(ahead)
+    return lambda records: [
+        replace(moved, trend=f"t{record.taken}") for record, moved in zip(records, mark(records), strict=True)
+    ]
+
+
+def _taken(state: Mapping[str, Any]) -> float:
+    """Return when the reading of a state was taken in truth, in Unix seconds."""
+    word = state["direction"]
+    return int(word[1:] if word[1:].isdecimal() else state["date"]) / 1000
+
+
+def _without_doubles(records: Iterable[Record]) -> Iterator[Record]:
+    """Leave out what comes again with the same value within half a minute."""
+    kept: list[Record] = []
+    for record in sorted(records, key=lambda record: record.taken):
+        if not any(record.taken - each.taken <= 30_000 and record.value == each.value for each in kept[-3:]):
+            kept.append(record)
+            yield record
+
+
+def under(seconds: float) -> str:
+    """Write a bound of time."""
+    return f"under {seconds / HOUR:g} h" if seconds >= HOUR else f"under {seconds / MINUTE:g} min"
+
+
+class Page:
+    """The page with the table: the rows that the tests measured have to be those that it holds.
+
+    It is a plugin of pytest, in the process that gets all reports; with ``write`` the page is made anew, where
+    rows that were not measured stay as they were.
+    """
+
+    PATH: Final = ROOT / "docs" / "faults.md"
+
+    def __init__(self, *, write: bool) -> None:
+        self._write = write
+        self._measured: dict[str, str] = {}
+        self._differing: list[str] = []
+
+    @staticmethod
+    def line(fault: Fault, row: Row) -> str:
+        return f"| {fault.words} | {' | '.join(map(str, row))} |"
+
+    @classmethod
+    def rows(cls) -> list[str]:
+        """Return the rows of the page's table."""
+        return [line for line in cls.text().splitlines() if line.startswith("| ")][1:]
+
+    @classmethod
+    def text(cls) -> str:
+        """Return what the page says now."""
+        return cls.PATH.read_text(encoding="utf-8") if cls.PATH.exists() else ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            measured = {str(name): str(line) for name, line in report.user_properties if name in FAULTS}
+            self._measured.update(measured)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self._measured:
+            return
+        held = {row.split(" | ")[0].removeprefix("| "): row for row in self.rows()}
+        rows = [self._measured.get(name) or held.get(fault.words) for name, fault in FAULTS.items()]
+        page = _HEAD + "".join(f"{row}\n" for row in rows if row)
+        if self._write:
+            self.PATH.write_text(page, encoding="utf-8")
+        elif page != self.text():
+            self._differing = [row for row in self._measured.values() if row not in held.values()] or ["(its text)"]
+            session.exitstatus = 1
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._differing:
+            terminalreporter.section("docs/faults.md differs from what was measured; see --write-faults", red=True)
+            terminalreporter.write_line("\n".join(self._differing))
+
+
+_HEAD: Final = """\
+# What happens when something falls over
+
+Each row is a fault that the tests bring about: the daemon as it is, a real broker (mosquitto), a real network
+connection between them, and a simulated Share service, all on a clock that runs 20 to 1200 times too fast, so that an
+hour takes seconds. That the fault was really there is proven by what the service or the broker noted down, not by the
+daemon. A subscriber writes down all that it gets, and this is held against what Share had to give.
+
+- **lost**: readings that Share could still give (it remembers 24 hours, and 288 readings) and that never came on the
+  topic `reading`. What comes twice within half a minute with the same value, and the sensor's error codes, are no
+  readings.
+- **repeated**: readings that came more than once on `reading`. That may happen where a connection or the daemon ends
+  before the broker has confirmed a reading, or before the history that follows it: then at most what is sent in one
+  second, which is 20 readings and the current one. It may also happen where the broker has forgotten its history and
+  the daemon is not there to tell it. A repeated reading has the same `date`.
+- **shown stale**: seconds during which somebody who keeps to the rule (a value is current only while `bridge/state`
+  and `availability` are both `online`, and nothing is used beyond its expiry) would have taken a value for current
+  although its reading was older than `stale_after`. Others who subscribed only in the middle of the fault looked, too.
+  MQTT counts an expiry in whole seconds of the real clock, so one such second is allowed for.
+- **whole again**: how long after the end of the fault the newest reading was shown as current and none was missing
+  any more. Where the phone or the sensor was at fault, this includes the wait for the next reading; where Share asked
+  to be left alone, the rest of that time. The bounds are generous: a slow machine's delay counts as many times as its
+  clock is too fast, most of all in the outage of 23 hours.
+
+In every fault that lasts an hour or more, the daemon's memory grows by less than 4 MiB.
+
+The table is made by `pytest -m faults -n 4 --write-faults`, and `pytest -m faults -n 4` fails where it differs from
+what was measured.
+
+| fault | lost | repeated | shown stale | whole again |
+|---|---|---|---|---|
+"""
