@@ -42,13 +42,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from dexcom2mqtt.messages.history import history_message, source_of
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import yaml
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from dexcom2mqtt import messages
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.topics import Topics
@@ -259,8 +260,8 @@ class World:
         for n, account in enumerate(self.accounts):
             known = [record for record in series(account, now - DAY, now) if record.arrives <= now]
             readings = [Reading(each.value, each.trend, each.taken, account.zone_offset_min) for each in known]
-            source = messages.source_of("us", account.username)
-            history = messages.history_message(TOPICS, f"a{n}", source, readings)
+            source = source_of("us", account.username)
+            history = history_message(TOPICS, f"a{n}", source, readings)
             sent = client.publish(history.topic, history.payload, 1, retain=True)
             sent.wait_for_publish(10)
         client.disconnect()

@@ -39,11 +39,11 @@ import numpy as np
 from dexcom2mqtt import poller
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
-from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import Batch
 from dexcom2mqtt.share.server_time import ShareTime
-from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock
 

@@ -33,16 +33,16 @@ from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.poller import Poller
-from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.messages.message import Message
 
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR

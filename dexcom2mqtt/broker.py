@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Mqtt, Tls
-    from dexcom2mqtt.messages import Message
-    from dexcom2mqtt.mirror import Mirror
-    from dexcom2mqtt.stream import Stream
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.mirror import Mirror
+    from dexcom2mqtt.messages.stream import Stream
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from dexcom2mqtt import broker, status
+from dexcom2mqtt import broker
 from dexcom2mqtt.broker import BrokerError, Visit
 from dexcom2mqtt.clock import day, system_time
-from dexcom2mqtt.messages import Message, cleared
+from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.message import Message, cleared
 from dexcom2mqtt.poller import STATES, client_of
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.stamps import TOLERANCE

@@ -16,14 +16,18 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import homeassistant, messages, version
+from dexcom2mqtt import version
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.health import Health
 from dexcom2mqtt.logs import redacted_traceback
-from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.messages import homeassistant
+from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_online, parse_info
+from dexcom2mqtt.messages.message import ForeignError, cleared
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.state import account_cleared, stale_messages, unavailable, without_reading
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.poller import Poller
-from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.broker import Protocol
     from dexcom2mqtt.config import Settings
-    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.messages.message import Message
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +92,7 @@ class Daemon:
             self._clock,
             self._mirror,
             self._stream,
-            will=messages.bridge_offline(self._topics),
+            will=bridge_offline(self._topics),
             read_back=ReadBack(
                 topics=frozenset(
                     {
@@ -124,7 +128,7 @@ class Daemon:
         threading.excepthook = self._take_exception
         self._started = self._clock.now()
         # If broker and daemon lost power together, the broker still says online: not before it is true again.
-        self._mirror.put([messages.bridge_offline(self._topics), *self._discovery()])
+        self._mirror.put([bridge_offline(self._topics), *self._discovery()])
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
         # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
@@ -152,7 +156,7 @@ class Daemon:
         self._put_info()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + _HEARTBEAT
-            self._mirror.put([messages.bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
+            self._mirror.put([bridge_online(self._topics, now + _HEARTBEAT_EXPIRY)])
         return min(_TICK * self._clock.speed, _HEARTBEAT / 4, self._discovery_due - now)
 
     def _may_be_online(self, now: float) -> bool:
@@ -181,15 +185,15 @@ class Daemon:
         """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
         self._health.stopping()
         self._mirror.put(self._stream.histories(math.inf))
-        gone = [messages.unavailable(self._topics, key) for key in self._pollers]
-        self._mirror.close([*gone, messages.bridge_offline(self._topics)])
+        gone = [unavailable(self._topics, key) for key in self._pollers]
+        self._mirror.close([*gone, bridge_offline(self._topics)])
         self._clock.stop()
         self._broker.join()
 
     def _put_what_is_missing(self) -> None:
         """Declare every account without a current reading as such: what the broker still holds may be old."""
         for key, account in self._settings.accounts.items():
-            nothing = messages.stale_messages(self._topics, key, messages.without_reading(account))
+            nothing = stale_messages(self._topics, key, without_reading(account))
             self._mirror.put(nothing, only_missing=True)
 
     def _discovery(self) -> list[Message]:
@@ -211,15 +215,15 @@ class Daemon:
             topic = homeassistant.discovery_topic(prefix, self._topics, key)
             removed = key not in self._pollers
             if removed or (topic in found and not self._settings.home_assistant.discovery):
-                self._mirror.put([messages.cleared(topic)])
+                self._mirror.put([cleared(topic)])
             if removed:
-                self._mirror.put(messages.account_cleared(self._topics, key))
+                self._mirror.put(account_cleared(self._topics, key))
 
     def _put_info(self) -> None:
         if self._started_at is None:
             times = (poller.time.unix(self._started) for poller in self._pollers.values())
             self._started_at = next((at for at in times if at is not None), None)
-        info = messages.bridge_info(
+        info = bridge_info(
             self._topics,
             version=version(),
             started_at=self._started_at,
@@ -239,8 +243,8 @@ class Daemon:
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
         if info := found.get(self._topics.bridge_info):
             try:
-                self._clear(messages.parse_info(info), found)
-            except messages.ForeignError as why:
+                self._clear(parse_info(info), found)
+            except ForeignError as why:
                 _log.warning("bridge/info that the broker retained is not taken over: %s", why)
         for key, poller in self._pollers.items():
             history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))

@@ -12,15 +12,20 @@ import random
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import tenacity
 
-from dexcom2mqtt import messages, schedule, status
+from dexcom2mqtt import schedule
 from dexcom2mqtt.clock import local
 from dexcom2mqtt.ledger import Ledger
 from dexcom2mqtt.logs import redacted_traceback
+from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.history import History, parse_history, source_of
+from dexcom2mqtt.messages.message import ForeignError, FutureError
+from dexcom2mqtt.messages.state import fresh_messages, stale_messages, state_of, without_reading
+from dexcom2mqtt.messages.status import Before, Status, parse_status, status_message
+from dexcom2mqtt.messages.stream import Offer
 from dexcom2mqtt.share import (
     MAX_MINUTES,
     Batch,
@@ -33,8 +38,6 @@ from dexcom2mqtt.share import (
     UnexpectedResponseError,
 )
 from dexcom2mqtt.stamps import Judged, Stamps
-from dexcom2mqtt.status import Status
-from dexcom2mqtt.stream import Offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,9 +46,10 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Account
-    from dexcom2mqtt.messages import Message, State
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.status import ShareState
+    from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.readings import Reading
-    from dexcom2mqtt.stream import Stream
     from dexcom2mqtt.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ _ASKED_AGAIN_MOST: Final = 5
 _SAME: Final = 5.0  # seconds: each answer tells the time a little more exactly
 _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
-STATES: Final[dict[type[ShareError], str]] = {
+STATES: Final[dict[type[ShareError], ShareState]] = {
     UnavailableError: "unavailable",
     CredentialsRejectedError: "credentials_rejected",
     LockedOutError: "locked_out",
@@ -73,7 +77,7 @@ STATES: Final[dict[type[ShareError], str]] = {
 @dataclass(frozen=True, slots=True)
 class _ReadBack:
     history: bytes | None
-    before: messages.Before
+    before: Before
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
@@ -107,7 +111,7 @@ class Poller:
         self._topics = topics
         self._put = put
         self._stream = stream
-        self._source = messages.source_of(account.region, account.user.get_secret_value())
+        self._source = source_of(account.region, account.user.get_secret_value())
         self._stale_after = stale_after
         self._rate_limits = rate_limits
         self._back_by = back_by
@@ -137,7 +141,7 @@ class Poller:
         self._refresh_asked = False
         self._read_back: _ReadBack | None = None
         self._reading_back = False
-        self._before = messages.Before()  # the start
+        self._before = Before()  # the start
         self._streaming = False
         self._shown: tuple[Reading, float] | None = None  # and until when it is current
         self._told: set[str] = set()  # what is odd about the records, and in the log
@@ -177,8 +181,8 @@ class Poller:
     def take_read_back(self, history: bytes | None, status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread."""
         try:
-            self._before = messages.parse_status(status) if status else messages.Before()
-        except messages.ForeignError as why:
+            self._before = parse_status(status) if status else Before()
+        except ForeignError as why:
             _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
         self._read_back = _ReadBack(history, self._before)
         self._put_status()  # at once: a call to Share may take a while
@@ -260,7 +264,7 @@ class Poller:
         """Let count how signing in went before a restart, as soon as Share has told the time."""
         if not self.time.known:
             return
-        before, self._before = self._before, messages.Before()
+        before, self._before = self._before, Before()
         rejected = [at for unix in before.rejected if (at := self.time.at(unix)) is not None]
         locked_until = before.locked_until
         if rejected or locked_until is not None:
@@ -417,11 +421,11 @@ class Poller:
         today, found = self._today(), self._read_back
         if today is None or found is None or self._streaming:
             return
-        history = messages.History()
+        history = History()
         try:
-            history = messages.parse_history(found.history, self._source, today) if found.history else history
-        except messages.ForeignError as why:
-            if isinstance(why, messages.FutureError) and self.time.known and not self.time.settled:
+            history = parse_history(found.history, self._source, today) if found.history else history
+        except ForeignError as why:
+            if isinstance(why, FutureError) and self.time.known and not self.time.settled:
                 return  # it is the time that may be wrong: the next answer of Share tells more
             _log.warning("%s: the history that the broker retained is not taken over: %s", self.key, why)
         if any(reading.date >= (today - _DAY) * 1000 for reading in (*history.readings, *history.doubtful)):
@@ -442,24 +446,20 @@ class Poller:
     def _offer(self, readings: list[Reading]) -> None:
         """Hand readings to the stream, once it is known what was published before."""
         if readings and self._streaming:
-            offers = (Offer(reading, self._state_of(reading), self._fresh_until(reading)) for reading in readings)
-            self._stream.offer(self.key, offers)
+            self._stream.offer(self.key, [self._offer_of(reading) for reading in readings])
 
     def _offer_doubtful(self, today: float) -> None:
         """Hand over the doubtful readings whose stamp has passed: they are only for the record."""
         passed = self._stamps.passed(today) if self._streaming else []
         if passed:
-            states = (partial(messages.state_of, reading, None, self._account) for reading in passed)
-            offers = [
-                Offer(reading, state, -math.inf, doubtful=True) for reading, state in zip(passed, states, strict=True)
-            ]
+            offers = [Offer(reading, None, self._account, -math.inf, doubtful=True) for reading in passed]
             self._stream.offer(self.key, offers)
 
-    def _state_of(self, reading: Reading) -> Callable[[], State]:
-        """Return what writes the state of a reading, with the delta that it has now."""
-        write = partial(messages.state_of, reading, self._ledger.delta(reading), self._account)
-        write()  # a bug in it is to show here, in the account's own thread: in the broker's, it would end the daemon
-        return write
+    def _offer_of(self, reading: Reading) -> Offer:
+        """Offer a reading with the delta that it has now."""
+        offer = Offer(reading, self._ledger.delta(reading), self._account, self._fresh_until(reading))
+        offer.state()  # a bug in it is to show here, in the account's own thread: in the broker's, it ends the daemon
+        return offer
 
     def _fresh_until(self, reading: Reading) -> float:
         """Return until when (by the clock) a reading is current.
@@ -471,11 +471,11 @@ class Poller:
             return -math.inf
         return min(taken, self._first_seen.get(reading.date, math.inf)) + self._stale_after
 
-    def _judge(self, batch: Batch, judged: Judged, newest: Reading | None) -> tuple[str, str | None]:
+    def _judge(self, batch: Batch, judged: Judged, newest: Reading | None) -> tuple[ShareState, str | None]:
         """Return the state that a batch means and, if it is not the state's own, the message."""
         now, ahead = self._clock.now(), self._stamps.ahead
         last = 0 if newest is None else newest.date
-        verdicts = (
+        verdicts: tuple[tuple[bool, ShareState, str | None], ...] = (
             (ahead is not None, "phone_clock", status.phone_clock(ahead or 0.0)),
             (newest is not None and now < self._fresh_until(newest), "ok", None),
             (judged.withheld > 0, "no_readings", status.UNSETTLED),
@@ -519,19 +519,20 @@ class Poller:
             self._show(newest)
         elif self._shown is not None:
             self._shown = None
-            nothing = messages.without_reading(self._account)
-            self._put(messages.stale_messages(self._topics, self.key, nothing))
+            nothing = without_reading(self._account)
+            self._put(stale_messages(self._topics, self.key, nothing))
 
     def _show(self, newest: Reading) -> None:
         """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
-        state, fresh_until = self._state_of(newest)(), self._fresh_until(newest)
+        fresh_until = self._fresh_until(newest)
+        state = state_of(newest, self._ledger.delta(newest), self._account)
         self._shown = (newest, fresh_until)
         if fresh_until > self._clock.now():
-            self._put(messages.fresh_messages(self._topics, self.key, state, fresh_until))
+            self._put(fresh_messages(self._topics, self.key, state, fresh_until))
         else:
-            self._put(messages.stale_messages(self._topics, self.key, state))
+            self._put(stale_messages(self._topics, self.key, state))
 
-    def _become(self, share: str, message: str | None = None) -> None:
+    def _become(self, share: ShareState, message: str | None = None) -> None:
         """Take on a state, and log it if it is another one."""
         before = self._status
         self._status = replace(before, share=share, message=message or status.REMEDIES[share])
@@ -583,7 +584,7 @@ class Poller:
             if self._before.locked_until is not None:  # until it is recalled, it must not be forgotten
                 until = self._before.locked_until
                 full = replace(full, share="locked_out", message=status.REMEDIES["locked_out"], next_poll_at=until)
-            self._put([messages.status_message(self._topics, self.key, full)])
+            self._put([status_message(self._topics, self.key, full)])
 
     def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:
         late = len(new)

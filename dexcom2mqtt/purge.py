@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Visit
+from dexcom2mqtt.messages import homeassistant
+from dexcom2mqtt.messages.bridge import parse_info
+from dexcom2mqtt.messages.message import ForeignError, cleared, is_ours
+from dexcom2mqtt.messages.state import account_cleared
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -54,11 +57,11 @@ def purge(
         if account is None:
             ours.append(topics.bridge_state)
         # What cannot be read may be there all the same, so all of it is cleared, and not only what was found.
-        refused = visit.publish([messages.cleared(topic) for topic in ours])
+        refused = visit.publish([cleared(topic) for topic in ours])
         left = {*refused, *ours} & {*refused, *visit.retained(filters, probe)}
         if account is None and not left:  # last, for it names the accounts to one who has to try again
             ours.append(topics.bridge_info)
-            left = {*visit.publish([messages.cleared(topics.bridge_info)])}
+            left = {*visit.publish([cleared(topics.bridge_info)])}
     if left:
         raise PurgeError(
             f"{len(left)} retained messages could not be removed ({_some(sorted(left))}): the broker's access control "
@@ -75,18 +78,18 @@ def purge(
 
 def _owned(topics: Topics, prefix: str, accounts: Iterable[str]) -> list[str]:
     """Return the topics of these accounts that are the daemon's, whether or not there is something."""
-    leaves = [message.topic for key in accounts for message in messages.account_cleared(topics, key)]
+    leaves = [message.topic for key in accounts for message in account_cleared(topics, key)]
     return [*(homeassistant.discovery_topic(prefix, topics, key) for key in accounts), *leaves]
 
 
 def accounts_in(found: Mapping[str, bytes], topics: Topics, prefix: str) -> set[str]:
     """Return the accounts of which retained messages tell that they are the daemon's."""
     accounts = set()
-    with contextlib.suppress(messages.ForeignError):
-        accounts.update(messages.parse_info(found.get(topics.bridge_info, b"")))
+    with contextlib.suppress(ForeignError):
+        accounts.update(parse_info(found.get(topics.bridge_info, b"")))
     for topic, payload in found.items():
         account, _, leaf = topic.removeprefix(f"{topics.base}/").partition("/")
-        if messages.is_ours(account, leaf, payload):
+        if is_ours(account, leaf, payload):
             accounts.add(account)
         elif (described := homeassistant.account_of(prefix, topics, topic, payload)) is not None:
             accounts.add(described)

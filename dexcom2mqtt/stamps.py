@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from dexcom2mqtt.messages import Past
+    from dexcom2mqtt.messages.status import Past
     from dexcom2mqtt.readings import Reading
 
 TOLERANCE: Final = 300.0

@@ -34,15 +34,20 @@ THIRD_PARTY = {
 }
 PURE = {
     "readings",
+    "topics",
+    "messages",
+    "messages/message",
+    "messages/state",
+    "messages/history",
+    "messages/status",
+    "messages/bridge",
+    "messages/homeassistant",
+    "messages/mirror",
+    "messages/stream",
     "ledger",
     "schedule",
     "stamps",
-    "status",
-    "messages",
-    "mirror",
-    "homeassistant",
     "patience",
-    "topics",
 }
 NOW = {"now", "utcnow", "today"}
 
@@ -74,8 +79,8 @@ def libraries(source: str) -> set[str]:
 
 
 def own_imports(source: str) -> set[str]:
-    """Name the package's own modules that are imported."""
-    return {name.split(".")[1] for name in imports(source) if name.startswith("dexcom2mqtt.")}
+    """Name the package's own modules that are imported where the source runs."""
+    return {module for name in imports(source) if (module := module_of(name)) is not None}
 
 
 def all_imports(source: str) -> set[str]:
@@ -112,6 +117,11 @@ def reads_the_clock(source: str) -> bool:
     )
 
 
+def place_of(path: Path) -> str:
+    """Name a module as ``module_of`` does."""
+    return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
+
+
 def prints(source: str) -> bool:
     """Tell whether the source calls ``print``."""
     return any(
@@ -129,7 +139,7 @@ def names(paths: list[Path]) -> list[str]:
 
 def test_finds_the_modules() -> None:
     """The rules are held against the package as it is, the demo apart."""
-    assert {f"{name}.py" for name in PURE} <= set(names(MODULES))
+    assert set(map(place_of, MODULES)) >= PURE
     assert len(EVERY_MODULE) > len(MODULES)
 
 
@@ -153,7 +163,8 @@ def test_libraries_of_the_demo_are_the_demos() -> None:
 
 def test_demo_is_started_by_the_command_line_alone() -> None:
     """Nothing but the command line knows that there is a demo."""
-    assert names([path for path in MODULES if "demo" in own_imports(path.read_text())]) in ([], ["cli.py"])
+    knowing = [path for path in MODULES if any(each.startswith("demo") for each in own_imports(path.read_text()))]
+    assert names(knowing) in ([], ["cli.py"])
 
 
 def test_only_the_clock_reads_clocks() -> None:
@@ -167,7 +178,7 @@ ISO = {"dexcom2mqtt.clock.iso", "dexcom2mqtt.clock.parse_iso"}
 def test_pure_modules_stay_pure() -> None:
     """What decides neither connects nor waits: it imports no library, and of the package only its like and iso."""
     for path in MODULES:
-        if path.stem in PURE:
+        if place_of(path) in PURE:
             source = path.read_text()
             assert libraries(source) == set(), path.name
             assert own_imports(source) <= PURE | {"clock"}, path.name
@@ -183,7 +194,7 @@ def test_readings_know_nothing_else() -> None:
 WINGS = {
     "share": {"share"},
     "account": {"poller", "ledger", "schedule", "stamps"},
-    "messages": {"messages", "status", "homeassistant", "mirror", "stream"},
+    "messages": {"messages"},
     "mqtt": {"broker", "patience"},
     "config": {"config"},
     "daemon": {"daemon", "health"},
@@ -209,18 +220,13 @@ def wing_of(module: str) -> str | None:
 
 def test_every_module_has_a_place() -> None:
     """A new module belongs to a wing, or is for everybody."""
-    stems = {path.relative_to(ROOT).with_suffix("").as_posix() for path in MODULES}
-    placed = {stem for stem in stems if wing_of(stem)} | COMMON | {"cli", "__main__", "__init__"}
-    assert stems == placed
+    places = set(map(place_of, MODULES))
+    assert places == {place for place in places if wing_of(place)} | COMMON | {"cli", "__main__", "__init__"}
 
 
 def test_no_wing_knows_what_it_must_not() -> None:
     """Data goes one way, imports for type checkers included."""
-    known = {
-        (path.relative_to(ROOT).with_suffix("").as_posix(), other)
-        for path in MODULES
-        for other in all_imports(path.read_text())
-    }
+    known = {(place_of(path), other) for path in MODULES for other in all_imports(path.read_text())}
     broken = {
         (module, other)
         for module, other in known
@@ -232,10 +238,7 @@ def test_no_wing_knows_what_it_must_not() -> None:
 
 def test_no_circle() -> None:
     """No module imports itself by way of others, not even for type checkers."""
-    waiting = {
-        path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__"): all_imports(path.read_text())
-        for path in MODULES
-    }
+    waiting = {place_of(path): all_imports(path.read_text()) for path in MODULES}
     while free := {module for module, others in waiting.items() if not (others - {module}) & waiting.keys()}:
         waiting = {module: others for module, others in waiting.items() if module not in free}
     assert waiting == {}
@@ -295,11 +298,7 @@ def test_finds_clocks(source: str, *, found: bool) -> None:
 def test_finds_own_imports_and_prints() -> None:
     """Own modules are found in both forms of import, and print only where it is called."""
     assert own_imports(
-        "from dexcom2mqtt import mirror\nimport dexcom2mqtt.share\nfrom dexcom2mqtt.demo import app"
-    ) == {
-        "mirror",
-        "share",
-        "demo",
-    }
+        "from dexcom2mqtt import clock\nimport dexcom2mqtt.share\nfrom dexcom2mqtt.demo import app, nothing"
+    ) == {"clock", "share", "demo", "demo/app"}
     assert prints("def f():\n    print(1)")
     assert not prints("log(print_it)\nself.print()")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dexcom2mqtt import messages
+from dexcom2mqtt.messages.state import fresh_messages, stale_messages, state_of
 from dexcom2mqtt.readings import (
     RANGES,
     TRENDS,
@@ -344,10 +344,10 @@ def test_survives_whatever_comes(record: object) -> None:
 @property_of
 def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> None:
     """A record with an instant and a value becomes a state in valid JSON and UTF-8, whatever else it holds."""
-    state = messages.state_of(parse_record(record), None, account(unit))
-    for message in messages.stale_messages(Topics("b"), "a", state):
+    state = state_of(parse_record(record), None, account(unit))
+    for message in stale_messages(Topics("b"), "a", state):
         assert message.payload.encode()
-    for message in messages.fresh_messages(Topics("b"), "a", state, 0):
+    for message in fresh_messages(Topics("b"), "a", state, 0):
         assert message.payload.encode()
         if message.topic == "b/a/state":
             assert json.loads(message.payload, parse_constant=pytest.fail) == state

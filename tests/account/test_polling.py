@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from dexcom2mqtt import messages, status
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.messages import status, stream
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.poller import Poller
-from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock
 
@@ -305,7 +305,7 @@ def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
     def fail(*_: object) -> NoReturn:
         raise ArithmeticError
 
-    monkeypatch.setattr(messages, "state_of", fail)
+    monkeypatch.setattr(stream, "state_of", fail)
     world.live(MINUTE)
     assert world.status["share"] == "unexpected_response"
     assert world._stream.take(world.clock.now(), 20) == []  # noqa: SLF001  # as the broker's loop does

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.ledger import Ledger
-from dexcom2mqtt.messages import Past
+from dexcom2mqtt.messages.status import Past
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.stamps import Judged, Stamps
 from tests.support.builders import NOON, property_of, reading

@@ -47,7 +47,7 @@ from dexcom2mqtt.demo.share_service import (
     valued,
     zero_uuid,
 )
-from dexcom2mqtt.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
+from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.mqtt.test_broker import gatekeeper, login, secure
 from tests.support.processes import (
     ROOT,

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dexcom2mqtt import homeassistant, messages
 from dexcom2mqtt.broker import Visit, _Connection
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.messages import Message
+from dexcom2mqtt.messages import homeassistant
+from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline
+from dexcom2mqtt.messages.history import history_message
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.state import stale_messages, state_of
+from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.purge import accounts_in
-from dexcom2mqtt.status import Status
 from dexcom2mqtt.topics import Topics
 from tests.mqtt.test_broker import gatekeeper
 from tests.support.builders import account, reading
@@ -44,14 +47,14 @@ FOREIGN = {
 def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", info: bool = True) -> list[Message]:
     """Return what a daemon with these accounts leaves when it is stopped."""
     topics, anybody = Topics(base), account()
-    left = [messages.bridge_offline(topics)]
+    left = [bridge_offline(topics)]
     if info:
-        left.append(messages.bridge_info(topics, version="1", started_at=None, protocol="5", accounts=keys))
+        left.append(bridge_info(topics, version="1", started_at=None, protocol="5", accounts=keys))
     for key in keys:
-        state = messages.state_of(reading(85), None, anybody)
-        left += messages.stale_messages(topics, key, state)
-        left.append(messages.history_message(topics, key, "9a0364b9", [reading(85)]))
-        left.append(messages.status_message(topics, key, Status()))
+        state = state_of(reading(85), None, anybody)
+        left += stale_messages(topics, key, state)
+        left.append(history_message(topics, key, "9a0364b9", [reading(85)]))
+        left.append(status_message(topics, key, Status()))
         left.append(homeassistant.discovery_message(prefix, topics, key, anybody, stale_after=900, version="1"))
     return left
 

@@ -25,9 +25,9 @@ from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
-from dexcom2mqtt.messages import Message
-from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock
 from tests.support.processes import Mosquitto, Process, Subscriber, daemon, eventually, free_port, write_config

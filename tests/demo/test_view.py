@@ -26,7 +26,9 @@ from dexcom2mqtt.demo.app import Drawing
 from dexcom2mqtt.demo.plot import ASCII, BRAILLE, Frame, Point, plot
 from dexcom2mqtt.demo.screen import Look, Picture, Screen, suits
 from dexcom2mqtt.demo.view import MISSING, Heard, Seen, Shown, Viewer, closing, in_ascii, span
-from dexcom2mqtt.messages import Message, fresh_messages, history_message, reading_message, state_of
+from dexcom2mqtt.messages.history import history_message
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
 from dexcom2mqtt.readings import RANGES, Reading
 from dexcom2mqtt.topics import Topics
 from tests.support.processes import ROOT, Process, eventually

@@ -20,13 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
-from dexcom2mqtt import config, messages, readings, share, status
+from dexcom2mqtt import config, readings, share
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.config import ConfigError, Settings
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
-from dexcom2mqtt.homeassistant import discovery_topic
+from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.bridge import SCHEMA_VERSION, bridge_info
+from dexcom2mqtt.messages.history import history_message
+from dexcom2mqtt.messages.homeassistant import discovery_topic
+from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
+from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.readings import Reading
-from dexcom2mqtt.status import Status
 from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
 from tests.documents.test_examples import load as load_strictly
 from tests.e2e.test_debian import PYTHON_OF
@@ -119,13 +123,13 @@ def test_toml_can_be_read(block: Block) -> None:
 def payloads() -> dict[str, dict[str, Any]]:
     """Make one of each payload in JSON."""
     topics = Topics("dexcom2mqtt")
-    state = messages.state_of(reading(), 3, account())
+    state = state_of(reading(), 3, account())
     made = [
-        messages.fresh_messages(topics, "anna", state, 1000.0)[0],
-        messages.reading_message(topics, "anna", state, backfill=False),
-        messages.history_message(topics, "anna", "0123abcd", [reading()]),
-        messages.status_message(topics, "anna", Status()),
-        messages.bridge_info(topics, version="1", started_at=0.0, protocol="5", accounts=["anna"]),
+        fresh_messages(topics, "anna", state, 1000.0)[0],
+        reading_message(topics, "anna", state, backfill=False),
+        history_message(topics, "anna", "0123abcd", [reading()]),
+        status_message(topics, "anna", Status()),
+        bridge_info(topics, version="1", started_at=0.0, protocol="5", accounts=["anna"]),
     ]
     return {message.topic.rpartition("/")[2]: json.loads(message.payload) for message in made}
 
@@ -140,7 +144,7 @@ def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
         assert offset
         minutes = (int(offset[2]) * 60 + int(offset[3])) * (-1 if offset[1] == "-" else 1)
         taken = Reading(shown["mg_dl"], shown["direction"], shown["date"], minutes)
-        state = messages.state_of(taken, shown["delta"], account(shown["unit"]))
+        state = state_of(taken, shown["delta"], account(shown["unit"]))
         assert state == {key: value for key, value in shown.items() if key != "backfill"}
     if kind == "history":
         assert [list(entry) for entry in shown["readings"]] == [
@@ -495,7 +499,7 @@ def test_the_payloads_are_those_of_the_code() -> None:
     (info,) = [row[1] for row in rows_of(section_of(page, "## The bridge")) if row[0] == "`B/bridge/info`"]
     named = [name for name in codes_in(info) if name in payloads()["info"]]
     assert named == list(payloads()["info"])
-    assert f"`schema_version` ({messages.SCHEMA_VERSION})" in info
+    assert f"`schema_version` ({SCHEMA_VERSION})" in info
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dexcom2mqtt.homeassistant import discovery_message
+from dexcom2mqtt.messages.homeassistant import discovery_message
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import account

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import dexcom2mqtt
-from dexcom2mqtt import status
+from dexcom2mqtt.messages import status
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 
-from dexcom2mqtt import messages
 from dexcom2mqtt.config import Account
-from dexcom2mqtt.homeassistant import account_of, discovery_message, discovery_topic
+from dexcom2mqtt.messages.homeassistant import account_of, discovery_message, discovery_topic
+from dexcom2mqtt.messages.state import State, fresh_messages, stale, state_of, unavailable, without_reading
+from dexcom2mqtt.messages.status import REMEDIES, ShareState, Status, status_message
 from dexcom2mqtt.readings import RANGES, TRENDS
-from dexcom2mqtt.status import REMEDIES, Status
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import account, reading
 from tests.support.discovery_rules import mistakes
@@ -162,15 +162,15 @@ def rendered(name: str, payload: str, key: str = "value_template") -> str:
     return environment.from_string(component(name)[key]).render(value_json=json.loads(payload))
 
 
-def payload_of(state: messages.State, topic: str = "state") -> str:
-    published = messages.fresh_messages(TOPICS, "anna", state, 1.0)
+def payload_of(state: State, topic: str = "state") -> str:
+    published = fresh_messages(TOPICS, "anna", state, 1.0)
     return next(message.payload for message in published if message.topic == TOPICS.of("anna", topic))
 
 
-FRESH = messages.state_of(reading(65, direction="SingleDown"), -12, account())
-STALE = messages.stale(FRESH)
-NONE = messages.without_reading(account())
-IN_MMOL = messages.state_of(reading(72), -9, account("mmol/L"))
+FRESH = state_of(reading(65, direction="SingleDown"), -12, account())
+STALE = stale(FRESH)
+NONE = without_reading(account())
+IN_MMOL = state_of(reading(72), -9, account("mmol/L"))
 
 
 def test_templates_of_a_reading() -> None:
@@ -187,7 +187,7 @@ def test_templates_of_a_reading() -> None:
 
 @pytest.mark.parametrize("state", [STALE, NONE])
 @pytest.mark.parametrize("name", CURRENT)
-def test_templates_of_no_reading(state: messages.State, name: str) -> None:
+def test_templates_of_no_reading(state: State, name: str) -> None:
     """Where there is no current reading, the templates say None, which Home Assistant shows as unknown."""
     assert rendered(name, payload_of(state)) == "None"
 
@@ -199,10 +199,10 @@ def test_time_of_the_last_reading_remains() -> None:
 
 
 @pytest.mark.parametrize("share", REMEDIES)
-def test_templates_of_the_status(share: str) -> None:
+def test_templates_of_the_status(share: ShareState) -> None:
     """The status is one of the options, and its attributes are the message and since when."""
     status = Status(share=share, message='It\'s "wrong" <here> & \\there', since=1_745_064_000.0)
-    payload = messages.status_message(TOPICS, "anna", status).payload
+    payload = status_message(TOPICS, "anna", status).payload
     assert rendered("share_status", payload) in component("share_status")["options"]
     attributes = json.loads(rendered("share_status", payload, "json_attributes_template"))
     assert attributes == {"message": status.message, "since": "2025-04-19T12:00:00+00:00"}
@@ -219,10 +219,10 @@ def test_readings_missing_follows_availability() -> None:
     """The problem is on while the availability is offline, and off while it is online: nothing else is sent there."""
     found = component("readings_missing")
     assert found["state_topic"] == AVAILABILITY
-    published = messages.fresh_messages(TOPICS, "anna", FRESH, 1.0)[-1]
+    published = fresh_messages(TOPICS, "anna", FRESH, 1.0)[-1]
     assert published.topic == AVAILABILITY
     assert published.payload == found["payload_off"]
-    assert messages.unavailable(TOPICS, "anna").payload == found["payload_on"]
+    assert unavailable(TOPICS, "anna").payload == found["payload_on"]
 
 
 # --- the rules find what breaks them -----------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.messages import Message
-from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.mirror import Mirror
 from tests.support.builders import property_of
 
 if TYPE_CHECKING:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from dataclasses import replace
 
-from dexcom2mqtt.status import (
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dexcom2mqtt.messages.message import ForeignError
+from dexcom2mqtt.messages.status import (
     BUG,
     DRIFTED,
     MALFORMED,
     NEWEST_MALFORMED,
     NOTHING_SHARED,
     REMEDIES,
+    Before,
+    Past,
+    ShareState,
     Status,
+    parse_status,
+    status_message,
     tell,
 )
+from tests.support.builders import NOON, any_text, property_of
+from tests.support.payloads import TOPICS, any_payload, parsed, typed
 
 STATES = [
     "starting",
@@ -35,7 +48,7 @@ def test_knows_exactly_the_states_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_every_text_is_a_sentence_of_its_own(share: str) -> None:
+def test_every_text_is_a_sentence_of_its_own(share: ShareState) -> None:
     """Each text is of whole sentences in one line, and no other state's."""
     text = REMEDIES[share]
     assert text[0].isupper()
@@ -57,7 +70,7 @@ def test_every_text_is_a_sentence_of_its_own(share: str) -> None:
         ("unexpected_response", ["newer version"]),
     ],
 )
-def test_every_trouble_has_its_remedy(share: str, words: list[str]) -> None:
+def test_every_trouble_has_its_remedy(share: ShareState, words: list[str]) -> None:
     """Each trouble names what to check or to do about it."""
     assert [word for word in words if word not in REMEDIES[share]] == []
 
@@ -88,7 +101,7 @@ def test_a_bug_is_told_as_one() -> None:
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_tells_what_happened_and_what_to_do(share: str) -> None:
+def test_tells_what_happened_and_what_to_do(share: ShareState) -> None:
     """What happened comes first, as a sentence, and then what to do."""
     assert tell("share.example answered with status 502", share) == (
         f"Share.example answered with status 502. {REMEDIES[share]}"
@@ -120,6 +133,208 @@ def test_begins_by_starting() -> None:
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_knows_what_is_trouble(share: str) -> None:
+def test_knows_what_is_trouble(share: ShareState) -> None:
     """All but starting and ok is something to worry about."""
     assert Status(share=share).well is (share in {"starting", "ok"})
+
+
+STATUS = Status(
+    share="credentials_rejected",
+    message="Check the region first.",
+    since=NOON + 0.5,
+    last_reading_at=NOON + 1.0,
+    last_success_at=NOON + 2.0,
+    next_poll_at=NOON + 3.0,
+    delay=12.5,
+    requests_24h=290,
+    logins_24h=3,
+    rejected=(NOON - 60, NOON),
+)
+
+
+def test_status_is_as_promised() -> None:
+    """A status has exactly the keys of the contract, in their order, each with its type."""
+    message = status_message(TOPICS, "anna", STATUS)
+    assert (message.topic, message.expires_at) == ("home/dexcom/anna/status", None)
+    assert typed(parsed(message)) == typed(
+        {
+            "share": "credentials_rejected",
+            "message": "Check the region first.",
+            "since": "2025-04-19T12:00:00+00:00",
+            "last_reading_at": "2025-04-19T12:00:01+00:00",
+            "last_success_at": "2025-04-19T12:00:02+00:00",
+            "next_poll_at": "2025-04-19T12:00:03+00:00",
+            "delay": 12.5,
+            "requests_24h": 290,
+            "logins_24h": 3,
+            "rejected": [NOON - 60, NOON],
+            "ahead_until": None,
+        }
+    )
+
+
+def test_status_of_the_beginning() -> None:
+    """Before anything is known, times, the delay and stamps of the future are null, and nothing was rejected."""
+    payload = parsed(status_message(TOPICS, "anna", Status()))
+    assert [key for key, value in payload.items() if value is None] == [
+        "since",
+        "last_reading_at",
+        "last_success_at",
+        "next_poll_at",
+        "delay",
+        "ahead_until",
+    ]
+    assert payload["rejected"] == []
+
+
+@given(st.floats(0, 4e9))
+@property_of
+def test_times_of_a_status_are_whole_seconds_of_utc(unix: float) -> None:
+    """Every time is ISO 8601 in UTC, cut to the second."""
+    since = parsed(status_message(TOPICS, "anna", replace(STATUS, since=unix)))["since"]
+    assert isinstance(since, str)
+    assert len(since) == len("2025-04-19T12:00:00+00:00")
+    assert since.endswith("+00:00")
+
+
+@given(any_text.filter(lambda text: text.isprintable()))
+@property_of
+def test_status_is_json_whatever_it_says(text: str) -> None:
+    """Quotes and letters of any script come through."""
+    assert parsed(status_message(TOPICS, "anna", replace(STATUS, message=text)))["message"] == text
+
+
+@given(st.lists(st.integers(0, 4_000_000_000), max_size=12))
+@property_of
+def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
+    """What a status says of rejected sign-ins is what a restart takes over."""
+    message = status_message(TOPICS, "anna", replace(STATUS, rejected=tuple(rejected)))
+    assert parse_status(message.payload.encode()).rejected == tuple(rejected)
+
+
+def test_what_matters_of_readings_is_read_back() -> None:
+    """A restart learns when the last reading was taken, Share last answered, and how far stamps were ahead."""
+    told = replace(STATUS, share="ok", last_reading_at=NOON - 60.0, last_success_at=NOON, ahead_until=NOON * 1000 + 7)
+    before = parse_status(status_message(TOPICS, "anna", told).payload.encode())
+    assert before.last_reading == NOON - 60
+    assert before.stamps == Past(ahead_until=NOON * 1000 + 7, last_success=NOON, right=True)
+    told = replace(told, share="phone_clock", ahead_until=None)
+    before = parse_status(status_message(TOPICS, "anna", told).payload.encode())
+    assert before.stamps == Past(last_success=NOON)
+
+
+@pytest.mark.parametrize(
+    ("share", "last_reading", "right"),
+    [
+        ("ok", 0, True),
+        ("no_readings", 0, True),
+        ("sensor_error", 0, True),
+        ("phone_clock", 0, False),
+        ("starting", 0, False),
+        ("unavailable", 0, False),
+        ("unavailable", 8, True),
+    ],
+)
+def test_whether_the_phone_was_right_is_read_back(share: ShareState, last_reading: int, *, right: bool) -> None:
+    """It was if it would have been phone_clock else, or if a right reading came later than the latest false stamp."""
+    told = replace(STATUS, share=share, last_reading_at=NOON + last_reading, ahead_until=(NOON + 7) * 1000)
+    payload = status_message(TOPICS, "anna", told).payload.encode()
+    assert parse_status(payload).stamps.right is right
+
+
+@pytest.mark.parametrize("key", ["last_reading_at", "last_success_at", "next_poll_at"])
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1969-12-31T00:00:00Z"])
+def test_a_time_that_makes_no_sense_is_refused(key: str, time: str) -> None:
+    """A status with a time that cannot be written again is not taken over."""
+    payload = parsed(status_message(TOPICS, "anna", STATUS)) | {key: time}
+    with pytest.raises(ForeignError, match="times"):
+        parse_status(json.dumps(payload).encode())
+
+
+@pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])
+def test_a_stamp_that_makes_no_sense_is_refused(ahead_until: object) -> None:
+    """A status whose latest stamp of the future is not a time is not taken over."""
+    payload = parsed(status_message(TOPICS, "anna", STATUS)) | {"ahead_until": ahead_until}
+    with pytest.raises(ForeignError, match="latest stamp"):
+        parse_status(json.dumps(payload).encode())
+
+
+def test_a_lock_out_is_read_back() -> None:
+    """A restart takes over until when an account is locked; of any other state it takes no time."""
+    cases: list[tuple[ShareState, int | None]] = [("locked_out", NOON + 602), ("unavailable", None)]
+    for share, locked_until in cases:
+        message = status_message(TOPICS, "anna", replace(STATUS, share=share, next_poll_at=NOON + 600.0))
+        assert parse_status(message.payload.encode()).locked_until == locked_until
+
+
+@pytest.mark.parametrize("at", [None, 3, "", "soon", "2025-04-19T12:10:00", "9999-99-99T00:00:00+00:00", []])
+def test_a_lock_out_until_nobody_knows_when(at: object) -> None:
+    """A time that makes no sense costs only itself."""
+    status = {"share": "locked_out", "next_poll_at": at, "rejected": [NOON]}
+    assert parse_status(json.dumps(status).encode()) == Before((NOON,))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hunter2",
+        b"[]",
+        b"{}",
+        b'{"rejected": null}',
+        b'{"rejected": 3}',
+        b'{"rejected": "hunter2"}',
+        b'{"rejected": ["hunter2"]}',
+        b'{"rejected": [1745064000, null]}',
+        b'{"rejected": [true]}',
+        b'{"rejected": [-1]}',
+        b'{"rejected": [NaN]}',
+        b'{"rejected": [1e400]}',
+        b'{"rejected": [' + b"9" * 1000 + b"]}",
+        b'{"rejected": [' + b"9" * 5000 + b"]}",
+        b'{"rejected": [1' + b",1" * 20_000 + b"]}",
+        b'{"rejected": []}' + b" " * 2**21,
+        b'{"rejected": \xff}',
+        b"[" * 50_000,
+    ],
+)
+def test_status_that_is_not_ours(payload: bytes) -> None:
+    """A status that cannot be ours is refused, and what it holds is not quoted."""
+    with pytest.raises(ForeignError) as refused:
+        parse_status(payload)
+    assert "hunter2" not in str(refused.value)
+
+
+REJECTED = {
+    "nothing": b"",
+    "no list": b'{"rejected": {}}',
+    "none": b"{}",
+    "a broken number": b'{"rejected": [1.5]}',
+    "true": b'{"rejected": [true]}',
+    "before all time": b'{"rejected": [0, -1]}',
+    "the year 2100": b'{"rejected": [4102444800]}',
+    "too many": json.dumps({"rejected": [0] * 1001}).encode(),
+    "nested": b'{"rejected": ' + b"[" * 100_000,
+    "huge": b'{"rejected": []}'.ljust(262_145),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_foreign_status_is_refused_whole(name: str) -> None:
+    """Rejected sign-ins that are no list of times are not taken over, not even those that would be."""
+    with pytest.raises(ForeignError):
+        parse_status(REJECTED[name])
+
+
+@settings(property_of, max_examples=500)
+@given(any_payload)
+@example(b'{"rejected": []}')
+@example(b'{"rejected": [%d, 0]}' % NOON)
+def test_any_status_is_taken_whole_or_refused(payload: bytes) -> None:
+    """Whatever comes, reading it raises ForeignError alone; what is taken is every one of its times."""
+    try:
+        taken = parse_status(payload)
+    except ForeignError:
+        return
+    assert list(taken.rejected) == json.loads(payload)["rejected"]
+    assert all(type(at) is int and at >= 0 for at in taken.rejected)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,17 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dexcom2mqtt import messages
-from dexcom2mqtt.messages import ForeignError, parse_history, parse_status, source_of
-from dexcom2mqtt.readings import Reading
-from dexcom2mqtt.stream import BACKFILL_A_SECOND, Offer, Stream
+from dexcom2mqtt.messages.history import parse_history
+from dexcom2mqtt.messages.state import unavailable
+from dexcom2mqtt.messages.stream import BACKFILL_A_SECOND, Offer, Stream
 from dexcom2mqtt.topics import Topics
-from tests.support.builders import NOON, account, any_json, property_of, reading
+from tests.support.builders import NOON, account, property_of, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.readings import Reading
 
 TOPICS = Topics("dexcom2mqtt")
 ANNA, BEN = "anna", "ben"
@@ -39,7 +37,7 @@ EVERYTHING = 1000
 
 def offer(taken: Reading) -> Offer:
     """Offer a reading as a poller would, on a clock that shows Unix seconds."""
-    return Offer(taken, partial(messages.state_of, taken, None, account()), taken.date / 1000 + STALE_AFTER)
+    return Offer(taken, None, account(), taken.date / 1000 + STALE_AFTER)
 
 
 def opened(*keys: str, history: Iterable[Reading] = ()) -> Stream:
@@ -290,7 +288,7 @@ def test_a_foreign_acknowledgement_means_nothing() -> None:
     """What the stream did not send, or what was answered already, is ignored."""
     stream = offered(0)
     (message,) = stream.take(NOON, EVERYTHING)
-    for foreign in (replace(message, topic="other"), messages.unavailable(TOPICS, ANNA)):
+    for foreign in (replace(message, topic="other"), unavailable(TOPICS, ANNA)):
         stream.acknowledged(foreign)
         stream.refused(foreign, NOON)
     assert stream.histories(NOON) == []
@@ -423,80 +421,6 @@ def test_nothing_older_than_two_days_waits() -> None:
     assert sorted(waiting) == [newest - 2 * DAY + 300 * slot for slot in range(577)]
 
 
-# --- the history, written and read back --------------------------------------------------------------------
-
-readings_of_share = st.builds(
-    Reading,
-    mg_dl=st.integers(39, 2000),
-    direction=st.text(st.characters(exclude_categories=["Cs"]), max_size=64),
-    date=st.integers(1, NOON * 1000 + 300_000),
-    offset_min=st.integers(-840, 840),
-)
-
-
-@property_of
-@given(st.lists(readings_of_share, max_size=20))
-def test_a_history_can_be_read_back(kept: list[Reading]) -> None:
-    """Whatever readings a history holds, reading it back returns them as they were."""
-    history = messages.history_message(TOPICS, ANNA, SOURCE, kept)
-    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == kept
-
-
-def test_a_whole_day_is_no_absurd_history() -> None:
-    """A day with two readings in each slot, all with the longest word, is read back."""
-    day = [reading(2000, seconds=-150 * slot, direction="𝄞" * 64, offset_min=-840) for slot in range(576)]
-    history = messages.history_message(TOPICS, ANNA, SOURCE, day)
-    assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == day
-
-
-ENTRY = {"date": NOON * 1000, "mg_dl": 100, "direction": "Flat", "offset_min": 0}
-
-
-def history_of(**changes: object) -> bytes:
-    return json.dumps({"version": 1, "source": SOURCE, "readings": [ENTRY], **changes}).encode()
-
-
-def entry_of(**changes: object) -> bytes:
-    """Write a history whose first reading is good and whose second is not."""
-    return history_of(readings=[ENTRY, {**ENTRY, **changes}])
-
-
-FOREIGN = {
-    "nothing": (b"", "no JSON object"),
-    "garbage": (b"\xff\xfe\0", "no JSON object"),
-    "half": (history_of()[:-1], "no JSON object"),
-    "a list": (b"[]", "no JSON object"),
-    "nested": (b"[" * 100_000, "no JSON object"),
-    "nested keys": (b'{"version":' * 20_000, "no JSON object"),
-    "a huge number": (b'{"version":' + b"1" * 5000 + b"}", "no JSON object"),
-    "huge": (b" " * 262_145, "absurdly large"),
-    "huge and good": (history_of() + b" " * 262_144, "absurdly large"),
-    "no version": (history_of(version=None), "another version"),
-    "the next version": (history_of(version=2), "another version"),
-    "a version in words": (history_of(version="1"), "another version"),
-    "another person": (history_of(source="ffffffff"), "another person"),
-    "nobody": (history_of(source=None), "another person"),
-    "no readings": (history_of(readings=None), "no list"),
-    "readings by key": (history_of(readings={"0": ENTRY}), "no list"),
-    "a reading that is none": (history_of(readings=[ENTRY, 7]), "no object"),
-    "no date": (entry_of(date=None), "lacks a value"),
-    "a date in words": (entry_of(date="now"), "lacks a value"),
-    "a broken date": (entry_of(date=1.5), "lacks a value"),
-    "a value that is true": (entry_of(mg_dl=True), "lacks a value"),
-    "not a number": (entry_of(mg_dl=math.nan), "lacks a value"),
-    "no direction": (entry_of(direction=None), "lacks a value"),
-    "a zone that is none": (entry_of(offset_min=None), "lacks a value"),
-    "an error code": (entry_of(mg_dl=38), "makes no sense"),
-    "no glucose": (entry_of(mg_dl=2001), "makes no sense"),
-    "before all time": (entry_of(date=0), "makes no sense"),
-    "a huge date": (entry_of(date=10**30), "makes no sense"),
-    "a long word": (entry_of(direction="x" * 65), "makes no sense"),
-    "half a character": (entry_of(direction="\ud800"), "makes no sense"),
-    "a zone off the earth": (entry_of(offset_min=841), "makes no sense"),
-    "the future": (entry_of(date=NOON * 1000 + 300_001), "of the future"),
-}
-
-
 def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time() -> None:
     """Both go out, the doubtful one as backfill, and the history tells them apart."""
     stream = Stream(TOPICS)
@@ -521,96 +445,6 @@ def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time()
     before = parse_history(history.payload.encode(), SOURCE, NOON)
     again.open(ANNA, SOURCE, before.readings, before.doubtful)
     assert again.histories(math.inf) == [history]
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_a_foreign_history_is_refused_whole(name: str) -> None:
-    """What is not plainly ours is no history, not even the part of it that would be; the text says why."""
-    payload, why = FOREIGN[name]
-    with pytest.raises(ForeignError, match=why):
-        parse_history(payload, SOURCE, NOON)
-
-
-def test_a_history_of_ours_is_taken() -> None:
-    """What the table of foreign ones was made of is ours, up to five minutes into the future."""
-    assert parse_history(history_of(), SOURCE, NOON).readings == (reading(100),)
-    assert len(parse_history(entry_of(date=NOON * 1000 + 300_000), SOURCE, NOON).readings) == 2
-
-
-any_entry = st.fixed_dictionaries(
-    {
-        "date": st.sampled_from([NOON * 1000, NOON * 1000 + 10**6, 0, -1, 10**30]) | any_json,
-        "mg_dl": st.sampled_from([100, 39, 38, 2001]) | any_json,
-        "direction": st.sampled_from(["Flat", "", "x" * 65]) | any_json,
-        "offset_min": st.sampled_from([0, -240, 900]) | any_json,
-    }
-)
-any_history = st.fixed_dictionaries(
-    {
-        "version": st.sampled_from([1, 1, 1, 2]) | any_json,
-        "source": st.sampled_from([SOURCE, SOURCE, SOURCE, "x"]) | any_json,
-        "readings": st.lists(any_entry | any_json, max_size=4) | any_json,
-        "rejected": st.lists(st.integers() | any_json, max_size=4) | any_json,
-    }
-).map(lambda history: json.dumps(history).encode())
-any_payload = st.binary(max_size=200) | any_json.map(lambda value: json.dumps(value).encode()) | any_history
-
-
-@settings(property_of, max_examples=500)
-@given(any_payload)
-@example(history_of())
-def test_any_history_is_taken_whole_or_refused(payload: bytes) -> None:
-    """Whatever comes, reading it raises ForeignError alone, and what is taken is everything that was in it."""
-    try:
-        taken = parse_history(payload, SOURCE, NOON).readings
-    except ForeignError:
-        return
-    history = messages.history_message(TOPICS, ANNA, SOURCE, taken)
-    assert json.loads(history.payload)["readings"] == json.loads(payload)["readings"]
-    assert all(0 < each.date <= (NOON + 300) * 1000 for each in taken)
-
-
-REJECTED = {
-    "nothing": b"",
-    "no list": b'{"rejected": {}}',
-    "none": b"{}",
-    "a broken number": b'{"rejected": [1.5]}',
-    "true": b'{"rejected": [true]}',
-    "before all time": b'{"rejected": [0, -1]}',
-    "the year 2100": b'{"rejected": [4102444800]}',
-    "too many": json.dumps({"rejected": [0] * 1001}).encode(),
-    "nested": b'{"rejected": ' + b"[" * 100_000,
-    "huge": b'{"rejected": []}'.ljust(262_145),
-}
-
-
-@pytest.mark.parametrize("name", REJECTED)
-def test_a_foreign_status_is_refused_whole(name: str) -> None:
-    """Rejected sign-ins that are no list of times are not taken over, not even those that would be."""
-    with pytest.raises(ForeignError):
-        parse_status(REJECTED[name])
-
-
-@settings(property_of, max_examples=500)
-@given(any_payload)
-@example(b'{"rejected": []}')
-@example(b'{"rejected": [%d, 0]}' % NOON)
-def test_any_status_is_taken_whole_or_refused(payload: bytes) -> None:
-    """Whatever comes, reading it raises ForeignError alone; what is taken is every one of its times."""
-    try:
-        taken = parse_status(payload)
-    except ForeignError:
-        return
-    assert list(taken.rejected) == json.loads(payload)["rejected"]
-    assert all(type(at) is int and at >= 0 for at in taken.rejected)
-
-
-def test_a_source_names_a_person_without_telling_who() -> None:
-    """The source is 8 hex digits, the same however the name is spelled, another for another region or person."""
-    assert source_of("us", "anna@example.com") == hashlib.sha256(b"us:anna@example.com").hexdigest()[:8]
-    assert source_of("us", " Anna@Example.com ") == source_of("us", "anna@example.com")
-    others = [("ous", "anna@example.com"), ("us", "ben@example.com"), ("us", "+15550001111")]
-    assert len({source_of(*who) for who in [("us", "anna@example.com"), *others]}) == 4
 
 
 # --- all of it together ------------------------------------------------------------------------------------

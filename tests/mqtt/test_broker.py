@@ -17,9 +17,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError, Visit
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.messages import Message
-from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.stream import Stream
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
 from tests.support.relay import DROP, PASS, Packet, Relay

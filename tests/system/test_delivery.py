@@ -15,7 +15,7 @@ import pytest
 
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
-from dexcom2mqtt.messages import source_of
+from dexcom2mqtt.messages.history import source_of
 from tests.support.processes import (
     Mosquitto,
     Process,

@@ -28,9 +28,9 @@ from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account, ConfigError
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
-from dexcom2mqtt.messages import source_of
+from dexcom2mqtt.messages.history import source_of
+from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.poller import Poller
-from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import any_json, any_text
 from tests.support.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
@@ -38,7 +38,7 @@ from tests.support.processes import MOSQUITTO, Mosquitto, Process, Subscriber, d
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.messages.message import Message
 
 pytestmark = pytest.mark.timeout(900)  # thousands of cases, where the profile asks for them
 

@@ -11,9 +11,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.messages import Message
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.status import REMEDIES
 from dexcom2mqtt.readings import RANGES, TRENDS
-from dexcom2mqtt.status import REMEDIES
 from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from dexcom2mqtt import messages
+from dexcom2mqtt.messages.history import history_message
+from dexcom2mqtt.messages.state import reading_message, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dexcom2mqtt.messages import Message, State
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.state import State
     from dexcom2mqtt.readings import Reading
     from dexcom2mqtt.topics import Topics
 
@@ -42,11 +45,12 @@ Key = tuple[int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A reading to publish: how its payload is made, and until when (by the clock) it is current."""
+    """A reading to publish: what its payload is made of, and until when (by the clock) it is current."""
 
     reading: Reading
-    state: Callable[[], State]
-    """Called when it is sent: the states of a day take a quarter of a megabyte."""
+    delta: int | None
+    """How many mg/dL it is above the one before it."""
+    account: Account
     fresh_until: float
     doubtful: bool = False
     """Whether its stamp may be false. Such a reading is never current, and one with the same stamp may be right."""
@@ -55,6 +59,10 @@ class Offer:
     def key(self) -> Key:
         """What tells it from all others of its account."""
         return self.reading.date, self.doubtful
+
+    def state(self) -> State:
+        """Write the reading, which is done when it is sent: the states of a day take a quarter of a megabyte."""
+        return state_of(self.reading, self.delta, self.account)
 
 
 @dataclass(slots=True)
@@ -134,9 +142,7 @@ class Stream:
             due = [(key, account) for key, account in accounts if account.unsaved and account.history_due <= now]
             for _, account in due:
                 account.unsaved, account.history_sent = 0, now
-            return [
-                messages.history_message(self._topics, key, account.source, *account.split()) for key, account in due
-            ]
+            return [history_message(self._topics, key, account.source, *account.split()) for key, account in due]
 
     def next_at(self, now: float) -> float:
         """Return when there is something to take again, if nothing is offered or acknowledged before that."""
@@ -184,7 +190,7 @@ class Stream:
         account = self._accounts[key]
         offer = account.waiting[which]
         account.sent.add(which)
-        message = messages.reading_message(self._topics, key, offer.state(), backfill=backfill)
+        message = reading_message(self._topics, key, offer.state(), backfill=backfill)
         self._on_their_way.setdefault(message, []).append((key, offer))
         return message
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.messages.message import Message
 
 _SAME_EXPIRY: Final = 1.0  # second: the finest that MQTT can express
 

@@ -8,9 +8,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal
 
-REMEDIES: Final = {
+from dexcom2mqtt.clock import iso, parse_iso
+from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.topics import Topics
+
+ShareState = Literal[
+    "starting",
+    "ok",
+    "no_readings",
+    "sensor_error",
+    "phone_clock",
+    "unavailable",
+    "rate_limited",
+    "credentials_rejected",
+    "locked_out",
+    "unexpected_response",
+]
+"""How an account is doing, in a word."""
+
+REMEDIES: Final[dict[ShareState, str]] = {
     "starting": "Waiting for the first answer of Share.",
     "ok": "Readings arrive.",
     "no_readings": (
@@ -89,6 +109,12 @@ _UNTRIED: Final = (
 )
 BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account starts anew after five minutes."
 
+_ABSURD_COUNT: Final = 1000
+_ABSURD_TIME: Final = 4_102_444_800  # the year 2100
+_CLOCK_IS_RIGHT: Final[frozenset[object]] = frozenset(
+    {"ok", "no_readings", "sensor_error"}
+)  # else it would be phone_clock
+_ROUNDING: Final = 2.0  # times are written in whole seconds, and Share tells the time in them
 _WELL: Final = frozenset({"starting", "ok"})
 
 
@@ -96,7 +122,7 @@ _WELL: Final = frozenset({"starting", "ok"})
 class Status:
     """How an account is doing. Times are Unix seconds as Share tells them, or None while it has not."""
 
-    share: str = "starting"
+    share: ShareState = "starting"
     message: str = REMEDIES["starting"]
     since: float | None = None
     last_reading_at: float | None = None
@@ -117,7 +143,7 @@ class Status:
         return self.share in _WELL
 
 
-def tell(happened: str, share: str, *, wrong_clock: bool = False, untried: bool = False) -> str:
+def tell(happened: str, share: ShareState, *, wrong_clock: bool = False, untried: bool = False) -> str:
     """Join what happened and what to do about it; ``untried``: it happened to credentials of before a restart."""
     remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
     return f"{happened[:1].upper()}{happened[1:]}. {remedy}"
@@ -126,3 +152,74 @@ def tell(happened: str, share: str, *, wrong_clock: bool = False, untried: bool 
 def phone_clock(seconds_ahead: float) -> str:
     """Say by how much the phone's clock is ahead, and what to do."""
     return f"The wearer's phone seems to be {math.ceil(seconds_ahead / 60)} min ahead. {REMEDIES['phone_clock']}"
+
+
+def status_message(topics: Topics, account: str, status: Status) -> Message:
+    """Publish how an account is doing."""
+    payload = {
+        "share": status.share,
+        "message": status.message,
+        "since": iso(status.since),
+        "last_reading_at": iso(status.last_reading_at),
+        "last_success_at": iso(status.last_success_at),
+        "next_poll_at": iso(status.next_poll_at),
+        "delay": status.delay,
+        "requests_24h": status.requests_24h,
+        "logins_24h": status.logins_24h,
+        "rejected": list(status.rejected),
+        "ahead_until": status.ahead_until,
+    }
+    return Message(topics.of(account, "status"), to_json(payload))
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
+
+    ``right`` is whether the phone's clock was known to be right when it was written.
+    """
+
+    ahead_until: int | None = None
+    last_success: float | None = None
+    right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
+
+    rejected: tuple[int, ...] = ()
+    locked_until: float | None = None
+    last_reading: float | None = None
+    stamps: Past = Past()  # it is frozen
+
+
+def parse_status(payload: bytes) -> Before:
+    """Read back from a status what still matters after a restart. Raises ForeignError."""
+    status = parse_object(payload)
+    rejected = status.get("rejected")
+    if not isinstance(rejected, list) or len(rejected) > _ABSURD_COUNT:
+        raise ForeignError("its rejected sign-ins are no list of a sensible length")
+    if not all(type(at) is int and 0 <= at < _ABSURD_TIME for at in rejected):
+        raise ForeignError("its rejected sign-ins are no times")
+    ahead_until = status.get("ahead_until")
+    if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _ABSURD_TIME * 1000):
+        raise ForeignError("its latest stamp in the future is not a time")
+    last_reading, last_success, next_poll = (
+        _parse_time(status.get(key)) for key in ("last_reading_at", "last_success_at", "next_poll_at")
+    )
+    share = status.get("share")
+    came_later = ahead_until is not None and (last_reading or 0) * 1000 > ahead_until
+    return Before(
+        tuple(rejected),
+        next_poll + _ROUNDING if share == "locked_out" and next_poll is not None else None,
+        last_reading,
+        Past(ahead_until, last_success, right=share in _CLOCK_IS_RIGHT or came_later),
+    )
+
+
+def _parse_time(text: object) -> float | None:
+    at = parse_iso(text)
+    if at is not None and not 0 <= at < _ABSURD_TIME:
+        raise ForeignError("one of its times makes no sense")
+    return at

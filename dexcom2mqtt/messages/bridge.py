@@ -1,0 +1,58 @@
+"""Whether a daemon is there, and what it says of itself: ``bridge/state`` and ``bridge/info``. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.clock import iso
+from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
+from dexcom2mqtt.topics import ACCOUNT_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dexcom2mqtt.topics import Topics
+
+
+SCHEMA_VERSION: Final = 1
+"""Of the topics and payloads; it grows when one changes in a way that a subscriber would notice."""
+
+_ABSURD_ACCOUNTS: Final = 10_000
+
+
+def bridge_online(topics: Topics, expires_at: float) -> Message:
+    """Say that the daemon is alive; the broker forgets it unless it is repeated before it expires."""
+    return Message(topics.bridge_state, "online", expires_at)
+
+
+def bridge_offline(topics: Topics) -> Message:
+    """Say that the daemon is not there; also its last will."""
+    return Message(topics.bridge_state, "offline")
+
+
+def bridge_info(
+    topics: Topics, *, version: str, started_at: float | None, protocol: str | None, accounts: Iterable[str]
+) -> Message:
+    """Describe the running daemon; ``started_at`` is in Unix seconds, ``protocol`` is ``5`` or ``3.1.1``."""
+    info = {
+        "version": version,
+        "schema_version": SCHEMA_VERSION,
+        "started_at": iso(started_at),
+        "protocol": protocol,
+        "accounts": list(accounts),
+    }
+    return Message(topics.bridge_info, to_json(info))
+
+
+def parse_info(payload: bytes) -> list[str]:
+    """Read back from ``bridge/info`` which accounts there were. Raises ForeignError."""
+    info = parse_object(payload)
+    accounts = info.get("accounts")
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise ForeignError("it has another version")
+    if not isinstance(accounts, list) or len(accounts) > _ABSURD_ACCOUNTS:
+        raise ForeignError("its accounts are no list of a sensible length")
+    if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
+        raise ForeignError("its accounts have names that none can have")
+    return accounts

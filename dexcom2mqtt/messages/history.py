@@ -1,0 +1,88 @@
+"""The readings of the last 24 hours, as ``history`` has them: written, and read back after a restart. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
+from dexcom2mqtt.readings import MalformedRecordError, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dexcom2mqtt.topics import Topics
+
+
+HISTORY_VERSION: Final = 1
+"""Of the history; a daemon takes over none of another version."""
+_FUTURE: Final = 300
+
+
+def source_of(region: str, user: str) -> str:
+    """Name a person without telling who it is: the first 8 hex digits of SHA-256 over region and user."""
+    return hashlib.sha256(f"{region}:{user.strip().casefold()}".encode()).hexdigest()[:8]
+
+
+def history_message(
+    topics: Topics, account: str, source: str, readings: Iterable[Reading], doubtful: Iterable[Reading] = ()
+) -> Message:
+    """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from."""
+    marked: list[tuple[Reading, dict[str, bool]]] = [(reading, {}) for reading in readings]
+    if false := [(reading, {"doubtful": True}) for reading in doubtful]:
+        marked = sorted(marked + false, key=lambda pair: pair[0].date)
+    entries = [
+        {
+            "date": reading.date,
+            "mg_dl": reading.mg_dl,
+            "direction": reading.direction,
+            "offset_min": reading.offset_min,
+            **mark,
+        }
+        for reading, mark in marked
+    ]
+    history = {"version": HISTORY_VERSION, "source": source, "readings": entries}
+    return Message(topics.of(account, "history"), to_json(history))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a history tells after a restart."""
+
+    readings: tuple[Reading, ...] = ()
+    doubtful: tuple[Reading, ...] = ()
+    """Those whose stamp may be false."""
+
+
+def parse_history(payload: bytes, source: str, now: float) -> History:
+    """Read a history back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
+    history = parse_object(payload)
+    if history.get("version") != HISTORY_VERSION:
+        raise ForeignError("it has another version")
+    if history.get("source") != source:
+        raise ForeignError("it belongs to another person")
+    entries = history.get("readings")
+    if not isinstance(entries, list):
+        raise ForeignError("its readings are no list")
+    readings = [(_parse_entry(entry), entry.get("doubtful", False)) for entry in entries]
+    if any(reading.date > (now + _FUTURE) * 1000 for reading, _ in readings):
+        raise FutureError("it has readings of the future")
+    if not all(isinstance(doubtful, bool) for _, doubtful in readings):
+        raise ForeignError("one of its readings makes no sense")
+    return History(
+        tuple(reading for reading, doubtful in readings if not doubtful),
+        tuple(reading for reading, doubtful in readings if doubtful),
+    )
+
+
+def _parse_entry(entry: object) -> Reading:
+    if not isinstance(entry, dict):
+        raise ForeignError("one of its readings is no object")
+    mg_dl, direction, date, offset = (entry.get(key) for key in ("mg_dl", "direction", "date", "offset_min"))
+    if not (type(mg_dl) is type(date) is type(offset) is int and isinstance(direction, str)):
+        raise ForeignError("one of its readings lacks a value")
+    try:
+        return Reading(mg_dl=mg_dl, direction=direction, date=date, offset_min=offset).checked()
+    except MalformedRecordError:
+        raise ForeignError("one of its readings makes no sense") from None

@@ -1,0 +1,121 @@
+"""A reading as subscribers get it: ``state``, a topic for each of its keys, ``availability`` and ``reading``. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypedDict, cast
+
+from dexcom2mqtt.messages.message import Message, cleared, to_json
+from dexcom2mqtt.readings import convert_delta, range_of
+from dexcom2mqtt.topics import RETAINED, STATE_KEYS
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.readings import Reading, Unit
+    from dexcom2mqtt.topics import Topics
+
+
+_AVAILABILITY_FIRST: Final = 0.001
+_LASTING: Final = ("measurement_timestamp", "date", "unit")
+
+
+class State(TypedDict):
+    """A reading as subscribers get it, or what is left of one; the keys are ``STATE_KEYS``, in that order."""
+
+    value: float | None
+    unit: Unit
+    mg_dl: int | None
+    mmol_l: float | None
+    out_of_range: str | None
+    trend: str | None
+    trend_number: int | None
+    direction: str | None
+    arrow: str | None
+    description: str | None
+    delta: float | None
+    range: str | None
+    measurement_timestamp: str | None
+    date: int | None
+
+
+def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> State:
+    """Write a reading with every key that subscribers get; the keys and their order are public."""
+    return {
+        "value": reading.value(account.unit),
+        "unit": account.unit,
+        "mg_dl": reading.mg_dl,
+        "mmol_l": reading.mmol_l,
+        "out_of_range": reading.out_of_range,
+        "trend": reading.trend,
+        "trend_number": reading.trend_number,
+        "direction": reading.direction,
+        "arrow": reading.arrow,
+        "description": reading.description,
+        "delta": None if delta_mg_dl is None else convert_delta(delta_mg_dl, account.unit),
+        "range": range_of(
+            reading.mg_dl,
+            very_low=account.ranges.very_low,
+            low=account.ranges.low,
+            high=account.ranges.high,
+            very_high=account.ranges.very_high,
+        ),
+        "measurement_timestamp": reading.time.isoformat(timespec="milliseconds"),
+        "date": reading.date,
+    }
+
+
+def without_reading(account: Account) -> State:
+    """Write the state of an account of which no reading is known."""
+    return cast("State", dict.fromkeys(STATE_KEYS) | {"unit": account.unit})
+
+
+def stale(state: State) -> State:
+    """Write what remains of a state when its reading is no longer current: when it was, and the unit."""
+    return cast("State", {key: value if key in _LASTING else None for key, value in state.items()})
+
+
+def fresh_messages(topics: Topics, account: str, state: State, expires_at: float) -> list[Message]:
+    """Publish a state that is current until ``expires_at``: first the values, then that they are there.
+
+    When they expire it is the other way round: first that they are gone, then the values.
+    """
+    nulls = {message.topic: message for message in _values(topics, account, stale(state))}
+    values = [
+        replace(message, expires_at=expires_at, successor=nulls[message.topic])
+        for message in _values(topics, account, state)
+    ]
+    gone = unavailable(topics, account)
+    return [*values, Message(gone.topic, "online", expires_at - _AVAILABILITY_FIRST, gone)]
+
+
+def stale_messages(topics: Topics, account: str, state: State) -> list[Message]:
+    """Publish that no reading is current, with what remains of ``state``."""
+    return [unavailable(topics, account), *_values(topics, account, stale(state))]
+
+
+def unavailable(topics: Topics, account: str) -> Message:
+    """Say that an account has no current reading."""
+    return Message(topics.of(account, "availability"), "offline")
+
+
+def account_cleared(topics: Topics, account: str) -> list[Message]:
+    """Take away everything that the broker keeps of an account; first, that anything of it is current."""
+    return [cleared(topics.of(account, leaf)) for leaf in RETAINED]
+
+
+def reading_message(topics: Topics, account: str, state: State, *, backfill: bool) -> Message:
+    """Write one reading of the stream, which is not retained."""
+    return Message(topics.of(account, "reading"), to_json({**state, "backfill": backfill}), retain=False)
+
+
+def _values(topics: Topics, account: str, state: State) -> list[Message]:
+    whole = Message(topics.of(account, "state"), to_json(state))
+    return [whole, *(Message(topics.of(account, key), _text(value)) for key, value in state.items())]
+
+
+def _text(value: object) -> str:
+    """Write one value bare, as it stands in the JSON but for the quotes; null is ``unknown``."""
+    if value is None:
+        return "unknown"
+    return value if isinstance(value, str) else json.dumps(value)

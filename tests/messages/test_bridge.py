@@ -1,0 +1,70 @@
+"""What the daemon says of itself, and reads back of the daemon before it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_online, parse_info
+from dexcom2mqtt.messages.message import ForeignError, Message
+from tests.support.builders import NOON
+from tests.support.payloads import TOPICS, parsed, typed
+
+
+def test_bridge_state() -> None:
+    """The daemon is online until the message expires, and offline for as long as nothing else is said."""
+    assert bridge_online(TOPICS, 180.0) == Message(TOPICS.bridge_state, "online", 180.0)
+    assert bridge_offline(TOPICS) == Message(TOPICS.bridge_state, "offline")
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_bridge_info(protocol: str) -> None:
+    """The daemon describes itself with exactly the keys of the contract."""
+    info = bridge_info(
+        TOPICS, version="1.2.3", started_at=NOON + 0.9, protocol=protocol, accounts=(key for key in ("anna", "ben"))
+    )
+    assert (info.topic, info.expires_at) == (TOPICS.bridge_info, None)
+    assert typed(parsed(info)) == typed(
+        {
+            "version": "1.2.3",
+            "schema_version": 1,
+            "started_at": "2025-04-19T12:00:00+00:00",
+            "protocol": protocol,
+            "accounts": ["anna", "ben"],
+        }
+    )
+
+
+def test_bridge_info_while_the_time_is_unknown() -> None:
+    """Until Share has told the time, the daemon does not say when it started."""
+    info = bridge_info(TOPICS, version="1", started_at=None, protocol=None, accounts=[])
+    assert parsed(info)["started_at"] is None
+
+
+def test_info_is_read_back() -> None:
+    """The accounts that were published are those that are read back."""
+    message = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna", "b_2"])
+    assert parse_info(message.payload.encode()) == ["anna", "b_2"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b'{"accounts": ["anna"]}',
+        b'{"schema_version": 2, "accounts": ["anna"]}',
+        b'{"schema_version": 1}',
+        b'{"schema_version": 1, "accounts": {"anna": 1}}',
+        b'{"schema_version": 1, "accounts": ["anna", 1]}',
+        b'{"schema_version": 1, "accounts": ["anna", "+"]}',
+        b'{"schema_version": 1, "accounts": ["anna/x"]}',
+        b'{"schema_version": 1, "accounts": ["bridge"]}',
+        json.dumps({"schema_version": 1, "accounts": ["anna"] * 10_001}).encode(),
+    ],
+)
+def test_info_that_is_not_ours(payload: bytes) -> None:
+    """A list of accounts that is not plainly ours is refused as a whole, since it decides what is removed."""
+    with pytest.raises(ForeignError):
+        parse_info(payload)
