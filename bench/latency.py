@@ -30,13 +30,14 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from dexcom2mqtt import poller
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.messages.mirror import Mirror
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.share import ShareClient
 
 DAY: Final = 86400.0
 INTERVAL: Final = 300.0
@@ -244,20 +246,17 @@ def ours(found: Sequence[Arrival], days: float) -> Result:
 
     clock.before_wait = serve
     given: dict[str, Any] = {"username": "anna@example.com", "password": "password"}
-    real, poller.ShareClient = poller.ShareClient, lambda **_: share  # type: ignore[assignment,misc]
-    try:
-        anna = poller.Poller(
-            "anna",
-            Account.model_validate(given),
-            clock=clock,
-            topics=topics,
-            put=mirror.put,
-            stream=stream,
-            stale_after=900,
-            rate_limits={},
-        )
-    finally:
-        poller.ShareClient = real  # type: ignore[misc]
+    anna = Poller(
+        "anna",
+        Account.model_validate(given),
+        cast("ShareClient", share),
+        clock=clock,
+        topics=topics,
+        put=mirror.put,
+        stream=stream,
+        stale_after=900,
+        rate_limits=RateLimits(),
+    )
     anna.take_read_back(None, None)
     try:
         anna.run()

@@ -10,10 +10,10 @@ import os
 import sys
 
 from dexcom2mqtt import cli, daemon
+from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.poller import Poller
 
-_run, _poll = daemon.run, Poller._poll  # noqa: SLF001  # the one place where a poll begins
+_run, _poll = daemon.run, Poller.poll
 
 
 def main() -> int:
@@ -24,11 +24,10 @@ def main() -> int:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
         def poll(poller: Poller) -> float:
-            due = max(poller._next_poll, poller._not_before())  # noqa: SLF001  # what it waited for is told to nobody
-            os.write(file, f"{poller.key} {due}\n".encode())
+            os.write(file, f"{poller.key} {poller.due}\n".encode())
             return _poll(poller)
 
-        Poller._poll = poll  # noqa: SLF001  # see above
+        Poller.poll = poll
     return cli.main(sys.argv[1:])
 
 

@@ -29,13 +29,15 @@ from typing import TYPE_CHECKING, Final
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -241,15 +243,17 @@ class World:
         account = Account.model_validate(
             {"username": ACCOUNT.username, "password": ACCOUNT.password, "share_url": self._base_url}
         )
+        self._client = client_of(account, self._clock)
         self.poller = Poller(
             "anna",
             account,
+            self._client,
             clock=self._clock,
             topics=TOPICS,
             put=self._mirror.put,
             stream=self._stream,
             stale_after=STALE_AFTER,
-            rate_limits={},
+            rate_limits=RateLimits(),
         )
         self.poller.run()
 
@@ -340,9 +344,8 @@ class World:
 
     def bury(self) -> None:
         """Take note of what the daemon did in its life."""
-        client = self.poller._client  # noqa: SLF001  # its own count of requests is told to nobody else
-        self.requests += client.requests
-        self.logins += client.logins
+        self.requests += self._client.requests
+        self.logins += self._client.logins
 
 
 def resident() -> int:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from dexcom2mqtt import broker
+from dexcom2mqtt.account import verdict
+from dexcom2mqtt.account.rationed import client_of
+from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.broker import BrokerError, Visit
 from dexcom2mqtt.clock import day, system_time
 from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.history import TOLERANCE
 from dexcom2mqtt.messages.message import Message, cleared
-from dexcom2mqtt.poller import STATES, client_of
+from dexcom2mqtt.messages.state import in_words
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
-from dexcom2mqtt.stamps import TOLERANCE
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         broker.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     for key, account in settings.accounts.items():
-        yield from _check_account(key, account, settings.stale_after * 60.0, clock)
+        yield from _check_account(key, account, settings.stale_after_seconds, clock)
     try:
         yield from _check_broker(settings, clock)
     except BrokerError as error:
@@ -119,7 +122,7 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
         return _sentence(str(error)), "failed", _LOCKED_OUT
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
     today = (f"This machine takes today for {day(system_time())}.",) if wrong_clock else ()
-    return status.tell(str(error), STATES[type(error)], wrong_clock=wrong_clock), "failed", today
+    return verdict.of_error(error).message, "failed", today
 
 
 def _rejected(account: Account) -> Iterator[str]:
@@ -190,31 +193,20 @@ def _seen_of_password(password: str, page: str) -> Iterator[str]:
 
 
 def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:
-    if not batch.readings:
-        return _without_readings(key, batch)
-    newest, count = batch.readings[-1], len(batch.readings)
-    age = (client.time.now() or system_time()) - newest.date / 1000
-    if age < -TOLERANCE:
-        return Step(key, status.phone_clock(-age), "failed", _PHONE_CLOCK)
-    value = " ".join(filter(None, (str(newest.value(account.unit)), account.unit, newest.arrow)))
-    facts = f"{value}, {_span(age)} old; there are {count} of the last 24 hours."
-    if age < stale_after:
+    newest = batch.readings[-1] if batch.readings else None
+    age = 0.0 if newest is None else (client.time.now() or system_time()) - newest.date / 1000
+    ahead = -age if age < -TOLERANCE else None
+    found = Found(newest=newest, fresh=newest is not None and age < stale_after, ahead=ahead)
+    told = verdict.of_batch(batch, found)
+    if newest is None and told.message == status.REMEDIES["no_readings"]:
+        return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
+    if newest is None or ahead is not None:
+        return Step(key, told.message, "failed", () if ahead is None else _PHONE_CLOCK)
+    facts = f"{in_words(newest, account.unit)}, {_span(age)} old; there are {len(batch.readings)} of the last 24 hours."
+    if told.share == "ok":
         return Step(key, f"Sharing is on. The newest reading is {facts}")
-    if max(batch.error_codes, default=0) > newest.date:
-        why: tuple[str, ...] = (status.REMEDIES["sensor_error"],)
-    else:
-        why = (status.NEWEST_MALFORMED,) if batch.newest_malformed else _OLD_READINGS
+    why = _OLD_READINGS if told.share == "no_readings" else (told.message,)
     return Step(key, f"No reading is current. The newest is {facts}", "failed", why)
-
-
-def _without_readings(key: str, batch: Batch) -> Step:
-    if batch.nothing_shared:
-        return Step(key, status.NOTHING_SHARED, "failed")
-    if batch.error_codes:
-        return Step(key, status.REMEDIES["sensor_error"], "failed")
-    if batch.malformed:
-        return Step(key, status.REMEDIES["unexpected_response"], "failed")
-    return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
 
 
 def _oddities(key: str, batch: Batch) -> Iterator[Step]:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+DAY: Final = 24 * 3600
+"""Seconds in a day, which is also how long Share remembers."""
+
 _SLICE: Final = 10.0
 """Real seconds after which a wait looks at the clock again: waiting itself does not count suspended time."""
 

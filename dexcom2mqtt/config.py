@@ -331,6 +331,11 @@ class Settings(_Layered):
         }
 
     @property
+    def stale_after_seconds(self) -> int:
+        """For how many seconds a reading is current."""
+        return self.stale_after * 60
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What works but is unsafe, each with its remedy; never a secret."""
         local = re.fullmatch(f"{_LOCAL}|::1", self.mqtt.host.lower())

@@ -17,6 +17,9 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import version
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.health import Health
@@ -27,7 +30,6 @@ from dexcom2mqtt.messages.message import ForeignError, cleared
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.state import account_cleared, stale_messages, unavailable, without_reading
 from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ _TICK: Final = 1.0
 _FIRST_TICKS: Final = 0.05
 _FILES: Final = 64
 """Open files that are none of an account: the broker's, those of names being looked up, and the like."""
-_IN_WORDS: Final = 10
+_SUMMARIES: Final = 10
 """Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
 
 
@@ -68,17 +70,18 @@ class Daemon:
         home_assistant = settings.home_assistant
         self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
         self._stream = Stream(self._topics, changed=self._wake)
-        self._health = Health(self._clock, settings.mqtt.client_id, self._in_words)
-        rate_limits: dict[str, float] = {}
+        self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
+        rate_limits = RateLimits()
         self._pollers = {
             key: Poller(
                 key,
                 account,
+                client_of(account, self._clock),
                 clock=self._clock,
                 topics=self._topics,
                 put=self._mirror.put,
                 stream=self._stream,
-                stale_after=settings.stale_after * 60.0,
+                stale_after=settings.stale_after_seconds,
                 rate_limits=rate_limits,
                 back_by=self._health.loop(f"account {key}"),
             )
@@ -200,7 +203,7 @@ class Daemon:
         """Describe the accounts to Home Assistant, unless it is not to know of them."""
         if not self._settings.home_assistant.discovery:
             return []
-        prefix, stale_after = self._settings.home_assistant.discovery_prefix, self._settings.stale_after * 60
+        prefix, stale_after = self._settings.home_assistant.discovery_prefix, self._settings.stale_after_seconds
         return [
             homeassistant.discovery_message(
                 prefix, self._topics, key, account, stale_after=stale_after, version=version()
@@ -263,11 +266,11 @@ class Daemon:
             self._born = True
             self._alarm.ring()
 
-    def _in_words(self) -> str:
+    def _summary(self) -> str:
         """Say how the accounts are doing; where there are many, those in trouble come first."""
         pollers = sorted(self._pollers.values(), key=lambda poller: poller.well)
-        more = [f"and {len(pollers) - _IN_WORDS} more"] if len(pollers) > _IN_WORDS else []
-        return "; ".join([*(poller.in_words() for poller in pollers[:_IN_WORDS]), *more])
+        more = [f"and {len(pollers) - _SUMMARIES} more"] if len(pollers) > _SUMMARIES else []
+        return "; ".join([*(poller.summary() for poller in pollers[:_SUMMARIES]), *more])
 
     def _wake(self) -> None:
         self._broker.wake()

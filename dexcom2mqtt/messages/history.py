@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 HISTORY_VERSION: Final = 1
 """Of the history; a daemon takes over none of another version."""
-_FUTURE: Final = 300
+TOLERANCE: Final = 300.0
+"""Seconds by which a stamp may be ahead of Share's time: clocks are set by hand, and nobody is harmed by so little."""
 
 
 def source_of(region: str, user: str) -> str:
@@ -66,7 +67,7 @@ def parse_history(payload: bytes, source: str, now: float) -> History:
     if not isinstance(entries, list):
         raise ForeignError("its readings are no list")
     readings = [(_parse_entry(entry), entry.get("doubtful", False)) for entry in entries]
-    if any(reading.date > (now + _FUTURE) * 1000 for reading, _ in readings):
+    if any(reading.date > (now + TOLERANCE) * 1000 for reading, _ in readings):
         raise FutureError("it has readings of the future")
     if not all(isinstance(doubtful, bool) for _, doubtful in readings):
         raise ForeignError("one of its readings makes no sense")

@@ -65,6 +65,11 @@ def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> Sta
     }
 
 
+def in_words(reading: Reading, unit: Unit) -> str:
+    """Write a reading for a person, such as ``85 mg/dL →``."""
+    return " ".join(filter(None, (str(reading.value(unit)), unit, reading.arrow)))
+
+
 def without_reading(account: Account) -> State:
     """Write the state of an account of which no reading is known."""
     return cast("State", dict.fromkeys(STATE_KEYS) | {"unit": account.unit})

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.state import reading_message, state_of
 
@@ -37,7 +38,7 @@ It is also how many may be out before a history has them: so many are repeated w
 
 _HISTORY_EVERY: Final = 1.0
 _REFUSED_AGAIN: Final = 300.0
-_DAY_MS: Final = 24 * 3600 * 1000
+_DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
 """A reading's date, and whether it is doubtful."""

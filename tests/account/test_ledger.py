@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.ledger import Ledger
+from dexcom2mqtt.account.ledger import Ledger
 from dexcom2mqtt.readings import Reading, parse_record
 from tests.support.builders import NOON, property_of, reading
 

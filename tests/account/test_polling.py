@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
@@ -19,7 +22,6 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages import status, stream
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock
 
@@ -57,17 +59,19 @@ class World:
 
     def restart(self, *, broker: bool = True) -> None:
         """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
-        self._mirror, self._stream = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
+        self._mirror, self.outgoing = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
-        self._poller = Poller(
+        account = Account.model_validate(given)
+        self.poller = Poller(
             "anna",
-            Account.model_validate(given),
+            account,
+            client_of(account, self.clock),
             clock=self.clock,
             topics=TOPICS,
             put=self._mirror.put,
-            stream=self._stream,
+            stream=self.outgoing,
             stale_after=900,
-            rate_limits={},
+            rate_limits=RateLimits(),
             back_by=self._take_back_by,
         )
         if broker:
@@ -75,13 +79,13 @@ class World:
 
     def read_back(self) -> None:
         """Tell the daemon what is retained."""
-        self._poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
+        self.poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
 
     def live(self, seconds: float) -> None:
         """Let so much time pass."""
         self.clock.end = self.clock.time + seconds
         with suppress(Stopped):
-            self._poller.run()
+            self.poller.run()
         self.clock.time = self.clock.end
         self._serve()
 
@@ -91,14 +95,14 @@ class World:
 
     def _serve(self) -> None:
         now = self.clock.now()
-        self._mirror.put(self._stream.histories(math.inf))
-        while taken := self._stream.take(now, 20):
+        self._mirror.put(self.outgoing.histories(math.inf))
+        while taken := self.outgoing.take(now, 20):
             for message in taken:
                 reading = json.loads(message.payload)
                 self.published.setdefault(reading["date"], self.unix)
                 self.stream[reading["date"]] = reading["backfill"]
-                self._stream.acknowledged(message)
-            self._mirror.put(self._stream.histories(math.inf))
+                self.outgoing.acknowledged(message)
+            self._mirror.put(self.outgoing.histories(math.inf))
         for message in self._mirror.take(now, 1000):
             self.retained[message.topic] = message.payload.encode()
 
@@ -291,7 +295,7 @@ def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., 
     world.live(DAY / 2)
     learned = world.status["delay"]
     for _ in range(120):
-        world._poller.refresh()  # noqa: SLF001  # as a message would
+        world.poller.refresh()
         world.live(MINUTE)
     assert abs(world.status["delay"] - learned) < 4
 
@@ -308,7 +312,7 @@ def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
     monkeypatch.setattr(stream, "state_of", fail)
     world.live(MINUTE)
     assert world.status["share"] == "unexpected_response"
-    assert world._stream.take(world.clock.now(), 20) == []  # noqa: SLF001  # as the broker's loop does
+    assert world.outgoing.take(world.clock.now(), 20) == []  # as the broker's loop does
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -459,8 +463,8 @@ def test_however_long_it_waits_it_is_back_by_when_it_said(
     if fault == "rate limit":
         world.service.fault = share.status(429, {"Retry-After": "3600"})
     if fault == "a bug":
-        poll, polls = Poller._poll, itertools.count()  # noqa: SLF001  # where it hurts
-        monkeypatch.setattr(Poller, "_poll", lambda self: poll(self) if next(polls) % 20 else 1 / 0)
+        poll, polls = Poller.poll, itertools.count()
+        monkeypatch.setattr(Poller, "poll", lambda self: poll(self) if next(polls) % 20 else 1 / 0)
     waits: list[float] = []
     serve, began = world.clock.before_wait, world.clock.now()
 

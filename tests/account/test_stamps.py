@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.ledger import Ledger
+from dexcom2mqtt.account.ledger import Ledger
+from dexcom2mqtt.account.stamps import Judged, Stamps
 from dexcom2mqtt.messages.status import Past
 from dexcom2mqtt.readings import Reading
-from dexcom2mqtt.stamps import Judged, Stamps
 from tests.support.builders import NOON, property_of, reading
 
 if TYPE_CHECKING:

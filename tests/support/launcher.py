@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from dexcom2mqtt import cli, daemon, health, share
+from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.broker import Broker
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.share import transport
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main() -> int:
         if seconds := os.environ.get("CALL_SECONDS"):
             hooks.enter_context(mock.patch.object(transport, "CALL_SECONDS", float(seconds)))
         if key := os.environ.get("BUG_IN"):
-            hooks.enter_context(mock.patch.object(Poller, "_poll", _with_a_bug(key, Poller._poll)))  # noqa: SLF001  # where it hurts
+            hooks.enter_context(mock.patch.object(Poller, "poll", _with_a_bug(key, Poller.poll)))
         if seconds := os.environ.get("PATIENCE"):
             hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
         if what := os.environ.get("BLOCK"):

@@ -24,13 +24,15 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt import config
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account, ConfigError
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages.history import source_of
 from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import any_json, any_text
 from tests.support.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
@@ -140,12 +142,13 @@ def poll_once(service: SimulatedShare, history: bytes | None, status: bytes | No
     poller = Poller(
         "anna",
         account,
+        client_of(account, clock),
         clock=clock,
         topics=topics,
         put=put.extend,
         stream=stream,
         stale_after=900,
-        rate_limits={},
+        rate_limits=RateLimits(),
     )
     poller.take_read_back(history, status)
     with suppress(Stopped):

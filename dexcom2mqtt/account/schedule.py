@@ -1,4 +1,4 @@
-"""When to do what: the next poll, the next attempt to sign in, how long to wait after which failure.
+"""When to poll next, and how far back to read: after a reading, after a failure, while the time is in doubt.
 
 Pure: times are seconds of the caller's clock, and chance is a parameter. It does not wait; it says until when.
 """
@@ -8,15 +8,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from dexcom2mqtt.clock import DAY
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 INTERVAL: Final = 300.0
 """Seconds from one reading to the next: the sensors' own rhythm."""
-FULL_READ_EVERY: Final = 3600.0
-"""Seconds between two polls that read all 24 hours, in case something was missed."""
+WHOLE_DAY: Final = DAY // 60
+"""How far back Share remembers, in minutes."""
 REFRESH_EVERY: Final = 30.0
 """Seconds that have to pass between two polls that were asked for."""
+
+FULL_READ_EVERY: Final = 3600.0
+"""Seconds between two polls that read all 24 hours, in case something was missed."""
+_QUICK_TRIES: Final = 3
 
 _DELAY_FIRST: Final = 15.0  # most readings are readable 8 to 25 s after they were taken
 _DELAY_BOUNDS: Final = (-295.0, 270.0)  # negative: stamped by a phone whose clock is ahead
@@ -42,36 +48,14 @@ _PROBE: Final = -20.0
 _AHEAD: Final = 15.0
 """Seconds before its stamp at which a reading is found only if the phone's clock is ahead."""
 
-_MINUTE: Final = 60.0
-_HOUR: Final = 3600.0
-_DAY: Final = 86400.0
-
-LOCKED_OUT: Final = 20 * _MINUTE
-"""Seconds without any sign-in after Share has locked an account: it does so for 15 to 20 minutes."""
 WRONG_CLOCK: Final = 30.0
 """Seconds between two tries while this machine's wrong clock makes TLS fail."""
+_ASK_AGAIN: Final = 30.0
+"""Seconds after which one more answer may settle a time that is in doubt."""
+_ASKED_AGAIN_MOST: Final = 5
 _BACKOFF_FIRST: Final = 5.0
 _BACKOFF_MOST: Final = 300.0
 _BACKOFF_SPREAD: Final = 0.2  # a day of failures is to cost no more requests than a day of readings
-
-_RATE_LIMIT_DEFAULT: Final = 5 * _MINUTE
-_RATE_LIMIT_LEAST: Final = _MINUTE
-_RATE_LIMIT_MOST: Final = _HOUR
-
-_UNKNOWN_FIRST: Final = _MINUTE
-_UNKNOWN_MOST: Final = 30 * _MINUTE
-
-_DEAD_AFTER: Final = 10 * _MINUTE
-_RENEWED_AGAIN: Final = (30 * _MINUTE, _HOUR, 2 * _HOUR, 4 * _HOUR)
-"""Seconds from one sign-in to the next while a session seems dead; the last one repeats."""
-
-_RENEWALS_AN_HOUR: Final = 12
-_ATTEMPTS_AN_HOUR: Final = 3
-_ATTEMPTS_A_DAY: Final = 12
-_AFTER_REJECTIONS: Final = (2 * _MINUTE, 20 * _MINUTE, 3 * _HOUR)
-"""Seconds from one to the next: three in the first hour, then spread over the day rather than spent at once."""
-_FOR_RESTARTS: Final = 2
-"""How many attempts in an hour restarts may add, and how many of the day's are kept for them."""
 
 
 class Rhythm:
@@ -205,152 +189,78 @@ def backoff(failures: int, chance: Callable[[], float]) -> float:
     return most * (1 - _BACKOFF_SPREAD + _BACKOFF_SPREAD * chance())
 
 
-def rate_limit(retry_after: float | None) -> float:
-    """Return how many seconds to leave a server alone that asked for ``retry_after`` of them (None: no word)."""
-    if retry_after is None:
-        return _RATE_LIMIT_DEFAULT
-    return min(max(retry_after, _RATE_LIMIT_LEAST), _RATE_LIMIT_MOST)
+class Timetable:
+    """The polls of one account: what each one asks for, and when the next one is due as far as it alone is concerned.
 
-
-class DeadSession:
-    """Whether a session is dead although Share does not say so in known words, and when to sign in because of it.
-
-    A session that worked and brings nothing but faults for ten minutes may be dead, or Share may be out of order: both
-    look the same. So one sign-in is tried, then ever more rarely, until a list of readings comes again.
+    ``chance`` gives a number from 0 to 1; it spreads out those who failed at the same moment.
     """
 
-    def __init__(self) -> None:
-        self._worked = False
-        self._renewals = 0
-        self.sign_in_at = math.inf
-        """From when on to sign in."""
+    def __init__(self, chance: Callable[[], float]) -> None:
+        self._chance = chance
+        self._rhythm = Rhythm()
+        self._asked: float | None = None  # when the last poll that worked asked
+        self._whole_day_at: float | None = None
+        self._failures = 0  # in a row
+        self._asked_again = 0  # in a row, because the time was in doubt
+        self.last_success: float | None = None
+        """When a poll worked last."""
 
-    def listed(self) -> None:
-        """Record that a read brought a list, be it empty."""
-        self._worked = True
-        self._renewals = 0
-        self.sign_in_at = math.inf
+    @property
+    def delay(self) -> float | None:
+        """How many seconds after it was taken a reading becomes readable, as learned; None until then."""
+        return self._rhythm.learned
 
-    def fault(self, now: float) -> None:
-        """Record that a read was answered, but with no list and in no words that are known."""
-        if self._worked and math.isinf(self.sign_in_at):
-            self.sign_in_at = now + _DEAD_AFTER
+    @property
+    def tries(self) -> int:
+        """How often to try in one poll: quick retries are for a service that worked a moment ago."""
+        return _QUICK_TRIES if self.last_success is not None and self._failures == 0 else 1
 
-    def renewed(self, now: float) -> None:
-        """Record a sign-in that was made because of it, however it went."""
-        self.sign_in_at = now + _RENEWED_AGAIN[min(self._renewals, len(_RENEWED_AGAIN) - 1)]
-        self._renewals += 1
+    def minutes(self, now: float, needed: int | None) -> int:
+        """Return how many minutes to read: ``needed``, but a whole day if nobody can tell, and once an hour."""
+        return WHOLE_DAY if needed is None or self._is_whole_day_due(now) else needed
 
+    def after_batch(  # noqa: PLR0913  # by name, and each is a moment of the same poll
+        self, *, began: float, asked: float, now: float, newest: float | None, new: bool, settles_at: float | None
+    ) -> float:
+        """Record a poll that worked, and return when the next one is due.
 
-class SignIns:
-    """The sign-ins of one account, and when the next one is allowed.
-
-    Trying a wrong password again and again locks the account, and every further try renews the lock. So what
-    never worked is tried 3 times in an hour and 12 times a day at most: once more after 2 minutes, since Share rejects
-    right credentials now and then, and more calmly after that. After it has worked once, a rejection does not prove a
-    wrong password: the next try follows after 5 minutes, then one every 30 minutes, and every 2 hours after 6 hours. A
-    session that keeps getting lost is renewed 12 times an hour at most. A sign-in that Share answers in words that
-    nobody knows is not repeated at once either.
-
-    What was rejected before a restart counts on. Yet somebody may have mended the password before it, so that the
-    first sign-in after it need not wait, up to twice an hour and as long as the day's tries are not used up; and not
-    longer than until 30 minutes after the last rejection.
-    """
-
-    def __init__(self) -> None:
-        self.rejected: list[float] = []
-        """When requests with the password were rejected, of the last 24 hours."""
-        self._sign_ins: list[float] = []  # of the last hour, that opened a session
-        self._in_vain: list[float] = []  # requests with the password since the first rejection, of the last 24 hours
-        self._tried = False  # in this process
-        self._worked = False
-        self._rejections = 0  # in a row
-        self._here = list[float]()  # when sign-ins were rejected in a row, of this process
-        self._last_rejection = 0.0
-        self._unknown = 0  # answers in a row that nobody knows
-        self._last_unknown = 0.0
-        self.locked_until = 0.0
-        """Until when Share has locked the account, as far as is known."""
-
-    def note(self, now: float, *, requests: int, accepted: bool | None, answered: bool = False) -> None:
-        """Record a sign-in with that many requests.
-
-        ``accepted`` is None where Share did not say; ``answered`` is whether it answered all the same.
+        All times are of the clock: when it ``began``, last ``asked``, and ended; when the ``newest`` reading was taken,
+        ``new`` if this poll found it; from when on one more answer may settle the time, None if it is not in doubt.
         """
-        self._tried = True
-        self._sign_ins = [at for at in self._sign_ins if at > now - _HOUR]
-        self.rejected = [at for at in self.rejected if at > now - _DAY]
-        self._in_vain = [at for at in self._in_vain if at > now - _DAY]
-        self._unknown = self._unknown + 1 if accepted is None and answered else 0
-        self._last_unknown = now
-        if accepted:
-            self._sign_ins.append(now)
-            self._worked = True
-            self._rejections = 0
-            self._here.clear()
-        elif accepted is False:
-            self.rejected += [now] * requests
-            self._rejections += 1
-            self._here = [*self._here[:1], now]
-            self._last_rejection = now
-        if self._rejections:
-            self._in_vain += [now] * requests
+        if self._is_whole_day_due(began):
+            self._whole_day_at = began
+        self.last_success, self._failures = now, 0
+        before, self._asked = self._asked, asked
+        if before is not None and newest is not None and new:
+            self._rhythm.learn(missed=before - newest, found=asked - newest)
+        due = self._rhythm.next_poll(newest, now)
+        if newest is not None:
+            due = min(due, self._rhythm.probe(newest, now))
+        return min(due, self._ask_again_at(settles_at, now))
 
-    def worked_before(self) -> None:
-        """Record that these credentials opened a session in the last 24 hours, before a restart."""
-        self._worked = True
+    def after_failure(self, now: float, *, wrong_clock: bool, limited: bool, sign_in_at: float) -> float:
+        """Record a poll that failed, and return when the next one is due.
 
-    def restore(self, rejected: Iterable[float], now: float, locked_until: float | None = None) -> None:
-        """Record how signing in went before a restart: when it was rejected, until when it is locked.
-
-        Rejections older than a day, or later than ``now``, are ignored.
+        ``limited`` is whether the server said itself for how long to leave it alone; ``sign_in_at`` is when to ask at
+        the latest, since the session seems dead, if that is yet to come.
         """
-        self.locked_until = max(self.locked_until, min(locked_until or 0.0, now + LOCKED_OUT))
-        earlier = sorted(at for at in rejected if now - _DAY < at <= now)
-        if earlier:
-            self.rejected = sorted(earlier + self.rejected)
-            self._in_vain = sorted(earlier + self._in_vain)
-            self._rejections += 0 if self._worked else len(earlier)
-            self._last_rejection = max(self._last_rejection, earlier[-1])
+        self._failures += 1
+        if limited:
+            return now
+        if wrong_clock:
+            return now + WRONG_CLOCK
+        due = now + backoff(self._failures, self._chance)
+        return min(due, sign_in_at) if sign_in_at > now else due
 
-    def lock_out(self, now: float) -> None:
-        """Record that Share has locked the account."""
-        self.locked_until = now + LOCKED_OUT
+    def _is_whole_day_due(self, now: float) -> bool:
+        return self._whole_day_at is None or now - self._whole_day_at >= FULL_READ_EVERY
 
-    def allowed_at(self, requests: int, *, understood: bool = False) -> float:
-        """Return from when on a sign-in is allowed that takes that many requests with the password.
-
-        ``understood`` is whether Share has just said in known words that the session is over: then it is in order.
-        """
-        earliest = [self.locked_until, _room_at(self._sign_ins, _RENEWALS_AN_HOUR, 1, _HOUR)]
-        if self._unknown and not understood:
-            pause = min(_UNKNOWN_FIRST * 2.0 ** min(self._unknown - 1, 10), _UNKNOWN_MOST)
-            earliest.append(self._last_unknown + pause)
-        if self._rejections:
-            earliest.append(self._after_rejections(requests))
-        return max(earliest)
-
-    def _after_rejections(self, requests: int) -> float:
-        if not self._tried:
-            room = max(
-                _room_at(self._in_vain, _ATTEMPTS_AN_HOUR + _FOR_RESTARTS, requests, _HOUR),
-                _room_at(self._in_vain, _ATTEMPTS_A_DAY, requests, _DAY),
-            )
-            return min(room, self._last_rejection + 30 * _MINUTE)
-        if self._worked:
-            last = self._last_rejection
-            first = self._here[0] if self._here else last
-            pause = 5 * _MINUTE if first == last else 30 * _MINUTE if last < first + 6 * _HOUR else 2 * _HOUR
-            return last + pause
-        pause = _AFTER_REJECTIONS[min(self._rejections, len(_AFTER_REJECTIONS)) - 1]
-        return max(
-            self._last_rejection + pause,
-            _room_at(self._in_vain, _ATTEMPTS_AN_HOUR, requests, _HOUR),
-            _room_at(self._in_vain, _ATTEMPTS_A_DAY - _FOR_RESTARTS, requests, _DAY),
-        )
-
-
-def _room_at(times: list[float], most: int, more: int, within: float) -> float:
-    """Return from when on ``more`` fit beside ``times``, given that at most ``most`` may lie ``within``."""
-    excess = len(times) + more - most
-    return times[excess - 1] + within if excess > 0 else 0.0
+    def _ask_again_at(self, settles_at: float | None, now: float) -> float:
+        """Return when to ask again because the time is in doubt: as soon as one more answer may settle it."""
+        if settles_at is None:
+            self._asked_again = 0
+            return math.inf
+        if settles_at >= now + 2 * _ASK_AGAIN or self._asked_again >= _ASKED_AGAIN_MOST:
+            return math.inf
+        self._asked_again += 1
+        return max(settles_at, now + _ASK_AGAIN)

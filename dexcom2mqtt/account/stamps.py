@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.messages.history import TOLERANCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dexcom2mqtt.messages.status import Past
     from dexcom2mqtt.readings import Reading
 
-TOLERANCE: Final = 300.0
-"""Seconds by which a stamp may be ahead of Share's time: clocks are set by hand, and nobody is harmed by so little."""
-
-_DAY: Final = 24 * 3600.0
 _DOUBLE_MS: Final = 30_000
 _SLACK: Final = 300.0
 _ONE_SLOT: Final = 240.0
@@ -61,7 +60,7 @@ class Stamps:
         """Go on from what was published before a restart: its doubtful readings, and what its status tells."""
         for reading in doubtful:
             self._remember(reading)
-        if past.ahead_until is None or past.ahead_until <= (now - 2 * _DAY) * 1000:
+        if past.ahead_until is None or past.ahead_until <= (now - 2 * DAY) * 1000:
             return
         self._past = past
         self._ahead_until = self._last_false = max(self._ahead_until, past.ahead_until)
@@ -130,7 +129,7 @@ class Stamps:
 
     def ahead_until(self, now: float) -> int | None:
         """Return the latest stamp, in Unix milliseconds, that was first seen in the future in the last 24 hours."""
-        return self._ahead_until if self._ahead_until and now - self._seen_ahead <= _DAY else None
+        return self._ahead_until if self._ahead_until and now - self._seen_ahead <= DAY else None
 
     def _not_doubtful(self, readings: Iterable[Reading]) -> list[Reading]:
         """Leave out what was found doubtful before. A right reading may have the same stamp and value as one of those.
@@ -161,7 +160,7 @@ class Stamps:
     def _forget(self, now: float) -> None:
         """Keep a day, and no more than Share can give twice: stamps that are years ahead never pass."""
         # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
-        oldest = min(max(self._doubtful, default=0), now * 1000) - (_DAY + _SLACK) * 1000
+        oldest = min(max(self._doubtful, default=0), now * 1000) - (DAY + _SLACK) * 1000
         kept = sorted(date for date in self._doubtful if date >= oldest)[-_MOST:]
         self._doubtful = {date: self._doubtful[date] for date in kept}
         self._waiting = sorted(self._waiting, key=attrgetter("date"))[-_MOST:]

@@ -11,16 +11,15 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.messages.history import TOLERANCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dexcom2mqtt.readings import Reading
 
-DAY: Final = 24 * 3600
-"""How long a reading is kept, in seconds: Share remembers no longer."""
-
 _SLACK: Final = 300  # the answer to a read takes a while, and Share's day ends when it was asked
-_FUTURE: Final = 300
 _DOUBLE: Final = 30
 _GAP: Final = 450
 _DELTA_NEAREST_TO: Final = 300
@@ -63,7 +62,7 @@ class Ledger:
         new: list[Reading] = []
         for reading in sorted(readings, key=lambda reading: reading.date):
             at = reading.date / 1000
-            if now - DAY - _SLACK <= at <= now + _FUTURE and not self.has(reading):
+            if now - DAY - _SLACK <= at <= now + TOLERANCE and not self.has(reading):
                 new.append(self._keep(reading))
         # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
         oldest = min(max(self._kept, default=0), now * 1000) - (DAY + _SLACK) * 1000

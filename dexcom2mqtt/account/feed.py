@@ -1,0 +1,273 @@
+"""From what Share lists to what the broker holds: the readings of one account, and which of them is current.
+
+It joins the ledger (what is new), the stamps (what can be believed), the stream (every reading, once) and the mirror
+(the newest one). It knows no session, no schedule and no status.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.account.ledger import Ledger
+from dexcom2mqtt.account.report import Kept
+from dexcom2mqtt.account.stamps import Stamps
+from dexcom2mqtt.account.verdict import Found
+from dexcom2mqtt.clock import DAY, local
+from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.history import History, parse_history, source_of
+from dexcom2mqtt.messages.message import ForeignError, FutureError
+from dexcom2mqtt.messages.state import fresh_messages, in_words, stale_messages, state_of, without_reading
+from dexcom2mqtt.messages.stream import Offer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.status import Past
+    from dexcom2mqtt.messages.stream import Stream
+    from dexcom2mqtt.readings import Reading
+    from dexcom2mqtt.share import Batch
+    from dexcom2mqtt.share.server_time import ShareTime
+    from dexcom2mqtt.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+_AN_HOUR: Final = 12  # readings
+_SEEN_LATELY: Final = 4 * 3600.0
+_SAME: Final = 5.0  # seconds: each answer tells the time a little more exactly
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What was published before the start: the history, unread, and what the status told of stamps."""
+
+    history: bytes | None
+    stamps: Past
+
+
+class Feed:
+    """The readings of one account. Its own thread alone calls it, but for ``restore`` and ``summary``.
+
+    ``stale_after`` is in seconds. Nothing goes to the stream until it is known what was published before the start.
+    """
+
+    def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
+        self,
+        key: str,
+        account: Account,
+        *,
+        clock: Clock,
+        time: ShareTime,
+        topics: Topics,
+        put: Callable[[Iterable[Message]], None],
+        stream: Stream,
+        stale_after: float,
+    ) -> None:
+        self._key = key
+        self._account = account
+        self._source = source_of(account.region, account.user.get_secret_value())
+        self._clock = clock
+        self._time = time
+        self._topics = topics
+        self._put = put
+        self._stream = stream
+        self._stale_after = stale_after
+        self._ledger = Ledger()
+        self._stamps = Stamps(stale_after)
+        self._oddities = _Oddities(key)
+        self._first_seen: dict[int, float] = {}  # by date: when, of the latest
+        self._latest_seen: float | None = None  # Unix seconds
+        self._late_at = -math.inf  # when a new reading came last that was too old to be current
+        self._listed = False  # whether Share has listed what there is
+        self._published: _Published | None = None
+        self._streaming = False
+        self._shown: tuple[Reading, float] | None = None  # and until when it is current
+        self.published_before = False
+        """Whether readings of the last 24 hours were published before the start."""
+
+    def summary(self) -> str | None:
+        """Say what the current reading is, such as ``85 mg/dL → 2 min ago``; None if there is none. For any thread."""
+        shown = self._shown
+        if shown is None or self._clock.now() >= self._fresh_until(shown[0]):
+            return None
+        age = max((self._time.now() or 0.0) - shown[0].date / 1000, 0.0)
+        return f"{in_words(shown[0], self._account.unit)} {age // 60:.0f} min ago"
+
+    def kept(self) -> Kept:
+        """Return what the status tells of the readings."""
+        newest = self._ledger.newest
+        return Kept(
+            newest_at=None if newest is None else newest.date / 1000,
+            ahead_until=self._stamps.ahead_until(self._time.now() or 0.0),
+            restored=self._streaming,
+        )
+
+    def minutes_to_read(self) -> int | None:
+        """Return how far back Share has to be asked so that every gap may still be filled; None if nobody can tell."""
+        today = self._time.now()
+        return None if today is None else self._ledger.minutes_to_read(today)
+
+    def restore(self, history: bytes | None, stamps: Past) -> None:
+        """Hand over what was published before the start, to go on from it; for any thread, once."""
+        self._published = _Published(history, stamps)
+
+    def take(self, batch: Batch, *, whole: bool) -> Found:
+        """Publish what is new in an answer of Share; ``whole`` is whether all of the 24 hours were asked for."""
+        now, first, self._listed = self._clock.now(), not self._listed, True
+        self._oddities.tell(batch, whole=whole)
+        if batch.readings:
+            self._latest_seen = batch.readings[-1].date / 1000
+        self.go_on()
+        today = self._today() or 0.0
+        known = self._ledger.newest
+        settled = self._time.settled or not self._time.known
+        judged = self._stamps.judge(batch.readings, today, settled=settled, known=self._ledger.has)
+        new = self._ledger.add(judged.right, today)
+        self._note_first_seen(new, now)
+        newest = self._ledger.newest
+        newest_is_new = newest is not known
+        self._offer(new)
+        self._offer_doubtful(today)
+        self._log_new(new, newest_is_new=newest_is_new)
+        fresh = newest is not None and now < self._fresh_until(newest)
+        if newest_is_new and not first:
+            self._late_at = -math.inf if fresh else now
+        if newest is not None and (new or not self._is_shown(newest)):
+            self._show(newest)
+        return Found(
+            newest=newest,
+            new=newest_is_new,
+            fresh=fresh,
+            ahead=self._stamps.ahead,
+            withheld=judged.withheld > 0,
+            late=now < self._late_at + self._stale_after,
+        )
+
+    def go_on(self) -> bool:
+        """Go on from what was published before the start, as soon as it is there and the time is known.
+
+        Return whether that was done just now.
+        """
+        today, published = self._today(), self._published
+        if today is None or published is None or self._streaming:
+            return False
+        history = History()
+        try:
+            if published.history:
+                history = parse_history(published.history, self._source, today)
+        except ForeignError as why:
+            if isinstance(why, FutureError) and self._time.known and not self._time.settled:
+                return False  # it is the time that may be wrong: the next answer of Share tells more
+            _log.warning("%s: the history that the broker retained is not taken over: %s", self._key, why)
+        self.published_before = any(
+            reading.date >= (today - DAY) * 1000 for reading in (*history.readings, *history.doubtful)
+        )
+        self._stamps.restore(history.doubtful, published.stamps, today)
+        dates = {reading.date for reading in history.readings}
+        if self._ledger.newest is not None:  # Share was faster than the broker
+            fresh = [reading for reading in self._ledger.readings if reading.date not in dates]
+            self._ledger.drop(self._stamps.doubt(fresh))
+            self._show_what_is_left()
+        self._ledger.restore(history.readings, today)
+        kept = self._ledger.readings
+        self._stream.open(
+            self._key, self._source, [reading for reading in kept if reading.date in dates], history.doubtful
+        )
+        self._streaming = True
+        self._offer([reading for reading in kept if reading.date not in dates])
+        return True
+
+    def _today(self) -> float | None:
+        """Return the time of day in Unix seconds; if Share tells none, it is no earlier than its readings."""
+        return self._time.now() or self._latest_seen
+
+    def _note_first_seen(self, new: list[Reading], now: float) -> None:
+        """Record when the latest were first seen: they are current from then on at most, whatever their stamps say."""
+        self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - _SEEN_LATELY}
+        self._first_seen |= {reading.date: now for reading in new[-_AN_HOUR:]}
+
+    def _fresh_until(self, reading: Reading) -> float:
+        """Return until when (by the clock) a reading is current.
+
+        Never, until Share has told the time, or while the phone's clock is known to be wrong.
+        """
+        taken = self._time.at(reading.date / 1000)
+        if taken is None or self._stamps.ahead is not None:
+            return -math.inf
+        return min(taken, self._first_seen.get(reading.date, math.inf)) + self._stale_after
+
+    def _offer(self, readings: list[Reading]) -> None:
+        """Hand readings to the stream, once it is known what was published before."""
+        if readings and self._streaming:
+            self._stream.offer(self._key, [self._offer_of(reading) for reading in readings])
+
+    def _offer_of(self, reading: Reading) -> Offer:
+        """Offer a reading with the delta that it has now."""
+        offer = Offer(reading, self._ledger.delta(reading), self._account, self._fresh_until(reading))
+        offer.state()  # a bug in it is to show here, in the account's own thread: in the broker's, it ends the daemon
+        return offer
+
+    def _offer_doubtful(self, today: float) -> None:
+        """Hand over the doubtful readings whose stamp has passed: they are only for the record."""
+        passed = self._stamps.passed(today) if self._streaming else []
+        if passed:
+            offers = [Offer(reading, None, self._account, -math.inf, doubtful=True) for reading in passed]
+            self._stream.offer(self._key, offers)
+
+    def _is_shown(self, newest: Reading) -> bool:
+        """Return whether a reading is what is published, current for as long: Share's time may have changed."""
+        if self._shown is None or self._shown[0] is not newest:
+            return False
+        before, now = self._shown[1], self._fresh_until(newest)
+        return before == now or abs(before - now) <= _SAME * self._clock.speed
+
+    def _show_what_is_left(self) -> None:
+        """Show the newest reading, should the one that is shown have turned out to be doubtful."""
+        newest = self._ledger.newest
+        if newest is not None:
+            self._show(newest)
+        elif self._shown is not None:
+            self._shown = None
+            self._put(stale_messages(self._topics, self._key, without_reading(self._account)))
+
+    def _show(self, newest: Reading) -> None:
+        """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
+        fresh_until = self._fresh_until(newest)
+        state = state_of(newest, self._ledger.delta(newest), self._account)
+        self._shown = (newest, fresh_until)
+        if fresh_until > self._clock.now():
+            self._put(fresh_messages(self._topics, self._key, state, fresh_until))
+        else:
+            self._put(stale_messages(self._topics, self._key, state))
+
+    def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:
+        late = len(new)
+        if newest_is_new:
+            late -= 1
+            old = self._clock.now() >= self._fresh_until(new[-1])
+            when = f" of {local(new[-1].date / 1000)}, not current" if old else ""
+            _log.info("%s: %s%s", self._key, in_words(new[-1], self._account.unit), when)
+        if late:
+            _log.info("%s: %s earlier readings", self._key, late)
+
+
+class _Oddities:
+    """What is odd about the records of Share: said once, until a whole day has none."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._told = set[str]()
+
+    def tell(self, batch: Batch, *, whole: bool) -> None:
+        """Warn of odd records; ``whole`` is whether a day was read, since most polls look back but a few minutes."""
+        for words, count in ((status.MALFORMED, batch.malformed), (status.DRIFTED, batch.drifted)):
+            if count and words not in self._told:
+                self._told.add(words)
+                _log.warning("%s: %s", self._key, words.format(count))
+            elif whole and not count:
+                self._told.discard(words)

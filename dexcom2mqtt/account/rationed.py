@@ -1,0 +1,228 @@
+"""Asking Share for one account, within every limit; nobody else asks.
+
+It owns what was asked, and what that allows next: sign-ins are rationed, since trying a wrong password again and again
+locks the account. It knows nothing of what readings mean. A few quick retries belong to one fetch (tenacity's); what
+lasts longer than seconds is the schedule's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import tenacity
+
+from dexcom2mqtt.account.limits import DeadSession, SignIns
+from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.share import (
+    CredentialsRejectedError,
+    LockedOutError,
+    RateLimitedError,
+    ShareClient,
+    ShareError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic import SecretStr
+
+    from dexcom2mqtt.account.limits import RateLimits
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.messages.status import Before
+    from dexcom2mqtt.share import Batch
+
+_RETRY_FIRST: Final = 1.0
+_RETRY_MOST: Final = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was asked of Share in the last 24 hours."""
+
+    requests: int = 0
+    logins: int = 0
+    """How many of them carried the password."""
+    rejected: tuple[int, ...] = ()
+    """When sign-ins were rejected, in Unix seconds."""
+    restored: bool = False
+    """Whether what the status before the start tells counts in it, if there was one."""
+
+
+def worth_a_quick_retry(error: BaseException) -> bool:
+    """Return whether trying again within seconds may help and cannot harm: only if Share stumbled."""
+    return isinstance(error, UnavailableError) and not error.wrong_clock
+
+
+class RationedClient:
+    """Fetches for one account. Its own thread alone calls it, but for ``restore``.
+
+    ``rate_limits`` is shared by the accounts. ``back_by`` is called before each wait and each request, with the time
+    when it should be over.
+    """
+
+    def __init__(
+        self, client: ShareClient, clock: Clock, rate_limits: RateLimits, back_by: Callable[[float], None]
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._rate_limits = rate_limits
+        self._back_by = back_by
+        self._sleep = clock.alarm(back_by).sleep
+        self._sign_ins = SignIns()
+        self._session = DeadSession()
+        self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
+        self._before: Before | None = None  # the start, until it counts
+        self._restored = False
+        self.asked_at = 0.0
+        """When the last request was sent, by the clock."""
+
+    @property
+    def signs_in_at(self) -> float:
+        """When to fetch although the schedule would wait for longer, since the session seems dead; or infinity."""
+        return self._session.sign_in_at
+
+    @property
+    def tried(self) -> bool:
+        """Whether the credentials were sent since the start."""
+        return self._client.logins > 0
+
+    def not_before(self) -> float:
+        """Return before when (by the clock) nothing may be fetched, whoever asks for it."""
+        self._restore_when_told()
+        sign_ins, requests = self._sign_ins, self._client.sign_in_requests
+        sign_in = 0.0 if self._client.signed_in else sign_ins.allowed_at(requests)
+        return max(sign_in, sign_ins.locked_until, self._rate_limits.until(self._client.host))
+
+    def fetch(self, minutes: int, tries: int) -> Batch:
+        """Return the readings of the last ``minutes``, after at most so many tries. Raises ShareError and Stopped.
+
+        One sign-in is enough for a fetch, and limits are limits: then it is left at that.
+        """
+        logins = self._client.logins
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            limited = self._client.logins > logins or self.not_before() > self._clock.now()
+            return limited or state.attempt_number >= tries
+
+        retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(worth_a_quick_retry),
+            stop=enough,
+            wait=tenacity.wait_exponential_jitter(initial=_RETRY_FIRST, max=_RETRY_MOST),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            self._learn_the_time()
+            batch: Batch = retry(self._fetch_once, minutes)
+        except RateLimitedError as error:
+            self._rate_limits.limit(self._client.host, self._clock.now(), error.retry_after)
+            raise
+        finally:
+            self._restore_when_told()
+        return batch
+
+    def restore(self, before: Before) -> None:
+        """Count how signing in went before a restart, as soon as Share has told the time; for any thread, once."""
+        self._before = before
+
+    def worked_before(self) -> None:
+        """Record that these credentials opened a session in the last 24 hours, before a restart."""
+        self._sign_ins.worked_before()
+
+    def usage(self) -> Usage:
+        """Return what was asked in the last 24 hours."""
+        now = self._clock.now()
+        while self._calls and self._calls[0][0] <= now - DAY:
+            self._calls.popleft()
+        rejected = (self._client.time.unix(at) for at in self._sign_ins.rejected if at > now - DAY)
+        return Usage(
+            requests=sum(requests for _, requests, _ in self._calls),
+            logins=sum(logins for _, _, logins in self._calls),
+            rejected=tuple(int(at) for at in rejected if at is not None),
+            restored=self._restored,
+        )
+
+    def _learn_the_time(self) -> None:
+        """Ask Share for the time alone, if only that can tell whether the password may be sent after a restart."""
+        before, client = self._before, self._client
+        rationed = before is not None and (before.rejected or before.locked_until is not None)
+        if rationed and not client.time.known and not client.signed_in:
+            self._calls.append((self._clock.now(), 1, 0))
+            client.ask_time()
+        self._restore_when_told()
+
+    def _restore_when_told(self) -> None:
+        before, time = self._before, self._client.time
+        if before is None or not time.known:
+            return
+        rejected = [at for unix in before.rejected if (at := time.at(unix)) is not None]
+        locked_until = None if before.locked_until is None else time.at(before.locked_until)
+        self._sign_ins.restore(rejected, self._clock.now(), locked_until)
+        self._before, self._restored = None, True
+
+    def _fetch_once(self, minutes: int) -> Batch:
+        """Fetch, and record what it took: sign-ins are rationed, so each one counts."""
+        client, now = self._client, self._clock.now()
+        self._back_by(now)
+        may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
+        may_renew = self._sign_ins.allowed_at(client.sign_in_requests, understood=True) <= now
+        if not client.signed_in and not may_sign_in:
+            raise self._too_early()
+        seems_dead = client.signed_in and may_sign_in and self._session.sign_in_at <= now
+        requests, logins, sessions = client.requests, client.logins, client.sessions
+        accepted, answered = None, False
+        try:
+            if seems_dead:
+                client.sign_in()
+            batch = client.fetch(minutes, renew=may_renew and not seems_dead)
+        except CredentialsRejectedError:
+            accepted = False
+            raise
+        except LockedOutError:
+            self._sign_ins.lock_out(self._clock.now())
+            raise
+        except (UnavailableError, UnexpectedResponseError) as error:
+            answered = isinstance(error, UnexpectedResponseError) or error.answered
+            if answered and client.signed_in and client.logins == logins:
+                self._session.fault(self._clock.now())
+            raise
+        finally:
+            self.asked_at = now
+            self._calls.append((now, client.requests - requests, client.logins - logins))
+            if seems_dead and client.logins > logins:
+                self._session.renewed(now)
+            if client.logins > logins:
+                accepted = True if client.sessions > sessions else accepted
+                used = client.logins - logins
+                self._sign_ins.note(self._clock.now(), requests=used, accepted=accepted, answered=answered)
+        self._session.listed()
+        return batch
+
+    def _too_early(self) -> ShareError:
+        """Say why no sign-in may be made, although the loop did not wait for it: after a restart, or a bug."""
+        if self._sign_ins.locked_until > self._clock.now():
+            return LockedOutError(f"{self._client.host} has locked the account for a while after failed sign-ins")
+        if self._sign_ins.rejected:
+            return CredentialsRejectedError(f"{self._client.host} did not accept the credentials before the restart")
+        return UnavailableError(f"{self._client.host} has ended the session too often; the next sign-in has to wait")
+
+
+def client_of(account: Account, clock: Clock) -> ShareClient:
+    """Make the client of an account."""
+    return ShareClient(
+        username=_plain(account.username),
+        account_id=_plain(account.account_id),
+        password=account.password.get_secret_value(),
+        region=account.region,
+        base_url=account.share_url,
+        clock=clock,
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,142 @@
+"""How one account is doing: the one status, what the log says of its changes, and a summary for systemd.
+
+It owns what the topic ``status`` holds. It judges nothing itself, and knows neither Share nor the schedule.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dexcom2mqtt.account.rationed import Usage
+from dexcom2mqtt.clock import local
+from dexcom2mqtt.messages.status import REMEDIES, Before, Status, status_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dexcom2mqtt.account.verdict import Verdict
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.share.server_time import ShareTime
+    from dexcom2mqtt.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of an account's readings."""
+
+    newest_at: float | None = None
+    """When the newest was taken, in Unix seconds."""
+    ahead_until: int | None = None
+    """The latest stamp of the last 24 hours that was first seen in the future, in Unix milliseconds."""
+    restored: bool = False
+    """Whether what was published before the start counts in it."""
+
+
+class StatusReport:
+    """The status of one account. The account's thread changes it; any thread may read it, and restore it once.
+
+    What a restart must not forget, such as rejected sign-ins, goes on in the first status that follows it. So nothing
+    is published until it is known what the last one said. From then on that is added for as long as ``Usage`` and
+    ``Kept`` do not count it yet.
+    """
+
+    def __init__(
+        self, key: str, clock: Clock, time: ShareTime, topics: Topics, put: Callable[[Iterable[Message]], None]
+    ) -> None:
+        self._key = key
+        self._clock = clock
+        self._time = time
+        self._topics = topics
+        self._put = put
+        self._status = Status()
+        self._usage = Usage()
+        self._kept = Kept()
+        self._since = clock.now()
+        self._before: Before | None = None  # until it is read
+        self._lock = threading.Lock()  # held while it is put, so that no older one follows
+
+    @property
+    def well(self) -> bool:
+        """Whether there is nothing to worry about; for any thread."""
+        return self._status.well
+
+    def summary(self, reading: str | None) -> str:
+        """Say how the account is doing, such as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; for any thread.
+
+        ``reading`` is the current one in words; None if there is none.
+        """
+        status, words = self._status, list[str]()
+        if status.share != "ok" or reading is None:
+            words.append(status.share)
+        if reading is not None:
+            words.append(reading)
+        if status.next_poll_at is not None:
+            words.append(f"next poll {local(status.next_poll_at)}")
+        return f"{self._key}: {', '.join(words)}"
+
+    def become(self, verdict: Verdict) -> None:
+        """Take on a state, and log it if it is another one."""
+        before = self._status
+        self._status = replace(before, share=verdict.share, message=verdict.message)
+        if verdict.share == before.share:
+            return
+        self._since = self._clock.now()
+        self._status = replace(self._status, since=None)
+        if not self._status.well:
+            _log.warning("%s: %s: %s", self._key, verdict.share, verdict.message)
+        elif not before.well:
+            _log.info("%s: well again", self._key)
+
+    def publish(
+        self, *, next_poll: float, last_success: float | None, delay: float | None, usage: Usage, kept: Kept
+    ) -> None:
+        """Publish the status with these facts; times are of the clock, ``delay`` is in seconds."""
+        unix = self._time.unix
+        with self._lock:
+            self._usage, self._kept = usage, kept
+            self._status = replace(
+                self._status,
+                since=self._status.since or unix(self._since),  # once, for Share's time is told ever more exactly
+                last_reading_at=kept.newest_at,
+                last_success_at=None if last_success is None else unix(last_success),
+                next_poll_at=unix(next_poll),
+                delay=None if delay is None else round(delay, 1),
+                requests_24h=usage.requests,
+                logins_24h=usage.logins,
+                rejected=usage.rejected,
+                ahead_until=kept.ahead_until,
+            )
+            self._put_status()
+
+    def restore(self, before: Before) -> None:
+        """Go on from the status that was published before the start, and publish at once; for any thread, once.
+
+        The account's own thread may be in a call to Share, which can take a while.
+        """
+        with self._lock:
+            self._before = before
+            self._put_status()
+
+    def _put_status(self) -> None:
+        before, full = self._before, self._status
+        if before is None:
+            return
+        full = replace(
+            full,
+            last_reading_at=full.last_reading_at or before.last_reading,
+            last_success_at=full.last_success_at or before.stamps.last_success,
+        )
+        if not self._kept.restored:
+            full = replace(full, ahead_until=before.stamps.ahead_until)
+        if not self._usage.restored:
+            full = replace(full, rejected=(*before.rejected, *full.rejected))
+            if before.locked_until is not None:
+                locked = REMEDIES["locked_out"]
+                full = replace(full, share="locked_out", message=locked, next_poll_at=before.locked_until)
+        self._put([status_message(self._topics, self._key, full)])

@@ -1,0 +1,85 @@
+"""What an answer of Share, or the lack of one, means for an account: one state, and what to do about it. Pure.
+
+The daemon and ``check`` speak from here, so that both say the same of the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.messages import status
+from dexcom2mqtt.share.errors import (
+    CredentialsRejectedError,
+    LockedOutError,
+    RateLimitedError,
+    ShareError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.messages.status import ShareState
+    from dexcom2mqtt.readings import Reading
+    from dexcom2mqtt.share.answers import Batch
+
+STATES: Final[dict[type[ShareError], ShareState]] = {
+    UnavailableError: "unavailable",
+    CredentialsRejectedError: "credentials_rejected",
+    LockedOutError: "locked_out",
+    RateLimitedError: "rate_limited",
+    UnexpectedResponseError: "unexpected_response",
+}
+"""What an account becomes by each error of Share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A state, and the text that says what happened and what to do."""
+
+    share: ShareState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of an account's readings after an answer."""
+
+    newest: Reading | None = None
+    """Of all, and not only of those in this answer."""
+    new: bool = False
+    """Whether it came with this answer."""
+    fresh: bool = False
+    """Whether that one is current."""
+    ahead: float | None = None
+    """By how many seconds the phone's clock is ahead; None if it is not known to be wrong."""
+    withheld: bool = False
+    """Whether some are left for the next answer, since the time is not settled and they look like the future."""
+    late: bool = False
+    """Whether new readings came lately, but too old to be current."""
+
+
+def of_batch(batch: Batch, found: Found) -> Verdict:
+    """Judge an answer that brought a list, be it empty."""
+    last = 0 if found.newest is None else found.newest.date
+    verdicts: tuple[tuple[bool, ShareState, str | None], ...] = (
+        (found.ahead is not None, "phone_clock", status.phone_clock(found.ahead or 0.0)),
+        (found.fresh, "ok", None),
+        (found.withheld, "no_readings", status.UNSETTLED),
+        (batch.nothing_shared, "no_readings", status.NOTHING_SHARED),
+        (max(batch.error_codes, default=0) > last, "sensor_error", None),
+        (batch.newest_malformed, "unexpected_response", status.NEWEST_MALFORMED),
+        (batch.malformed > 0 and not batch.readings, "unexpected_response", None),
+        (found.late, "no_readings", status.LATE),
+        (True, "no_readings", None),
+    )
+    share, message = next((share, message) for holds, share, message in verdicts if holds)
+    return Verdict(share, message or status.REMEDIES[share])
+
+
+def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
+    """Judge a failure; ``untried`` is whether it happened to the credentials of before a restart alone."""
+    share = STATES[type(error)]
+    wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
+    untried = untried and isinstance(error, CredentialsRejectedError)
+    return Verdict(share, status.tell(str(error), share, wrong_clock=wrong_clock, untried=untried))
