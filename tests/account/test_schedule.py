@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from statistics import fmean as mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.account import schedule
-from dexcom2mqtt.account.schedule import Rhythm, backoff
+from dexcom2mqtt.account.schedule import Rhythm, Timetable, backoff
 from tests.support.builders import property_of
 
 if TYPE_CHECKING:
@@ -324,3 +324,124 @@ def test_backoff_grows_from_seconds(chance: float) -> None:
 def test_backoff_is_spread_by_chance() -> None:
     """Chance spreads out those who failed at the same moment."""
     assert backoff(7, lambda: 0.0) < backoff(7, lambda: 0.5) < backoff(7, lambda: 1.0)
+
+
+# --- the timetable of one account --------------------------------------------------------------------------
+
+
+def always(chance: float = 1.0) -> Timetable:
+    return Timetable(lambda: chance)
+
+
+def polled(timetable: Timetable, now: float, **facts: Any) -> float:
+    """Record a poll that worked, began and asked a second earlier, and found nothing that is new."""
+    told = {"began": now - 1, "asked": now - 1, "newest": None, "new": False, "settles_at": None}
+    return timetable.after_batch(now=now, **(told | facts))
+
+
+def failed(timetable: Timetable, now: float, **facts: Any) -> float:
+    """Record a poll that failed."""
+    told = {"wrong_clock": False, "limited": False, "sign_in_at": math.inf}
+    return timetable.after_failure(now, **(told | facts))
+
+
+def test_a_whole_day_is_read_once_an_hour() -> None:
+    """The first poll reads a whole day, then one each hour; the others as much as is needed; if unknown, all."""
+    timetable = always()
+    assert timetable.minutes(START, 5) == schedule.WHOLE_DAY == 1440
+    polled(timetable, START + 1)
+    read = [timetable.minutes(START + seconds, 5) for seconds in (1, HOUR - 1, HOUR)]
+    assert read == [5, 5, 1440]
+    assert timetable.minutes(START + 1, None) == 1440
+    polled(timetable, START + HOUR + 1)
+    assert timetable.minutes(START + HOUR + 2, 7) == 7
+
+
+def test_a_failure_reads_no_day() -> None:
+    """A whole day is due until one has been read."""
+    timetable = always()
+    failed(timetable, START)
+    assert timetable.minutes(START + 5, 5) == 1440
+
+
+def test_quick_tries_are_for_a_service_that_worked_a_moment_ago() -> None:
+    """The first poll tries once, one after a success three times, one after a failure once again."""
+    timetable = always()
+    tries = [timetable.tries]
+    polled(timetable, START)
+    tries.append(timetable.tries)
+    failed(timetable, START + 300)
+    tries.append(timetable.tries)
+    polled(timetable, START + 305)
+    tries.append(timetable.tries)
+    assert tries == [1, 3, 1, 3]
+
+
+def test_knows_when_a_poll_worked_last() -> None:
+    """It is told in the status; a failure does not change it."""
+    timetable = always()
+    assert timetable.last_success is None
+    polled(timetable, START)
+    failed(timetable, START + 300)
+    assert [timetable.last_success] == [START]
+
+
+def test_a_reading_is_followed_by_its_successor() -> None:
+    """After a reading the next poll is due when its successor is readable; the first asks once before its stamp."""
+    timetable = always()
+    assert polled(timetable, START, newest=START - 20) == START - 20 + INTERVAL - 20
+    assert polled(timetable, START + 280, newest=START - 20) == START - 20 + INTERVAL + 15
+    assert polled(timetable, START + 400) == START + 400 + INTERVAL  # nobody knows of any reading
+
+
+def test_it_learns_from_new_readings_alone() -> None:
+    """The delay is told once a new reading followed a poll that worked, and not by one that was there before."""
+    timetable = always()
+    polled(timetable, START, newest=START - 100, new=True)
+    assert timetable.delay is None  # nobody asked before it
+    polled(timetable, START + 220, newest=START - 100)
+    assert [timetable.delay] == [None]
+    polled(timetable, START + 216, newest=START + 200, new=True)
+    assert timetable.delay == pytest.approx(15, abs=1)
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 5), (2, 10), (3, 20), (20, 300)])
+def test_failures_are_followed_ever_more_calmly(failures: int, seconds: float) -> None:
+    """Each failure in a row doubles the wait, up to five minutes; a success begins anew."""
+    timetable = always()
+    for _ in range(failures - 1):
+        failed(timetable, START)
+    assert failed(timetable, START) == START + seconds
+    polled(timetable, START)
+    assert failed(timetable, START) == START + 5
+
+
+def test_a_failure_that_says_when_to_come_again_is_believed() -> None:
+    """What the server limits is not waited for twice; a wrong clock is looked at again soon, however often."""
+    timetable = always()
+    for _ in range(10):
+        failed(timetable, START)
+    assert failed(timetable, START, limited=True) == START
+    assert failed(timetable, START, wrong_clock=True) == START + 30
+
+
+def test_a_session_that_seems_dead_is_renewed_in_time() -> None:
+    """If a sign-in is to be tried sooner than the next poll, that is when; if it is overdue, it changes nothing."""
+    timetable = always()
+    for _ in range(10):
+        failed(timetable, START)
+    assert failed(timetable, START, sign_in_at=START + 60) == START + 60
+    assert failed(timetable, START, sign_in_at=START + 900) == START + 300
+    assert failed(timetable, START, sign_in_at=START) == START + 300
+
+
+def test_a_time_in_doubt_is_asked_about_again_soon() -> None:
+    """As soon as one more answer may settle the time, but no sooner than half a minute, and five times in a row."""
+    timetable = always()
+    assert polled(timetable, START, settles_at=START + 45) == START + 45
+    assert polled(timetable, START, settles_at=START + 5) == START + 30
+    assert polled(timetable, START, settles_at=START + 60) == START + INTERVAL  # a usual poll comes soon enough
+    rest = [polled(timetable, START, settles_at=START + 40) for _ in range(4)]
+    assert rest == [START + 40] * 3 + [START + INTERVAL]
+    polled(timetable, START)  # it is settled
+    assert polled(timetable, START, settles_at=START + 40) == START + 40

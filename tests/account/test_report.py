@@ -1,0 +1,234 @@
+"""The one status of an account: what it holds, when it is published, what the log says; on a clock that is set."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt.account.rationed import Usage
+from dexcom2mqtt.account.report import Kept, StatusReport
+from dexcom2mqtt.account.verdict import Verdict
+from dexcom2mqtt.clock import iso, local
+from dexcom2mqtt.messages.status import REMEDIES, Before, Past
+from dexcom2mqtt.share.server_time import ShareTime
+from dexcom2mqtt.topics import Topics
+from tests.support.builders import NOON
+from tests.support.jumping import JumpingClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.status import ShareState
+
+BOOTED = 5000.0
+HTTP_NOON = "Sat, 19 Apr 2025 12:00:00 GMT"
+OF_THE_START = {"next_poll": BOOTED, "last_success": None, "delay": None, "usage": Usage(), "kept": Kept()}
+
+
+class Desk:
+    """A report, and what it put."""
+
+    def __init__(self) -> None:
+        self.clock = JumpingClock(end=math.inf, begin=BOOTED)
+        self.time = ShareTime(self.clock)
+        self.put: list[dict[str, Any]] = []
+        self.report = StatusReport("anna", self.clock, self.time, Topics("dexcom2mqtt"), self._take)
+
+    def _take(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            assert message.topic == "dexcom2mqtt/anna/status"
+            self.put.append(json.loads(message.payload))
+
+    def publish(self, **facts: Any) -> None:
+        self.report.publish(**(OF_THE_START | facts))
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.put[-1]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """Return a report of which the status before the start was read, and was none; Share says that it is noon."""
+    desk = Desk()
+    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.report.restore(Before())
+    return desk
+
+
+def verdict(share: ShareState, message: str | None = None) -> Verdict:
+    return Verdict(share, message or REMEDIES[share])
+
+
+def test_publishes_the_facts(desk: Desk) -> None:
+    """Each fact has its key, times as Share tells them, the delay in tenths."""
+    desk.report.become(verdict("ok"))
+    desk.publish(
+        next_poll=BOOTED + 315,
+        last_success=BOOTED + 5,
+        delay=14.26,
+        usage=Usage(requests=7, logins=2, rejected=(NOON - 9, NOON - 5)),
+        kept=Kept(newest_at=NOON + 1.0, ahead_until=NOON * 1000),
+    )
+    assert desk.last == {
+        "share": "ok",
+        "message": REMEDIES["ok"],
+        "since": iso(NOON),
+        "last_reading_at": iso(NOON + 1),
+        "last_success_at": iso(NOON + 5),
+        "next_poll_at": iso(NOON + 315),
+        "delay": 14.3,
+        "requests_24h": 7,
+        "logins_24h": 2,
+        "rejected": [NOON - 9, NOON - 5],
+        "ahead_until": None,  # until what was published before counts
+    }
+
+
+def test_times_are_null_until_share_tells_them() -> None:
+    """Without Share's time there is none in the status; since when it is so is told as soon as it is known."""
+    desk = Desk()
+    desk.report.restore(Before())
+    desk.publish(last_success=BOOTED)
+    assert [desk.last[key] for key in ("since", "last_success_at", "next_poll_at")] == [None] * 3
+    desk.clock.time += 60
+    desk.time.tell(HTTP_NOON, desk.clock.now())
+    desk.publish()
+    assert desk.last["since"] == iso(NOON - 60)
+
+
+def test_since_is_told_once(desk: Desk) -> None:
+    """It stays although Share's time is told ever more exactly, until the state is another one."""
+    desk.report.become(verdict("ok"))
+    desk.publish()
+    desk.clock.time += 600
+    desk.time.tell("Sat, 19 Apr 2025 12:10:20 GMT", desk.clock.now())
+    desk.report.become(verdict("ok"))
+    desk.publish()
+    assert desk.last["since"] == iso(NOON)
+    desk.report.become(verdict("unavailable"))
+    desk.publish()
+    assert desk.last["since"] == iso(NOON + 620)
+
+
+# --- what is said of a change ------------------------------------------------------------------------------
+
+
+def test_changes_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Trouble is a warning with what to do; another message alone is no line; the end of trouble is one."""
+    caplog.set_level(logging.INFO)
+    for each in (
+        verdict("ok"),
+        verdict("ok"),
+        verdict("no_readings"),
+        verdict("no_readings", "Another reason."),
+        verdict("locked_out"),
+        verdict("ok"),
+    ):
+        desk.report.become(each)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, f"anna: no_readings: {REMEDIES['no_readings']}"),
+        (logging.WARNING, f"anna: locked_out: {REMEDIES['locked_out']}"),
+        (logging.INFO, "anna: well again"),
+    ]
+
+
+def test_another_message_is_published(desk: Desk) -> None:
+    """The message is always that of the last verdict."""
+    desk.report.become(verdict("no_readings"))
+    desk.report.become(verdict("no_readings", "Another reason."))
+    desk.publish()
+    assert (desk.last["share"], desk.last["message"]) == ("no_readings", "Another reason.")
+
+
+def test_knows_whether_all_is_well(desk: Desk) -> None:
+    """Before the first answer there is nothing to worry about, and while readings arrive."""
+    told = [desk.report.well]
+    for share in ("unavailable", "ok"):
+        desk.report.become(verdict(share))
+        told.append(desk.report.well)
+    assert told == [True, False, True]
+
+
+def test_sums_up(desk: Desk) -> None:
+    """In one line: the state if it is not simply well, the reading if there is one, the next poll once it is known."""
+    assert desk.report.summary(None) == "anna: starting"
+    desk.publish(next_poll=BOOTED + 60)
+    soon = f"next poll {local(NOON + 60)}"
+    assert desk.report.summary("85 mg/dL → 2 min ago") == f"anna: starting, 85 mg/dL → 2 min ago, {soon}"
+    desk.report.become(verdict("ok"))
+    assert desk.report.summary("85 mg/dL → 2 min ago") == f"anna: 85 mg/dL → 2 min ago, {soon}"
+    assert desk.report.summary(None) == f"anna: ok, {soon}"
+    desk.report.become(verdict("unavailable"))
+    assert desk.report.summary("85 mg/dL → 9 min ago") == f"anna: unavailable, 85 mg/dL → 9 min ago, {soon}"
+
+
+# --- going on after a restart ------------------------------------------------------------------------------
+
+BEFORE = Before(
+    rejected=(NOON - 60,),
+    locked_until=NOON + 600.0,
+    last_reading=NOON - 120.0,
+    stamps=Past(ahead_until=NOON * 1000 + 7, last_success=NOON - 90.0),
+)
+
+
+def test_nothing_is_published_before_the_last_status_is_read() -> None:
+    """It would replace what a restart has to go on from."""
+    desk = Desk()
+    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.report.become(verdict("ok"))
+    desk.publish()
+    assert desk.put == []
+    desk.report.restore(Before())
+    assert [each["share"] for each in desk.put] == ["ok"]  # and then at once
+
+
+def test_goes_on_from_the_last_status() -> None:
+    """Whatever a restart must not forget is in the first status, and in each one until the account counts it."""
+    desk = Desk()
+    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.report.restore(BEFORE)
+    desk.publish(usage=Usage(rejected=(NOON,)))
+    for told, rejected in zip(desk.put, ([NOON - 60], [NOON - 60, NOON]), strict=True):
+        assert (told["share"], told["message"]) == ("locked_out", REMEDIES["locked_out"])
+        assert told["next_poll_at"] == iso(NOON + 600)
+        assert told["rejected"] == rejected
+        assert told["last_reading_at"] == iso(NOON - 120)
+        assert told["last_success_at"] == iso(NOON - 90)
+        assert told["ahead_until"] == NOON * 1000 + 7
+
+
+def test_what_the_account_counts_itself_is_not_told_twice() -> None:
+    """From then on the account's own facts are all there is; when the last reading was stays until there is another."""
+    desk = Desk()
+    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.report.restore(BEFORE)
+    desk.report.become(verdict("ok"))
+    desk.publish(
+        next_poll=BOOTED + 300,
+        last_success=BOOTED,
+        usage=Usage(rejected=(NOON - 60, NOON), restored=True),
+        kept=Kept(ahead_until=None, restored=True),
+    )
+    assert (desk.last["share"], desk.last["rejected"]) == ("ok", [NOON - 60, NOON])
+    assert (desk.last["ahead_until"], desk.last["next_poll_at"]) == (None, iso(NOON + 300))
+    assert (desk.last["last_reading_at"], desk.last["last_success_at"]) == (iso(NOON - 120), iso(NOON))
+    desk.publish(kept=Kept(newest_at=NOON, ahead_until=NOON * 1000 + 9, restored=True), usage=Usage(restored=True))
+    assert (desk.last["last_reading_at"], desk.last["ahead_until"]) == (iso(NOON), NOON * 1000 + 9)
+
+
+def test_a_status_of_before_it_was_read_forgets_nothing() -> None:
+    """Facts that were gathered before the last status was read, and are published after it, lose none of it."""
+    desk = Desk()
+    desk.time.tell(HTTP_NOON, BOOTED)
+    facts = {"usage": Usage(requests=1), "kept": Kept()}
+    desk.report.restore(BEFORE)
+    desk.publish(**facts)
+    assert desk.last["rejected"] == [NOON - 60]
+    assert desk.last["ahead_until"] == NOON * 1000 + 7
