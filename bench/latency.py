@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.messages.mirror import Mirror
@@ -246,7 +246,7 @@ def ours(found: Sequence[Arrival], days: float) -> Result:
 
     clock.before_wait = serve
     given: dict[str, Any] = {"username": "anna@example.com", "password": "password"}
-    anna = Poller(
+    anna = poller_for(
         "anna",
         Account.model_validate(given),
         cast("ShareClient", share),

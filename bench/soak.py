@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account
@@ -244,7 +244,7 @@ class World:
             {"username": ACCOUNT.username, "password": ACCOUNT.password, "share_url": self._base_url}
         )
         self._client = client_of(account, self._clock)
-        self.poller = Poller(
+        self.poller = poller_for(
             "anna",
             account,
             self._client,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import version
 from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
@@ -73,7 +73,7 @@ class Daemon:
         self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
         rate_limits = RateLimits()
         self._pollers = {
-            key: Poller(
+            key: poller_for(
                 key,
                 account,
                 client_of(account, self._clock),

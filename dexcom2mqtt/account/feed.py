@@ -16,7 +16,6 @@ from dexcom2mqtt.account.report import Kept
 from dexcom2mqtt.account.stamps import Stamps
 from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import DAY, local
-from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import History, parse_history, source_of
 from dexcom2mqtt.messages.message import ForeignError, FutureError
 from dexcom2mqtt.messages.state import fresh_messages, in_words, stale_messages, state_of, without_reading
@@ -79,7 +78,6 @@ class Feed:
         self._stale_after = stale_after
         self._ledger = Ledger()
         self._stamps = Stamps(stale_after)
-        self._oddities = _Oddities(key)
         self._first_seen: dict[int, float] = {}  # by date: when, of the latest
         self._latest_seen: float | None = None  # Unix seconds
         self._late_at = -math.inf  # when a new reading came last that was too old to be current
@@ -116,10 +114,9 @@ class Feed:
         """Hand over what was published before the start, to go on from it; for any thread, once."""
         self._published = _Published(history, stamps)
 
-    def take(self, batch: Batch, *, whole: bool) -> Found:
-        """Publish what is new in an answer of Share; ``whole`` is whether all of the 24 hours were asked for."""
+    def take(self, batch: Batch) -> Found:
+        """Publish what is new in an answer of Share."""
         now, first, self._listed = self._clock.now(), not self._listed, True
-        self._oddities.tell(batch, whole=whole)
         if batch.readings:
             self._latest_seen = batch.readings[-1].date / 1000
         self.go_on()
@@ -133,11 +130,11 @@ class Feed:
         newest_is_new = newest is not known
         self._offer(new)
         self._offer_doubtful(today)
-        self._log_new(new, newest_is_new=newest_is_new)
         fresh = newest is not None and now < self._fresh_until(newest)
+        self._say_new(newest if newest_is_new else None, earlier=len(new) - newest_is_new, fresh=fresh)
         if newest_is_new and not first:
             self._late_at = -math.inf if fresh else now
-        if newest is not None and (new or not self._is_shown(newest)):
+        if new or not self._is_shown(newest):
             self._show(newest)
         return Found(
             newest=newest,
@@ -156,14 +153,9 @@ class Feed:
         today, published = self._today(), self._published
         if today is None or published is None or self._streaming:
             return False
-        history = History()
-        try:
-            if published.history:
-                history = parse_history(published.history, self._source, today)
-        except ForeignError as why:
-            if isinstance(why, FutureError) and self._time.known and not self._time.settled:
-                return False  # it is the time that may be wrong: the next answer of Share tells more
-            _log.warning("%s: the history that the broker retained is not taken over: %s", self._key, why)
+        history = self._read(published.history, today)
+        if history is None:
+            return False
         self.published_before = any(
             reading.date >= (today - DAY) * 1000 for reading in (*history.readings, *history.doubtful)
         )
@@ -172,15 +164,24 @@ class Feed:
         if self._ledger.newest is not None:  # Share was faster than the broker
             fresh = [reading for reading in self._ledger.readings if reading.date not in dates]
             self._ledger.drop(self._stamps.doubt(fresh))
-            self._show_what_is_left()
+            self._show(self._ledger.newest)
         self._ledger.restore(history.readings, today)
         kept = self._ledger.readings
-        self._stream.open(
-            self._key, self._source, [reading for reading in kept if reading.date in dates], history.doubtful
-        )
+        known = [reading for reading in kept if reading.date in dates]
+        self._stream.open(self._key, self._source, known, history.doubtful)
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
         return True
+
+    def _read(self, published: bytes | None, today: float) -> History | None:
+        """Read a history back; None if it has to wait, since it is the time that may be wrong."""
+        try:
+            return parse_history(published, self._source, today) if published else History()
+        except ForeignError as why:
+            if isinstance(why, FutureError) and self._time.known and not self._time.settled:
+                return None  # the next answer of Share tells more
+            _log.warning("%s: the history that the broker retained is not taken over: %s", self._key, why)
+            return History()
 
     def _today(self) -> float | None:
         """Return the time of day in Unix seconds; if Share tells none, it is no earlier than its readings."""
@@ -219,55 +220,32 @@ class Feed:
             offers = [Offer(reading, None, self._account, -math.inf, doubtful=True) for reading in passed]
             self._stream.offer(self._key, offers)
 
-    def _is_shown(self, newest: Reading) -> bool:
+    def _is_shown(self, newest: Reading | None) -> bool:
         """Return whether a reading is what is published, current for as long: Share's time may have changed."""
-        if self._shown is None or self._shown[0] is not newest:
-            return False
+        if self._shown is None or newest is None or self._shown[0] is not newest:
+            return self._shown is None and newest is None
         before, now = self._shown[1], self._fresh_until(newest)
         return before == now or abs(before - now) <= _SAME * self._clock.speed
 
-    def _show_what_is_left(self) -> None:
-        """Show the newest reading, should the one that is shown have turned out to be doubtful."""
-        newest = self._ledger.newest
-        if newest is not None:
-            self._show(newest)
-        elif self._shown is not None:
+    def _show(self, newest: Reading | None) -> None:
+        """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that.
+
+        It is None if the one that is shown has turned out to be doubtful, and there is no other.
+        """
+        if newest is None:
             self._shown = None
             self._put(stale_messages(self._topics, self._key, without_reading(self._account)))
-
-    def _show(self, newest: Reading) -> None:
-        """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that."""
-        fresh_until = self._fresh_until(newest)
-        state = state_of(newest, self._ledger.delta(newest), self._account)
+            return
+        state, fresh_until = state_of(newest, self._ledger.delta(newest), self._account), self._fresh_until(newest)
         self._shown = (newest, fresh_until)
         if fresh_until > self._clock.now():
             self._put(fresh_messages(self._topics, self._key, state, fresh_until))
         else:
             self._put(stale_messages(self._topics, self._key, state))
 
-    def _log_new(self, new: list[Reading], *, newest_is_new: bool) -> None:
-        late = len(new)
-        if newest_is_new:
-            late -= 1
-            old = self._clock.now() >= self._fresh_until(new[-1])
-            when = f" of {local(new[-1].date / 1000)}, not current" if old else ""
-            _log.info("%s: %s%s", self._key, in_words(new[-1], self._account.unit), when)
-        if late:
-            _log.info("%s: %s earlier readings", self._key, late)
-
-
-class _Oddities:
-    """What is odd about the records of Share: said once, until a whole day has none."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self._told = set[str]()
-
-    def tell(self, batch: Batch, *, whole: bool) -> None:
-        """Warn of odd records; ``whole`` is whether a day was read, since most polls look back but a few minutes."""
-        for words, count in ((status.MALFORMED, batch.malformed), (status.DRIFTED, batch.drifted)):
-            if count and words not in self._told:
-                self._told.add(words)
-                _log.warning("%s: %s", self._key, words.format(count))
-            elif whole and not count:
-                self._told.discard(words)
+    def _say_new(self, newest: Reading | None, *, earlier: int, fresh: bool) -> None:
+        if newest is not None:
+            when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
+            _log.info("%s: %s%s", self._key, in_words(newest, self._account.unit), when)
+        if earlier:
+            _log.info("%s: %s earlier readings", self._key, earlier)

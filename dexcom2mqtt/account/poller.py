@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.feed import Feed
 from dexcom2mqtt.account.rationed import RationedClient
-from dexcom2mqtt.account.report import StatusReport
+from dexcom2mqtt.account.report import Oddities, StatusReport
 from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
@@ -40,52 +40,59 @@ _AFTER_A_BUG: Final = 300.0
 _BUGS_AN_HOUR: Final = 3
 
 
-class Poller:
-    """Polls one account and puts what is to be published, through ``put``, until the clock stops.
+def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
+    key: str,
+    account: Account,
+    client: ShareClient,
+    *,
+    clock: Clock,
+    topics: Topics,
+    put: Callable[[Iterable[Message]], None],
+    stream: Stream,
+    stale_after: float,
+    rate_limits: RateLimits,
+    back_by: Callable[[float], None] = lambda _: None,
+) -> Poller:
+    """Make the poller of an account, and the parts that are its own.
 
-    ``client`` is used by nobody else. ``rate_limits`` is shared by the accounts. ``stale_after`` is in seconds.
-    ``back_by`` is called before each wait and each request, with the time when it should be over.
+    ``client`` is used by nobody else. ``rate_limits`` is shared by the accounts. ``stale_after`` is in seconds. What is
+    to be published goes through ``put``. ``back_by`` is called before each wait and each request, with the time when it
+    should be over.
     """
+    feed = Feed(
+        key, account, clock=clock, time=client.time, topics=topics, put=put, stream=stream, stale_after=stale_after
+    )
+    report = StatusReport(key, clock, client.time, topics, put)
+    return Poller(key, clock, RationedClient(client, clock, rate_limits, back_by), feed, report, back_by)
 
-    def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
+
+class Poller:
+    """Polls one account until the clock stops."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  # it is made by poller_for alone
         self,
         key: str,
-        account: Account,
-        client: ShareClient,
-        *,
         clock: Clock,
-        topics: Topics,
-        put: Callable[[Iterable[Message]], None],
-        stream: Stream,
-        stale_after: float,
-        rate_limits: RateLimits,
-        back_by: Callable[[float], None] = lambda _: None,
+        client: RationedClient,
+        feed: Feed,
+        report: StatusReport,
+        back_by: Callable[[float], None],
     ) -> None:
         self.key = key
         self.time = client.time
-        """The time of day, as this account's server tells it."""
         self.answered = threading.Event()
         """Set once the first poll is over, however it went."""
         self._clock = clock
         self._alarm = clock.alarm(back_by)
-        self._client = RationedClient(client, clock, rate_limits, back_by)
-        self._feed = Feed(
-            key,
-            account,
-            clock=clock,
-            time=client.time,
-            topics=topics,
-            put=put,
-            stream=stream,
-            stale_after=stale_after,
-        )
-        self._report = StatusReport(key, clock, client.time, topics, put)
+        self._client = client
+        self._feed = feed
+        self._report = report
+        self._oddities = Oddities(key)
         self._timetable = Timetable(random.random)
         self._due = clock.now()  # as far as this account alone is concerned
         self._last_poll = self._due - REFRESH_EVERY
         self._refresh_asked = False
-        self._reading_back = threading.Event()
-        self._read_back = threading.Event()
+        self._read_back = _ReadBack(clock)
 
     def refresh(self) -> None:
         """Ask for a poll now; for any thread. It comes as soon as the limits allow."""
@@ -103,20 +110,16 @@ class Poller:
 
     def expect_read_back(self) -> None:
         """Wait for what the broker retained, since it is being read now; for any thread."""
-        self._reading_back.set()
+        self._read_back.has_begun = True
         self._alarm.ring()
 
     def take_read_back(self, history: bytes | None, retained_status: bytes | None) -> None:
         """Take what the broker retained of this account before the start; for any thread, once."""
-        before = Before()
-        try:
-            before = parse_status(retained_status) if retained_status else before
-        except ForeignError as why:
-            _log.warning("%s: the status that the broker retained is not taken over: %s", self.key, why)
+        before = _read(self.key, retained_status)
         self._client.restore(before)
         self._feed.restore(history, before.stamps)
         self._report.restore(before)
-        self._read_back.set()
+        self._read_back.is_over = True
         self._alarm.ring()
 
     def run(self) -> None:
@@ -141,24 +144,13 @@ class Poller:
                 self._alarm.sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
-        self._await_read_back()
+        while (left := self._read_back.left()) > 0:
+            self._alarm.wait(left)
         while True:
             self._wait()
             self._last_poll = self._clock.now()
             self._publish_status(self.poll())
             self.answered.set()
-
-    def _await_read_back(self) -> None:
-        """Wait for what the broker retained: sign-ins that were rejected before a restart count on.
-
-        Until then nothing is sent that carries the password. A broker that cannot be reached is waited for 10 s.
-        """
-        began, most = self._clock.now(), _WAIT_FOR_BROKER * self._clock.speed
-        while not self._read_back.is_set():
-            left = began + (2 * most if self._reading_back.is_set() else most) - self._clock.now()
-            if left <= 0:
-                return
-            self._alarm.wait(left)
 
     @property
     def due(self) -> float:
@@ -183,8 +175,9 @@ class Poller:
             batch = self._client.fetch(minutes, timetable.tries)
         except ShareError as error:
             return self._take_failure(error)
-        self._say_fetched(minutes, batch)
-        found = self._feed.take(batch, whole=minutes == WHOLE_DAY)
+        _say_fetched(self.key, minutes, batch)
+        self._oddities.tell(batch, whole=minutes == WHOLE_DAY)
+        found = self._feed.take(batch)
         self._go_on()
         self._report.become(verdict.of_batch(batch, found))
         in_doubt = found.withheld or self.time.jumped
@@ -224,12 +217,43 @@ class Poller:
             kept=self._feed.kept(),
         )
 
-    def _say_fetched(self, minutes: int, batch: Batch) -> None:
-        _log.debug(
-            "%s: the last %s min hold %s readings, %s error codes, %s malformed records",
-            self.key,
-            minutes,
-            len(batch.readings),
-            len(batch.error_codes),
-            batch.malformed,
-        )
+
+class _ReadBack:
+    """What the broker retained, to be waited for: sign-ins that were rejected before a restart count on.
+
+    Until then nothing is sent that carries the password. A broker that cannot be reached is waited for 10 s, one that
+    is being read as long again.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began: float | None = None
+        self.has_begun = False
+        self.is_over = False
+
+    def left(self) -> float:
+        """Return for how many seconds of the clock to wait, counted from the first time that it is asked."""
+        if self._began is None:
+            self._began = self._clock.now()
+        most = _WAIT_FOR_BROKER * self._clock.speed * (2 if self.has_begun else 1)
+        return 0.0 if self.is_over else self._began + most - self._clock.now()
+
+
+def _read(key: str, retained_status: bytes | None) -> Before:
+    """Read a status back, if there is one that is ours."""
+    try:
+        return parse_status(retained_status) if retained_status else Before()
+    except ForeignError as why:
+        _log.warning("%s: the status that the broker retained is not taken over: %s", key, why)
+        return Before()
+
+
+def _say_fetched(key: str, minutes: int, batch: Batch) -> None:
+    _log.debug(
+        "%s: the last %s min hold %s readings, %s error codes, %s malformed records",
+        key,
+        minutes,
+        len(batch.readings),
+        len(batch.error_codes),
+        batch.malformed,
+    )

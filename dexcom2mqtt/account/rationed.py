@@ -78,6 +78,8 @@ class RationedClient:
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
         self._before: Before | None = None  # the start, until it counts
         self._restored = False
+        self.time = client.time
+        """The time of day, as this account's server tells it."""
         self.asked_at = 0.0
         """When the last request was sent, by the clock."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.clock import local
-from dexcom2mqtt.messages.status import REMEDIES, Before, Status, status_message
+from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, REMEDIES, Before, Status, status_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.account.verdict import Verdict
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.share import Batch
     from dexcom2mqtt.share.server_time import ShareTime
     from dexcom2mqtt.topics import Topics
 
@@ -140,3 +141,20 @@ class StatusReport:
                 locked = REMEDIES["locked_out"]
                 full = replace(full, share="locked_out", message=locked, next_poll_at=before.locked_until)
         self._put([status_message(self._topics, self._key, full)])
+
+
+class Oddities:
+    """What is odd about the records of Share: said once, until a whole day has none."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._told = set[str]()
+
+    def tell(self, batch: Batch, *, whole: bool) -> None:
+        """Warn of odd records; ``whole`` is whether a day was read, since most polls look back but a few minutes."""
+        for words, count in ((MALFORMED, batch.malformed), (DRIFTED, batch.drifted)):
+            if count and words not in self._told:
+                self._told.add(words)
+                _log.warning("%s: %s", self._key, words.format(count))
+            elif whole and not count:
+                self._told.discard(words)

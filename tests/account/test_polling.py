@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.poller import Poller, poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.config import Account
@@ -62,7 +62,7 @@ class World:
         self._mirror, self.outgoing = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
         account = Account.model_validate(given)
-        self.poller = Poller(
+        self.poller = poller_for(
             "anna",
             account,
             client_of(account, self.clock),

@@ -370,6 +370,20 @@ def test_what_comes_late_counts_with_the_next_step(signed_in: Counter, ask: Call
     assert signed_in.share.calls.count("time") == 0
 
 
+def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> None:
+    """If the first fetch tells the time, what was before it counts in the status that follows."""
+    counter.client.restore(Before())
+    fetch = counter.share.fetch
+
+    def telling(minutes: int, *, renew: bool = True) -> Batch:
+        counter.share.tell_time()
+        return fetch(minutes, renew=renew)
+
+    counter.share.fetch = telling  # type: ignore[method-assign]
+    counter.fetch()
+    assert counter.client.usage().restored
+
+
 def test_what_worked_before_is_believed_longer(counter: Counter) -> None:
     """A rejection of what worked before the restart is followed by a try after 5 minutes, not 2."""
     counter.client.worked_before()

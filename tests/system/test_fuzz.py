@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt import config
 from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import Poller
+from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import Account, ConfigError
@@ -139,7 +139,7 @@ def poll_once(service: SimulatedShare, history: bytes | None, status: bytes | No
     topics = Topics("dexcom2mqtt")
     stream = Stream(topics)
     clock = OnePollClock()
-    poller = Poller(
+    poller = poller_for(
         "anna",
         account,
         client_of(account, clock),
