@@ -1,347 +1,61 @@
-"""The client of Dexcom Share over real HTTP: it understands every answer, ends in time, and tells no secret."""
+"""What the answers of Share mean: readings, or the error that says what to do next, whatever the bytes are."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import gzip
-import http.server
 import itertools
 import json
-import logging
-import re
-import socket
-import socketserver
-import ssl
-import threading
-import time
-import traceback
 import tracemalloc
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-from urllib.parse import quote, quote_plus
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dexcom2mqtt import share
-from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.demo import share_service as sim
-from dexcom2mqtt.demo.share_service import Fault, Request, Respond, Response, SimulatedAccount, SimulatedShare
-from dexcom2mqtt.logs import set_up_logging
+from dexcom2mqtt.demo.share_service import Fault, Response, SimulatedAccount, SimulatedShare
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import (
-    ArgumentError,
     Batch,
     CredentialsRejectedError,
     LockedOutError,
     RateLimitedError,
-    Region,
     ShareClient,
     ShareError,
     UnavailableError,
     UnexpectedResponseError,
-    transport,
+)
+from tests.support.share_client import (
+    ACCOUNTS,
+    ANNA,
+    KIM,
+    MIB,
+    NOW,
+    READ,
+    REJECTIONS,
+    SIGN_IN,
+    answer,
+    asked,
+    check_silence,
+    client_of,
+    failure,
+    fault_of,
+    head,
+    host,
+    raw,
+    read,
+    readings_of,
+    takes,
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
-    from pathlib import Path
-
-NOW: Final = 1_745_081_000.0
-"""The service's time stands still, so that each of its answers is known."""
-MIB: Final = 2**20
-
-# Names and passwords with characters that each way of writing them down writes differently.
-ANNA = SimulatedAccount("zoë.quokka+cgm@example.com", 'wörd & "p/ss\\%+', zone_offset_min=330)
-QUINN = SimulatedAccount("quinn quokka", "qüokka=&päss", seed=2, legacy=True)
-KIM = SimulatedAccount("+15550123456", "0123 ü/quokka", seed=3)
-ACCOUNTS: Final = (ANNA, QUINN, KIM)
-
-AUTHENTICATE, LOGIN, READ = "authenticate", "login", "read"
-SIGN_IN = [AUTHENTICATE, LOGIN]
-
-# No secret, however written
-
-_ID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{16,}")
-_WRITTEN: Final[list[Callable[[str], str]]] = [
-    str,
-    quote,
-    quote_plus,
-    lambda secret: quote(secret, safe=""),
-    lambda secret: json.dumps(secret)[1:-1],
-    lambda secret: repr(secret)[1:-1],
-]
-
-
-def secrets_in(text: str) -> set[str]:
-    """Return what a text holds of user names, passwords and ids, also in base64; any id counts as a secret."""
-    texts = [text, *_decoded(text)]
-    known = {secret for account in ACCOUNTS for secret in (account.username, account.password)}
-    found = {secret for secret in known for write in _WRITTEN if any(write(secret) in each for each in texts)}
-    return found | {match.group() for each in texts for match in _ID.finditer(each)}
-
-
-def _decoded(text: str) -> Iterator[str]:
-    for run in _BASE64.findall(text):
-        standard = run.translate({ord("-"): "+", ord("_"): "/"})
-        for start in range(4):  # it may follow other characters that base64 uses too
-            length = len(standard) - start
-            padded = standard[start : len(standard) - (length % 4 == 1)] + "=" * (-length % 4 % 3)
-            yield base64.b64decode(padded).decode("utf-8", "replace")
-
-
-def check_silence(error: ShareError) -> None:
-    """Check that nothing of an error tells a secret, nor leads to a library's error, which may at any time."""
-    assert error.__cause__ is None
-    assert error.__context__ is None or error.__suppress_context__
-    assert not secrets_in("\n".join([str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]))
-
-
-Error = TypeVar("Error", bound=ShareError)
-
-
-def failure(kind: type[Error], call: Callable[[], object]) -> Error:
-    """Return the error of exactly this kind that the call raises; nothing of it tells a secret."""
-    with pytest.raises(kind) as caught:
-        call()
-    error = caught.value
-    assert type(error) is kind
-    check_silence(error)
-    # The frames would keep a broken connection open until the next collection of garbage.
-    del caught
-    error.__context__ = None
-    return error.with_traceback(None)
-
-
-@pytest.fixture(autouse=True)
-def _no_secret_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Log everything with the daemon's own settings; none of it tells a secret."""
-    set_up_logging("debug")
-    caplog.set_level(logging.DEBUG)
-    yield
-    for name in ("dexcom2mqtt", "urllib3"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    log = "\n".join(map(logging.Formatter().format, caplog.get_records("call")))
-    assert not secrets_in(log)
-
-
-# The service, and what can go wrong
-
-
-@pytest.fixture
-def service() -> Iterator[SimulatedShare]:
-    with SimulatedShare(ACCOUNTS, lambda: NOW) as service:
-        yield service
-
-
-@pytest.fixture
-def client(service: SimulatedShare) -> ShareClient:
-    """Return a client that is signed in and has read once."""
-    client = client_of(service)
-    client.fetch()
-    assert asked(service, client) == [*SIGN_IN, READ]
-    return client
-
-
-def client_of(service: SimulatedShare, account: SimulatedAccount = ANNA, **options: Any) -> ShareClient:
-    who = {"username": account.username, "password": account.password, "base_url": service.base_url}
-    return ShareClient(**(who | options))
-
-
-def host(server: SimulatedShare | LittleServer) -> str:
-    """Return how an error names a server: with its port."""
-    return (server.base_url if isinstance(server, SimulatedShare) else server.url).split("/")[2]
-
-
-def asked(service: SimulatedShare, client: ShareClient) -> list[str]:
-    """Return the calls that the service got: exactly as many as the client counted."""
-    log = service.requests
-    assert client.requests == len(log)
-    assert client.logins == sum(request.password for request in log)
-    return [request.call for request in log]
-
-
-def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading, ...]:
-    """Return what Share knows of an account, oldest first."""
-    return tuple(
-        Reading(record.value, record.trend, record.taken, account.zone_offset_min)
-        for record in sim.series(account, NOW - minutes * 60, NOW)
-        if record.arrives <= NOW
-    )
-
-
-def read(fault: Fault) -> Fault:
-    """Let something go wrong with reads alone."""
-    return sim.only(fault, call=READ)
-
-
-def answer(content: bytes, status: int = 200, **headers: str | None) -> Fault:
-    """Answer with exactly these bytes."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda _request, _respond: Response(status, content, named, compress=False)
-
-
-def raw(content: bytes, *, close: bool = False) -> Fault:
-    """Put exactly these bytes on the connection in place of an answer."""
-
-    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
-        connection.sendall(content)
-        return not close
-
-    return lambda _request, _respond: Response(delivery=deliver)
-
-
-def head(*lines: str, status: int = 200) -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status} As It Is", *lines, "", ""]).encode("latin-1")
-
-
-def chunked(content: bytes) -> bytes:
-    return head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
-
-
-def without_end(piece: bytes) -> Fault:
-    """Send the same again and again, until the client has enough."""
-
-    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
-        try:
-            while True:
-                connection.sendall(piece * 1000)
-        except ConnectionError:
-            return False
-
-    return lambda _request, _respond: Response(delivery=deliver)
-
-
-def fault_of(code: object, message: object = "", status: int = 500) -> Fault:
-    content = {"Code": code, "Message": message, "SubCode": "{}", "TypeName": "FaultException"}
-    return answer(json.dumps(content).encode(), status)
-
-
-def listen(heard: list[Request]) -> Fault:
-    """Answer as the service does, and remember what was asked."""
-
-    def fault(request: Request, respond: Respond) -> Response:
-        heard.append(request)
-        return respond(request)
-
-    return fault
-
-
-@contextmanager
-def takes(at_least: float, at_most: float) -> Iterator[None]:
-    """Check how many real seconds it takes."""
-    start = time.monotonic()
-    yield
-    assert at_least <= time.monotonic() - start <= at_most
 
 
 # Signing in
-
-
-@pytest.mark.parametrize(
-    ("who", "account", "steps"),
-    [
-        pytest.param({"username": QUINN.username}, QUINN, SIGN_IN, id="user name"),
-        pytest.param({"username": ANNA.username}, ANNA, SIGN_IN, id="e-mail"),
-        pytest.param({"username": KIM.username}, KIM, SIGN_IN, id="phone number"),
-        pytest.param({"account_id": ANNA.account_id}, ANNA, [LOGIN], id="account id"),
-        pytest.param({"account_id": ANNA.account_id.upper()}, ANNA, [LOGIN], id="account id in capitals"),
-    ],
-)
-def test_signs_in(service: SimulatedShare, who: dict[str, Any], account: SimulatedAccount, steps: list[str]) -> None:
-    """A user name, an e-mail, a phone number or an account id opens a session, each in as few steps as it takes."""
-    client = ShareClient(**who, password=account.password, base_url=service.base_url)
-    assert client.sign_in_requests == len(steps)
-    assert client.fetch().readings == readings_of(account)
-    assert asked(service, client) == [*steps, READ]
-    assert client.signed_in
-    assert client.sign_in_requests == 1
-
-
-@pytest.mark.parametrize(
-    ("region", "url", "application_id"),
-    [
-        ("us", "https://share2.dexcom.com/ShareWebServices/Services", "d89443d2-327c-4a6f-89e5-496bbb0317db"),
-        ("ous", "https://shareous1.dexcom.com/ShareWebServices/Services", "d89443d2-327c-4a6f-89e5-496bbb0317db"),
-        ("jp", "https://share.dexcom.jp/ShareWebServices/Services", "d8665ade-9673-4e27-9ff6-92db4ce13d13"),
-    ],
-)
-@pytest.mark.parametrize("given_url", [True, False])
-def test_asks_the_servers_of_the_region(
-    service: SimulatedShare,
-    monkeypatch: pytest.MonkeyPatch,
-    region: Region,
-    url: str,
-    application_id: str,
-    given_url: bool,
-) -> None:
-    """Each region has its server, which another base URL may stand in for, and its application id."""
-    assert share.BASE_URLS[region] == url
-    assert ShareClient(username="a", password="b", region=region).host == url.split("/")[2]
-    heard: list[Request] = []
-    service.fault = listen(heard)
-    monkeypatch.setitem(share.BASE_URLS, region, "http://region.invalid" if given_url else service.base_url)
-    client = client_of(service, region=region, base_url=f"{service.base_url}/" if given_url else None)
-    client.fetch(30, 5)
-    secrets = {"password": ANNA.password, "applicationId": application_id}
-    assert [(request.call, dict(request.fields)) for request in heard] == [
-        (AUTHENTICATE, {"accountName": ANNA.username} | secrets),
-        (LOGIN, {"accountId": ANNA.account_id} | secrets),
-        (READ, {}),
-    ]
-    assert [sorted(request.query) for request in heard] == [[], [], ["maxCount", "minutes", "sessionId"]]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"password": "b"},
-        {"username": "a", "account_id": ANNA.account_id, "password": "b"},
-        {"username": "", "password": "b"},
-        {"username": "a", "password": ""},
-        {"account_id": "", "password": "b"},
-        {"account_id": "anna", "password": "b"},
-        {"account_id": sim.ZERO_UUID, "password": "b"},
-        {"account_id": ANNA.account_id.replace("-", ""), "password": "b"},
-        {"username": "a", "password": "b", "region": "eu"},
-        {"username": "a", "password": "b", "base_url": "share2.dexcom.com"},
-        {"username": "a", "password": "b", "base_url": "ftp://share2.dexcom.com"},
-        {"username": "a", "password": "b", "base_url": "https://[::1"},
-        {"username": "a", "password": "b", "base_url": "https://localhost:99999"},
-        {"username": "a", "password": "b", "base_url": "https:///Services"},
-    ],
-    ids=str,
-)
-def test_refuses_what_cannot_sign_in(arguments: dict[str, Any]) -> None:
-    """Arguments that do not fit are refused at once, and as a ValueError too."""
-    assert isinstance(failure(ArgumentError, lambda: ShareClient(**arguments)), ValueError)
-
-
-def test_sends_nothing_before_it_is_asked_to(service: SimulatedShare) -> None:
-    """Making a client sends nothing."""
-    client = client_of(service)
-    assert asked(service, client) == []
-    assert not client.signed_in
-
-
-REJECTIONS = [
-    ("AccountPasswordInvalid", "Publisher account password failed"),
-    ("SSO_InternalError", f"Time out issue. Msg=Cannot Authenticate by AccountName='{ANNA.username}'"),
-    ("SSO_InternalError", f"Time out issue. Msg=Cannot Authenticate by AccountId='{ANNA.account_id}'"),
-    ("InvalidArgument", f"Missing required field(s): accountName {ANNA.username}"),
-    ("InvalidArgument", f"Missing required field(s): password {ANNA.password}"),
-    ("InvalidArgument", f"Cannot deserialize UUID from String {ANNA.account_id}"),
-    ("SSO_AuthenticateAccountNotFound", ""),
-    ("SSO_AuthenticatePasswordInvalid", ""),
-]
 
 
 @pytest.mark.parametrize("call", SIGN_IN)
@@ -453,132 +167,17 @@ def test_signs_in_with_ids_alone(service: SimulatedShare, fault: Fault, call: st
     assert not client.signed_in
 
 
-def test_keeps_the_account_id_though_the_login_fails(service: SimulatedShare) -> None:
-    """The first step is not repeated when it was the second that failed."""
-    service.fault = sim.only(sim.html(503), call=LOGIN, times=1)
+@pytest.mark.parametrize("call", SIGN_IN)
+def test_a_sign_in_says_nothing_of_sharing(service: SimulatedShare, call: str) -> None:
+    """The same words in answer to a sign-in are a fault like any other that nobody knows."""
+    service.fault = sim.only(sim.error("MonitoredReceiverNotAssigned"), call=call)
     client = client_of(service)
-    failure(UnavailableError, client.fetch)
-    assert client.sign_in_requests == 1
-    client.fetch()
-    assert asked(service, client) == [*SIGN_IN, LOGIN, READ]
-
-
-# Sessions
-
-
-def _answer_once(fault: Fault) -> Callable[[SimulatedShare], None]:
-    def lose(service: SimulatedShare) -> None:
-        service.fault = sim.only(fault, call=READ, times=1)
-
-    return lose
-
-
-LOSSES: Final[list[Any]] = [
-    pytest.param(lambda service: service.drop_sessions(), id="SessionIdNotFound"),
-    pytest.param(lambda service: service.expire_sessions(), id="SessionNotValid"),
-    pytest.param(_answer_once(sim.error("SessionNotValid", "Error in the application.")), id="application"),
-    pytest.param(_answer_once(sim.body(b"")), id="empty body"),
-    pytest.param(_answer_once(sim.error(*REJECTIONS[0])), id="AccountPasswordInvalid"),
-    pytest.param(_answer_once(sim.error("InvalidArgument", "UUID")), id="InvalidArgument"),
-]
-
-
-@pytest.mark.parametrize("lose", LOSSES)
-def test_renews_a_lost_session(
-    service: SimulatedShare, client: ShareClient, lose: Callable[[SimulatedShare], None]
-) -> None:
-    """A lost session costs one login and no second authentication, and the readings come all the same."""
-    lose(service)
-    assert client.fetch().readings == readings_of(ANNA)
-    assert asked(service, client)[3:] == [READ, LOGIN, READ]
-    assert client.fetch().readings == readings_of(ANNA)
-    assert asked(service, client)[6:] == [READ]
-
-
-@pytest.mark.parametrize("lose", LOSSES)
-def test_renews_no_session_when_told_not_to(
-    service: SimulatedShare, client: ShareClient, lose: Callable[[SimulatedShare], None]
-) -> None:
-    """Without leave to renew, a lost session is told after one request; the next fetch signs in by id."""
-    lose(service)
-    failure(UnavailableError, lambda: client.fetch(renew=False))
-    assert asked(service, client)[3:] == [READ]
-    assert not client.signed_in
-    client.fetch(renew=False)
-    assert asked(service, client)[4:] == [LOGIN, READ]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [sim.error("SessionIdNotFound"), sim.error("SessionNotValid"), sim.body(b""), sim.error(*REJECTIONS[0])],
-)
-def test_renews_a_session_once(service: SimulatedShare, client: ShareClient, fault: Fault) -> None:
-    """A session that is lost again at once is not renewed again."""
-    service.fault = read(fault)
-    failure(UnavailableError, client.fetch)
-    assert asked(service, client)[3:] == [READ, LOGIN, READ]
-    assert not client.signed_in
-    service.fault = sim.no_fault
-    assert client.fetch().readings == readings_of(ANNA)
-    assert asked(service, client)[6:] == [LOGIN, READ]
-
-
-def test_renews_the_session_of_a_known_account_id(service: SimulatedShare) -> None:
-    """A client that was given the account id never authenticates."""
-    client = client_of(service, username=None, account_id=ANNA.account_id)
-    client.fetch()
-    service.drop_sessions()
-    client.fetch()
-    assert asked(service, client) == [LOGIN, READ, READ, LOGIN, READ]
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (sim.password_changed(), CredentialsRejectedError),
-        (sim.error("SSO_AuthenticateMaxAttemptsExceeded"), LockedOutError),
-        (sim.status(429), RateLimitedError),
-        (sim.html(502), UnavailableError),
-        (sim.body(b"{}"), UnexpectedResponseError),
-    ],
-)
-def test_tells_why_a_session_could_not_be_renewed(
-    service: SimulatedShare, client: ShareClient, fault: Fault, kind: type[ShareError]
-) -> None:
-    """What goes wrong while a session is renewed is told as at the first sign-in, after one try."""
-    service.drop_sessions()
-    service.fault = sim.only(fault, call=LOGIN)
-    failure(kind, client.fetch)
-    assert asked(service, client)[3:] == [READ, LOGIN]
+    error = failure(UnavailableError, client.fetch)
+    assert str(error) == f"{host(service)} answered with status 500"
     assert not client.signed_in
 
 
 # Readings
-
-
-@pytest.mark.parametrize("name", ["minutes", "max_count"])
-def test_refuses_what_share_cannot_give(service: SimulatedShare, name: str) -> None:
-    """What is no whole number within Share's bounds is refused, as a ValueError too, and nothing is sent."""
-    client = client_of(service)
-    too_many = {"minutes": 1441, "max_count": 289}[name]
-    numbers: list[Any] = [0, -1, too_many, 2**70, True, False, 5.0, float("nan"), "5", b"5", None, [5]]
-    for number in numbers:
-        for call in (client.readings, client.fetch):
-            error = failure(ArgumentError, partial(call, **{name: number}))
-            assert isinstance(error, ValueError)
-            assert str(error) == f"{name} must be a whole number from 1 to {too_many - 1}"
-    assert asked(service, client) == []
-
-
-@pytest.mark.parametrize(("minutes", "max_count"), [(1, 1), (1, 288), (1440, 1), (1440, 288), (10, 3)])
-def test_asks_for_so_many_minutes_and_readings(
-    service: SimulatedShare, client: ShareClient, minutes: int, max_count: int
-) -> None:
-    """The newest of the minutes asked for come, at most as many as asked for, newest first."""
-    expected = list(reversed(readings_of(ANNA, minutes)))[:max_count]
-    assert client.readings(minutes, max_count) == expected
-    request = service.requests[-1]
-    assert (request.minutes, request.max_count) == (minutes, max_count)
 
 
 @pytest.mark.parametrize("account", ACCOUNTS, ids=["today", "before 2021-12", "west of Greenwich"])
@@ -607,65 +206,6 @@ def test_reads_the_recorded_records(service: SimulatedShare, client: ShareClient
         Reading(101, "Flat", 1_426_292_039_000, -420),
         Reading(224, "Flat", 1_745_081_013_817, -240),
     )
-
-
-def test_knows_the_latest_and_the_current_reading(client: ShareClient) -> None:
-    """The latest reading is the newest of the day; the current one is the same while it is fresh."""
-    newest = readings_of(ANNA)[-1]
-    assert client.latest_reading() == newest
-    assert client.current_reading() == newest
-
-
-@pytest.mark.parametrize("minutes", [10, 23 * 60])
-def test_knows_no_current_reading_where_the_newest_is_old(
-    service: SimulatedShare, client: ShareClient, minutes: int
-) -> None:
-    """A reading of more than ten minutes ago is the latest, and not current."""
-    begin = NOW - minutes * 60
-    service.distort(sim.during(begin, NOW, sim.missing))
-    assert client.latest_reading() == [each for each in readings_of(ANNA) if each.date < begin * 1000][-1]
-    assert client.current_reading() is None
-
-
-def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, client: ShareClient) -> None:
-    """What a phone whose clock is an hour ahead uploaded an hour ago passes for current, as the docstring says."""
-    service.distort(sim.missing)
-    taken = round((NOW - 60) * 1000)
-    service.add(ANNA.username, sim.Record(taken, 100, arrives=NOW - 3600))
-    assert client.current_reading() == Reading(100, "Flat", taken, 330)
-    assert "clock is wrong" in (ShareClient.current_reading.__doc__ or "")
-
-
-def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClient) -> None:
-    """That an account shares nothing is an answer without readings that says so, and the session stays."""
-    service.fault = read(sim.error("MonitoredReceiverNotAssigned", "no receiver"))
-    assert client.fetch() == Batch(nothing_shared=True)
-    assert client.readings() == []
-    assert client.latest_reading() is None
-    assert client.current_reading() is None
-    client.ask_time()
-    service.fault = sim.no_fault
-    assert client.fetch().readings == readings_of(ANNA)
-    assert service.count(call=LOGIN) == 1
-
-
-@pytest.mark.parametrize("call", SIGN_IN)
-def test_a_sign_in_says_nothing_of_sharing(service: SimulatedShare, call: str) -> None:
-    """The same words in answer to a sign-in are a fault like any other that nobody knows."""
-    service.fault = sim.only(sim.error("MonitoredReceiverNotAssigned"), call=call)
-    client = client_of(service)
-    error = failure(UnavailableError, client.fetch)
-    assert str(error) == f"{host(service)} answered with status 500"
-    assert not client.signed_in
-
-
-def test_knows_no_reading_where_there_is_none(service: SimulatedShare, client: ShareClient) -> None:
-    """Where Share has nothing, there is nothing, and nothing is wrong."""
-    service.distort(sim.missing)
-    assert client.fetch() == Batch()
-    assert client.readings() == []
-    assert client.latest_reading() is None
-    assert client.current_reading() is None
 
 
 @pytest.mark.parametrize("value", [0, 5, 12, 38])
@@ -772,49 +312,21 @@ def test_sorts_what_comes_in_any_order(service: SimulatedShare, client: ShareCli
 # Answers
 
 
-@pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
-@pytest.mark.parametrize("in_chunks", [True, False], ids=["chunked", "of known length"])
-def test_reads_every_way_of_sending(
-    service: SimulatedShare, client: ShareClient, in_chunks: bool, compress: bool
-) -> None:
-    """The answer may be compressed or not, in chunks or not: the client says that it can take both."""
-    heard: list[Request] = []
-
-    def sent(request: Request, respond: Respond) -> Response:
-        return replace(respond(request), chunked=in_chunks, compress=compress)
-
-    service.fault = sim.chain(listen(heard), read(sent))
-    assert client.fetch().readings == readings_of(ANNA)
-    assert [request.accepts_gzip for request in heard] == [True]
+def chunked(content: bytes) -> bytes:
+    return head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        head("Content-Length: 2") + b"[]",
-        head("Connection: close") + b"[]",
-        head("Transfer-Encoding: chunked") + b"1\r\n[\r\n1;x=y\r\n]\r\n0\r\nX: y\r\n\r\n",
-        head(status=100) * 3 + head("Content-Length: 2") + b"[]",
-        b"HTTP/1.0 200 OK\r\n\r\n[]",
-        b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\n[]",
-        head("Content-Length: 2", "Set-Cookie: =;;; Expires=x; Domain=.", "Content-Type: x; charset") + b"[]",
-        head("Content-Length: 4") + b" [] ",
-        head("Content-Length: 5") + b"\xef\xbb\xbf[]",
-    ],
-)
-def test_reads_a_plain_answer(service: SimulatedShare, client: ShareClient, content: bytes) -> None:
-    """No reading, however it is sent, is no reading and no error."""
-    service.fault = read(raw(content, close=b"Length" not in content))
-    assert client.fetch() == Batch()
+def without_end(piece: bytes) -> Fault:
+    """Send the same again and again, until the client has enough."""
 
+    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
+        try:
+            while True:
+                connection.sendall(piece * 1000)
+        except ConnectionError:
+            return False
 
-def test_is_not_misled_by_what_follows_an_answer(service: SimulatedShare, client: ShareClient) -> None:
-    """Bytes that come after the end of an answer are not taken for the answer to what is asked next."""
-    two = head("Content-Length: 2") + b"[]"
-    service.fault = read(raw(two * 2))
-    assert client.fetch() == Batch()
-    service.fault = sim.no_fault
-    assert client.fetch().readings == readings_of(ANNA)
+    return lambda _request, _respond: Response(delivery=deliver)
 
 
 DEEP: Final = b"[" * 100_000
@@ -921,245 +433,6 @@ def grows_by_at_most(size: int) -> Iterator[None]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("content", "calls"),
-    [
-        (b"HTTP/1.1 200", [READ, LOGIN, READ]),
-        (head()[:-2], [READ, LOGIN, READ]),
-        (head("Content-Length: 9")[:-2], [READ]),
-        (head("Transfer-Encoding: chunked")[:-2], [READ]),
-    ],
-)
-def test_a_head_that_breaks_off_is_no_batch(
-    service: SimulatedShare, client: ShareClient, content: bytes, calls: list[str]
-) -> None:
-    """An answer that breaks off within its head is an error; where it looks empty, the session is renewed first."""
-    service.fault = read(raw(content, close=True))
-    failure(UnavailableError, client.fetch)
-    assert asked(service, client)[3:] == calls
-
-
-@pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
-def test_takes_an_answer_of_nearly_one_mebibyte(service: SimulatedShare, client: ShareClient, compress: bool) -> None:
-    """A long answer is fine up to the limit, which for a compressed one holds unpacked too."""
-    service.fault = read(sim.padded(MIB if compress else MIB - 1000, compress=compress))
-    assert client.fetch().readings == readings_of(ANNA)
-    service.fault = read(sim.padded(MIB + 1, compress=compress))
-    error = failure(UnexpectedResponseError, client.fetch)
-    assert "more than 1 MiB" in str(error)
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("call", [*SIGN_IN, READ])
-def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) -> None:
-    """A redirect is an error: neither the password nor the session goes to where it points."""
-    with SimulatedShare(ACCOUNTS, lambda: NOW) as other:
-        path = {
-            AUTHENTICATE: "General/AuthenticatePublisherAccount",
-            LOGIN: "General/LoginPublisherAccountById",
-            READ: "Publisher/ReadPublisherLatestGlucoseValues",
-        }[call]
-        service.fault = sim.only(sim.status(status, {"Location": f"{other.base_url}/{path}"}), call=call)
-        client = client_of(service)
-        failure(UnavailableError, client.fetch)
-        assert asked(service, client) == [*SIGN_IN, READ][: [*SIGN_IN, READ].index(call) + 1]
-        assert other.requests == []
-
-
-@pytest.mark.parametrize("location", ["http://[::1", "//", "\xff\xfe", "", "http://localhost:99999/"])
-def test_looks_at_no_redirect(service: SimulatedShare, client: ShareClient, location: str) -> None:
-    """A redirect to what is no address is an error like any other status."""
-    service.fault = read(sim.status(302, {"Location": location}))
-    assert str(failure(UnavailableError, client.fetch)) == f"{host(service)} answered with status 302"
-
-
-def test_tells_a_refused_connection(service: SimulatedShare, client: ShareClient) -> None:
-    """A server that is down is told as such; when it is back, the session goes on."""
-    at = host(service)
-    service.close()
-    failure(UnavailableError, client_of(service).fetch)
-    assert str(failure(UnavailableError, client.fetch)) == f"no answer from {at}: the connection was refused"
-    assert client.requests == 4
-    service.start()
-    assert client.fetch().readings == readings_of(ANNA)
-    assert client.logins == 2
-
-
-def test_tells_an_unknown_host() -> None:
-    """A host that cannot be looked up is unavailable, and the error says so."""
-    client = ShareClient(username="a", password="b", base_url="https://share.invalid/Services")
-    error = failure(UnavailableError, client.fetch)
-    assert str(error) == "no answer from share.invalid: its name could not be looked up"
-    assert not error.wrong_clock
-    assert (client.requests, client.logins) == (1, 0)
-
-
-@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".invalid", "*"])
-def test_tells_an_impossible_host(host: str) -> None:
-    """A host that cannot be is unavailable, too: only the asking tells."""
-    failure(UnavailableError, ShareClient(username="a", password="b", base_url=f"http://{host}").fetch)
-
-
-def test_tries_every_address_of_a_host(service: SimulatedShare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first addresses of a host refuse the connection, the next one serves."""
-    port = int(service.base_url.split(":")[2].split("/")[0])
-    resolve(monkeypatch, "many.test", [("127.0.0.2", port), ("::1", port), ("127.0.0.1", port)])
-    client = client_of(service, base_url=service.base_url.replace("127.0.0.1", "many.test"))
-    assert client.fetch().readings == readings_of(ANNA)
-
-
-def resolve(monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[tuple[str, int]]) -> None:
-    """Let a name have these addresses."""
-    look_up = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> list[Any]:
-        if host != name:
-            return look_up(host, *arguments, **options)
-        return [info for address in addresses for info in look_up(*address, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
-
-
-# Time limits
-
-
-@pytest.fixture
-def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a call have half a second instead of 20."""
-    assert share.CALL_SECONDS == 20
-    monkeypatch.setattr(transport, "CALL_SECONDS", 0.5)
-
-
-def dripping(content: bytes | None = None) -> Fault:
-    """Send the whole answer, or this one, byte by byte: every read of the client brings something in time."""
-
-    def fault(request: Request, respond: Respond) -> Response:
-        slow = sim.drip(0.05)(request, respond)
-        return replace(
-            slow, delivery=lambda connection, top, rest: slow.delivery(connection, b"", content or top + rest)
-        )
-
-    return fault
-
-
-SLOW: Final = {
-    "no answer": sim.hang(),
-    "byte by byte": dripping(),
-    "body byte by byte": sim.drip(0.05),
-    "body of known length byte by byte": dripping(b"  [          ]" + b" " * 200),
-    "one header without end": dripping(head("X: " + "y" * 1000)),
-    "100 again and again": dripping(head(status=100) * 100),
-    "chunk by chunk": dripping(head("Transfer-Encoding: chunked") + b"1\r\n \r\n" * 200),
-}
-
-
-@pytest.mark.usefixtures("short_calls")
-@pytest.mark.parametrize("fault", SLOW.values(), ids=SLOW)
-def test_a_call_ends_in_time(service: SimulatedShare, client: ShareClient, fault: Fault) -> None:
-    """A call that would take too long ends when its time is over, also while something keeps coming."""
-    service.fault = read(fault)
-    with takes(0.4, 4):
-        error = failure(UnavailableError, client.fetch)
-    assert str(error) == f"no answer from {host(service)}: it took too long"
-    service.fault = sim.no_fault
-    assert client.fetch().readings == readings_of(ANNA)
-
-
-@pytest.mark.usefixtures("short_calls")
-@pytest.mark.parametrize("call", SIGN_IN)
-def test_a_sign_in_ends_in_time(service: SimulatedShare, call: str) -> None:
-    """Each step of a sign-in has its time limit as well."""
-    service.fault = sim.only(dripping(), call=call)
-    with takes(0.4, 4):
-        failure(UnavailableError, client_of(service).fetch)
-
-
-@pytest.mark.usefixtures("short_calls")
-def test_a_call_has_its_time_in_real_seconds(service: SimulatedShare) -> None:
-    """A clock that runs fast makes no call shorter: the network does not run faster."""
-    client = client_of(service, clock=Clock(speed=10_000))
-    assert client.fetch().readings == readings_of(ANNA)
-    service.fault = sim.hang()
-    with takes(0.4, 4):
-        failure(UnavailableError, client.fetch)
-
-
-@pytest.fixture
-def full_server() -> Iterator[int]:
-    """Yield the port of some addresses from 127.0.0.2 on that let connections wait for ever."""
-    with contextlib.ExitStack() as stack:
-        port = 0
-        for number in range(2, 6):
-            server = stack.enter_context(socket.socket())
-            server.bind((f"127.0.0.{number}", port))
-            server.listen(0)
-            port = server.getsockname()[1]
-            for _ in range(3):
-                waiting = stack.enter_context(socket.socket())
-                waiting.settimeout(0)
-                waiting.connect_ex(server.getsockname())
-        yield port
-
-
-@pytest.mark.usefixtures("short_calls")
-def test_connecting_ends_in_time(full_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with several addresses, none of which answers, has no more time than any other."""
-    resolve(monkeypatch, "many.test", [(f"127.0.0.{number}", full_server) for number in range(2, 6)])
-    client = ShareClient(username="a", password="b", base_url=f"http://many.test:{full_server}")
-    with takes(0.4, 4):
-        error = failure(UnavailableError, client.fetch)
-    assert str(error) == f"no answer from many.test:{full_server}: it took too long"
-
-
-@pytest.mark.usefixtures("short_calls")
-def test_a_handshake_ends_in_time() -> None:
-    """A server that accepts the connection and never says a word of TLS is given up in time."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"https://127.0.0.1:{server.getsockname()[1]}"
-        with takes(0.4, 4):
-            failure(UnavailableError, ShareClient(username="a", password="b", base_url=url).fetch)
-
-
-@pytest.mark.usefixtures("short_calls")
-def test_threads_share_no_limit(service: SimulatedShare) -> None:
-    """Calls in one thread neither prolong nor shorten a call in another, which ends in its own time."""
-    service.fault = sim.only(dripping(), account=QUINN.username)
-    slow = threading.Thread(target=failure, args=(UnavailableError, client_of(service, QUINN).fetch))
-    client, fetched = client_of(service), 0
-    with takes(0.4, 4):
-        slow.start()
-        while slow.is_alive() and fetched < 1000:
-            assert client.fetch().readings == readings_of(ANNA)
-            fetched += 1
-        slow.join()
-    assert fetched > 3
-
-
-# The time
-
-
-def test_asks_for_the_time_without_the_password(service: SimulatedShare) -> None:
-    """Share tells the time to somebody who has not signed in, and a session is neither needed nor lost."""
-    client = client_of(service)
-    for _ in range(2):
-        client.ask_time()
-        assert client.time.known
-    assert asked(service, client) == [READ, READ]
-    assert client.fetch().readings == readings_of(ANNA)
-    client.ask_time()
-    client.fetch()
-    assert client.logins == 2
-
-
-@pytest.mark.parametrize("code", ["SessionIdNotFound", "SessionNotValid", "AccountPasswordInvalid"])
-def test_the_time_is_in_a_refusal_too(service: SimulatedShare, code: str) -> None:
-    """An answer that does not know the session of zeros tells the time as well."""
-    client = client_of(service)
-    service.fault = sim.error(code)
-    client.ask_time()
-    assert client.time.known
-
-
 # Rate limits
 
 
@@ -1214,318 +487,8 @@ def test_tells_a_rate_limit_of_a_sign_in(service: SimulatedShare, call: str) -> 
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]
 
 
-# The time of day
-
-
-class HandClock(Clock):
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-
-def test_the_server_tells_the_time(service: SimulatedShare) -> None:
-    """The time of day is the server's, to within the second to which its header is cut."""
-    clock = HandClock()
-    client = client_of(service, clock=clock)
-    assert not client.time.known
-    client.fetch()
-    told = client.time.now()
-    assert told is not None
-    assert NOW <= told <= NOW + 1
-    clock.time += 60
-    assert client.time.now() == told + 60
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (sim.html(503), UnavailableError),
-        (sim.status(429), RateLimitedError),
-        (sim.body(b"x"), UnexpectedResponseError),
-        (sim.error(*REJECTIONS[0]), CredentialsRejectedError),
-    ],
-)
-def test_an_error_tells_the_time_too(service: SimulatedShare, fault: Fault, kind: type[ShareError]) -> None:
-    """The header of an answer that is an error tells the time as well."""
-    service.fault = fault
-    client = client_of(service)
-    failure(kind, client.fetch)
-    assert client.time.now() == pytest.approx(NOW, abs=2)
-
-
-@pytest.mark.parametrize(
-    "date",
-    [
-        *(None, "", "yesterday", "0", "\xff", "Sat, 19 Apr 1925 16:43:20 GMT", "Sat, 19 Apr 9999 16:43:20 GMT"),
-        *("Mon, 99 Foo 99999999999 99:99:99 +9999", "1" * 5000, "Thu, 01 Jan 1970 00:00:00 GMT", "," * 50),
-    ],
-)
-def test_a_date_that_makes_no_sense_tells_nothing(service: SimulatedShare, date: str | None) -> None:
-    """A header that is missing or garbage leaves the time unknown, and the readings good."""
-    service.fault = sim.header("Date", date)
-    client = client_of(service)
-    assert client.fetch().readings == readings_of(ANNA)
-    assert not client.time.known
-
-
-# Connections
-
-
-def noting_peers(peers: list[object], *, then: Callable[[socket.socket], bool] = lambda _: True) -> Fault:
-    """Answer as the service does, and note from which port of the client's each request comes."""
-
-    def deliver(connection: socket.socket, top: bytes, content: bytes) -> bool:
-        peers.append(connection.getpeername())
-        connection.sendall(top + content)
-        return then(connection)
-
-    return lambda request, respond: replace(respond(request), delivery=deliver)
-
-
-def test_keeps_the_connection(service: SimulatedShare) -> None:
-    """Sign-in and reads, errors among them, take one connection."""
-    peers: list[object] = []
-    client = client_of(service)
-    for fault in (sim.no_fault, sim.html(503), sim.status(429), sim.error("X"), sim.truncated(), sim.no_fault):
-        service.fault = sim.chain(noting_peers(peers), read(fault))
-        with contextlib.suppress(ShareError):
-            client.fetch()
-    assert len(peers) == 8
-    assert len(set(peers)) == 1
-
-
-def test_connects_anew_where_the_connection_was_closed(service: SimulatedShare) -> None:
-    """A server that closes the connection while nothing is asked costs no error."""
-    peers: list[object] = []
-    closed = threading.Semaphore(0)
-
-    def close(connection: socket.socket) -> bool:
-        connection.shutdown(socket.SHUT_RDWR)
-        closed.release()
-        return False
-
-    client = client_of(service)
-    client.fetch()
-    service.fault = noting_peers(peers, then=close)
-    for _ in range(3):
-        assert client.fetch().readings == readings_of(ANNA)
-        assert closed.acquire(timeout=5)
-    assert len(set(peers)) == 3
-
-
-def test_connects_anew_where_the_server_was_restarted(service: SimulatedShare, client: ShareClient) -> None:
-    """A server that was away while nothing was asked costs no error, and not the session."""
-    service.close()
-    service.start()
-    assert client.fetch().readings == readings_of(ANNA)
-    assert asked(service, client)[3:] == [READ]
-
-
-def test_a_connection_serves_every_thread(service: SimulatedShare, client: ShareClient) -> None:
-    """A connection that one thread has opened serves another, with that one's limits."""
-    peers: list[object] = []
-    service.fault = noting_peers(peers)
-    client.fetch()
-    batches: list[Batch] = []
-    thread = threading.Thread(target=lambda: batches.append(client.fetch()))
-    thread.start()
-    thread.join()
-    assert batches == [Batch(readings_of(ANNA))]
-    assert len(set(peers)) == 1
-
-
-def test_sends_cookies_back_to_their_account_alone() -> None:
-    """A cookie of one account's answers goes with that account's requests, and with no other's."""
-    with LittleServer() as server:
-        anna, quinn = client_to(server), client_to(server)
-        anna.fetch()
-        quinn.fetch()
-        anna.fetch()
-    assert server.cookies == ["", "n=1", "n=2", "", "n=4", "n=5", "n=3"]
-
-
-# TLS
-
-
-class LittleServer(socketserver.ThreadingTCPServer):
-    """Signs everybody in and has no readings; over TLS where it has a certificate."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, certificate: trustme.LeafCert | None = None, *, drip: bool = False) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.drip = drip
-        self.cookies: list[str] = []
-        """What each request brought along."""
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            certificate.configure_cert(context)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-            self.url = self.url.replace("http:", "https:")
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that goes away is what some tests are about."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: LittleServer
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.cookies.append(self.headers.get("Cookie", ""))
-        content = b"[]" if "Read" in self.path else json.dumps(ANNA.account_id).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content) + 100 * self.server.drip))
-        self.send_header("Set-Cookie", f"n={len(self.server.cookies)}; path=/")
-        self.end_headers()
-        self.wfile.write(content)
-        for _ in range(100 * self.server.drip):
-            time.sleep(0.05)
-            self.wfile.write(b" ")
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
-        """Say nothing."""
-
-
-@pytest.fixture
-def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[trustme.CA]:
-    """Return an authority that this machine trusts."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    adapter = transport._adapter  # noqa: SLF001  # one context for the whole process, which has no other way to change
-    adapter.cache_clear()
-    yield authority
-    adapter.cache_clear()
-
-
-def test_trusts_the_authorities_of_the_machine(authority: trustme.CA) -> None:
-    """A certificate of an authority in SSL_CERT_FILE is good."""
-    with LittleServer(authority.issue_cert("127.0.0.1")) as server:
-        client = client_to(server)
-        assert client.fetch() == Batch()
-        assert client.time.known
-        assert (client.requests, client.logins) == (3, 2)
-
-
-def client_to(server: LittleServer) -> ShareClient:
-    return ShareClient(username=ANNA.username, password=ANNA.password, base_url=server.url)
-
-
-WEEK = timedelta(days=7)
-
-
-@pytest.mark.parametrize(
-    ("name", "begins", "ends", "wrong_clock", "why"),
-    [
-        pytest.param("127.0.0.1", -2 * WEEK, -WEEK, True, "outside its dates", id="expired"),
-        pytest.param("127.0.0.1", WEEK, 2 * WEEK, True, "outside its dates", id="not yet valid"),
-        pytest.param("localhost", -WEEK, WEEK, False, "not one this machine trusts", id="of another host"),
-    ],
-)
-def test_tells_a_certificate_that_is_not_good(
-    authority: trustme.CA, name: str, begins: timedelta, ends: timedelta, wrong_clock: bool, why: str
-) -> None:
-    """Where only the dates of a certificate are wrong, it may be this machine's clock; else it is not."""
-    today = datetime.now(UTC)
-    certificate = authority.issue_cert(name, not_before=today + begins, not_after=today + ends)
-    with LittleServer(certificate) as server:
-        error = failure(UnavailableError, client_to(server).fetch)
-    assert error.wrong_clock is wrong_clock
-    assert str(error) == f"the certificate of {host(server)} is {why}"
-    assert server.cookies == []
-
-
-@pytest.mark.usefixtures("authority")
-def test_trusts_no_other_authority() -> None:
-    """A certificate of an unknown authority is not trusted, nothing is sent, and the clock is not to blame."""
-    with LittleServer(trustme.CA().issue_cert("127.0.0.1")) as server:
-        error = failure(UnavailableError, client_to(server).fetch)
-    assert not error.wrong_clock
-    assert str(error) == f"the certificate of {host(server)} is not one this machine trusts"
-    assert server.cookies == []
-
-
-def test_trusts_the_usual_authorities_everywhere(authority: trustme.CA) -> None:
-    """The authorities of certifi are trusted although the machine names others."""
-    del authority
-    context = transport._adapter().poolmanager.connection_pool_kw["ssl_context"]  # noqa: SLF001  # no other way to look
-    assert len(context.get_ca_certs()) > 50
-
-
-def test_tells_a_server_that_speaks_no_tls(service: SimulatedShare) -> None:
-    """A server that does not speak TLS where it should is unavailable, and the clock is not to blame."""
-    client = client_of(service, base_url=service.base_url.replace("http:", "https:"))
-    error = failure(UnavailableError, client.fetch)
-    assert not error.wrong_clock
-    assert str(error) == f"no answer from {host(service)}: the encrypted connection failed"
-    assert service.requests == []
-
-
-@pytest.mark.usefixtures("short_calls")
-def test_a_call_over_tls_ends_in_time(authority: trustme.CA) -> None:
-    """The time limit holds over TLS as well, while byte after byte comes."""
-    with LittleServer(authority.issue_cert("127.0.0.1"), drip=True) as server, takes(0.4, 4):
-        error = failure(UnavailableError, client_to(server).fetch)
-    assert str(error) == f"no answer from {host(server)}: it took too long"
-    assert not error.wrong_clock
-
-
-# Secrets
-
-
-@pytest.mark.parametrize("write", [*_WRITTEN, lambda text: base64.b64encode(f"x{text}y".encode()).decode()])
-@pytest.mark.parametrize("secret", [ANNA.username, KIM.password, ANNA.account_id])
-def test_the_search_for_secrets_finds_them(secret: str, write: Callable[[str], str]) -> None:
-    """The search that every test here relies on finds a secret however it is written, and nothing else."""
-    assert secrets_in(f"/{write(secret)} and more") == {secret}
-    assert secrets_in("https://share2.dexcom.com/ShareWebServices/Services/General answered with status 500") == set()
-
-
-MALFORMED_HEADERS: Final = head("Content-Length: 2", "no header", "Date: x") + b"[]"
-
-
-def test_the_library_would_log_the_session(
-    service: SimulatedShare, client: ShareClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """urllib3 writes the URL with the session id into its log, as a warning too: the daemon has to silence it."""
-    service.fault = read(raw(MALFORMED_HEADERS, close=True))
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
-    client.fetch()
-    assert secrets_in(caplog.text)
-    caplog.clear()
-
-
-def test_the_log_tells_no_secret(
-    service: SimulatedShare, client: ShareClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With the daemon's settings nothing is logged of calls, good or bad."""
-    service.fault = read(raw(MALFORMED_HEADERS, close=True))
-    client.fetch()
-    for fault in (sim.drop(), sim.error("X"), sim.no_fault):
-        service.fault = fault
-        with contextlib.suppress(ShareError):
-            client.fetch()
-    assert caplog.text == ""
-
-
 # Anything
+
 
 ReadWith = Callable[[Fault], Batch | ShareError]
 
