@@ -1,0 +1,16 @@
+"""No test of the configuration finds the one that this machine has."""
+
+from pathlib import Path
+
+import pytest
+
+from dexcom2mqtt import config
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's own configuration out of the tests."""
+    empty = tmp_path_factory.mktemp("empty")
+    monkeypatch.chdir(empty)
+    monkeypatch.setattr(config, "DEFAULT_FILES", (Path("config.yaml"), empty / "etc.yaml"))
+    monkeypatch.setattr(config, "DOCKER_SECRETS", empty / "secrets")

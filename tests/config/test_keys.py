@@ -1,0 +1,195 @@
+"""What the keys of the configuration take, what they are by default, and which of it earns a warning."""
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from dexcom2mqtt.config import Account, Ranges, Settings, Tls
+from tests.support.configuration import ANNA, UUID, account, anna, read
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+def test_two_lines_are_enough() -> None:
+    """A user name and a password make a configuration; all else has the documented default."""
+    got = read(ANNA)
+    assert got.model_dump() == {
+        "accounts": {
+            "anna": {
+                "name": "Anna",
+                "username": SecretStr("anna@example.com"),
+                "account_id": None,
+                "password": SecretStr("pw"),
+                "region": "us",
+                "unit": "mg/dL",
+                "ranges": {"very_low": 54, "low": 70, "high": 180, "very_high": 250},
+                "share_url": None,
+            }
+        },
+        "mqtt": {
+            "host": "localhost",
+            "port": 1883,
+            "username": None,
+            "password": None,
+            "protocol": "auto",
+            "base_topic": "dexcom2mqtt",
+            "client_id": "dexcom2mqtt",
+            "keepalive": 60,
+            "tls": None,
+        },
+        "home_assistant": {
+            "discovery": True,
+            "discovery_prefix": "homeassistant",
+            "status_topic": "homeassistant/status",
+        },
+        "stale_after": 15,
+        "log_level": "info",
+    }
+    assert got.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("+11234567890", "0123", "yes", "1e3", "1_000", "0x10", "2001-01-01", "12:30:45", "=", ".inf", "No", "NULL"),
+        *("Null", "'null'", '"~"', "!!str 5", "a#b", "<<", "pass word", "pä$$wörd", "“quoted”", "😀", "\\n"),
+    ],
+)
+def test_a_text_stays_as_it_was_written(written: str) -> None:
+    """No text becomes a number, a truth, a date or nothing, quoted or not."""
+    plain = written.removeprefix("!!str ").strip("'\"")
+    got = anna(f"accounts: {{anna: {{username: {written}, password: {written}}}}}")
+    assert got.password.get_secret_value() == plain
+    assert got.user.get_secret_value() == plain
+
+
+def test_the_key_gives_the_name() -> None:
+    """An account without a name is called like its key, capitalised, with spaces."""
+    got = read("accounts: {anna_marie: {username: a, password: p}, b2: {username: b, password: p, name: Bo B}}")
+    assert [each.name for each in got.accounts.values()] == ["Anna marie", "Bo B"]
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "port", "client_id"),
+    [
+        ("{}", 1883, "dexcom2mqtt"),
+        ("{tls: {}}", 8883, "dexcom2mqtt"),
+        ("{tls: null}", 1883, "dexcom2mqtt"),
+        ("{tls: {verify: no}, port: 1}", 1, "dexcom2mqtt"),
+        ("{base_topic: home/cgm/x}", 1883, "home_cgm_x"),
+        ("{base_topic: home/cgm, client_id: 007}", 1883, "007"),
+    ],
+)
+def test_port_and_client_id_follow_from_other_keys(mqtt: str, port: int, client_id: str) -> None:
+    """Port and client id, where they are not given, follow from tls and base_topic."""
+    got = read(f"{ANNA}mqtt: {mqtt}").mqtt
+    assert (got.port, got.client_id) == (port, client_id)
+
+
+def test_null_is_the_default() -> None:
+    """A key or section left empty, in any spelling of nothing, is as if it were not there."""
+    empty = "stale_after:\nlog_level: ~\nhome_assistant:\nmqtt: {host: , port: null, client_id: ~, tls: }\n"
+    ranges = "accounts: {anna: {username: anna@example.com, password: pw, name: , region: ~, ranges: {low: }}}\n"
+    assert read(empty + ranges) == read(ANNA)
+
+
+@pytest.mark.parametrize("word", ["true", "yes", "on", "True", "ON"])
+def test_switches_know_the_words_of_yaml(word: str) -> None:
+    """A switch understands true, yes and on, and their opposites."""
+    opposite = {"true": "false", "yes": "no", "on": "off"}[word.lower()]
+    got = read(f"{ANNA}mqtt: {{tls: {{verify: {opposite}}}}}\nhome_assistant: {{discovery: {word}}}")
+    assert got.home_assistant.discovery is True
+    assert got.mqtt.tls == Tls(verify=False)
+
+
+def test_sections_can_be_shared() -> None:
+    """Anchors, aliases and << work: the section's own keys beat merged ones, an earlier merged one a later."""
+    got = read(
+        "accounts:\n"
+        "  a: &a {username: a, password: p, unit: mmol/L, ranges: &r {low: 80}}\n"
+        "  b: {<<: *a, username: b}\n"
+        "  c: {username: c, <<: [{region: jp}, *a, {region: ous}], ranges: {<<: *r, high: 200}}\n"
+    ).accounts
+    assert (got["b"].unit, got["b"].ranges.low, got["b"].user.get_secret_value()) == ("mmol/L", 80, "b")
+    assert (got["c"].region, got["c"].ranges) == ("jp", Ranges(low=80, high=200))
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://share.example.com", "https://share.example.com"),
+        ("https://share.example.com:8443/base/", "https://share.example.com:8443/base"),
+        ("http://localhost:8080/", "http://localhost:8080"),
+        ("http://127.3.2.1", "http://127.3.2.1"),
+        ("http://[::1]:1", "http://[::1]:1"),
+        ("https://[2001:db8::1]", "https://[2001:db8::1]"),
+    ],
+)
+def test_share_url(url: str, kept: str) -> None:
+    """Another server is reached by https, or by http on this machine; a closing slash does not matter."""
+    assert anna(account(share_url=url)).share_url == kept
+
+
+@pytest.mark.parametrize("host", ["localhost", "192.168.1.2", "::1", "fe80::1%eth0", "my_broker", "a-b.local."])
+def test_hosts(host: str) -> None:
+    """A broker is named by host name or address."""
+    assert read(f"{ANNA}mqtt: {{host: '{host}'}}").mqtt.host == host
+
+
+def test_a_brokers_password_may_be_a_token() -> None:
+    """Where a broker wants a token for a password, there is room for it."""
+    token = "p" * 16_383
+    password = read(f"{ANNA}mqtt: {{username: u, password: {token}}}").mqtt.password
+    assert password == SecretStr(token)
+
+
+def test_a_person_may_be_known_by_account_id() -> None:
+    """`user` is the account id where no user name is given."""
+    got = anna(f"accounts: {{anna: {{account_id: {UUID}, password: p}}}}")
+    assert (got.username, got.user.get_secret_value()) == (None, UUID)
+
+
+def test_settings_do_not_change_and_hide_their_secrets() -> None:
+    """Settings are frozen, and no secret is in their repr."""
+    got = read(account(username="CANARY1", password="CANARY2") + "mqtt: {username: CANARY3, password: CANARY4}")
+    assert "CANARY" not in repr(got)
+    for section, key in ((got, "stale_after"), (got.mqtt, "host"), (got.accounts["anna"], "name")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, key, "1")
+
+
+def test_settings_can_be_made_without_a_file() -> None:
+    """Code that needs settings, such as a test, builds them from models or dictionaries."""
+    made = Settings(accounts={"anna": Account(username=SecretStr("anna@example.com"), password=SecretStr("pw"))})
+    assert made == read(ANNA)
+    assert made == Settings(accounts={"anna": {"username": "anna@example.com", "password": "pw"}})
+
+
+def test_models_say_no_secret_either() -> None:
+    """A model built wrongly by code raises an error that holds no input."""
+    with pytest.raises(ValidationError) as caught:
+        Account(username=SecretStr("a"), password=SecretStr("CANARY\n"), pasword="CANARY")  # type: ignore[call-arg]
+    assert caught.value.error_count() == 2
+    assert "CANARY" not in str(caught.value)
+
+
+# --- warnings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "warned"),
+    [
+        ("{host: localhost}", False),
+        ("{host: LOCALHOST}", False),
+        ("{host: 127.0.0.2}", False),
+        ("{host: '::1'}", False),
+        ("{host: 192.168.1.2}", True),
+        ("{host: localhost.example.com}", True),
+        ("{host: 192.168.1.2, tls: {}}", False),
+    ],
+)
+def test_a_broker_elsewhere_without_tls_earns_a_warning(mqtt: str, *, warned: bool) -> None:
+    """Readings that cross the network unencrypted are told, with what to write."""
+    got = read(f"{ANNA}mqtt: {mqtt}").warnings
+    assert [each.startswith("mqtt: the broker is on another machine") and "tls: {}" in each for each in got] == (
+        [True] if warned else []
+    )

@@ -1,0 +1,116 @@
+"""The schema of the configuration for editors, and the example that shows every key."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dexcom2mqtt.config import Tls, load, schema
+from tests.support.configuration import ANNA, SECTIONS, read
+
+EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"
+
+
+def properties_of(tree: dict[str, Any], node: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Walk through the schema, naming each key's place; an account's key is *."""
+    for option in (node, *node.get("anyOf", ())):
+        found = tree["$defs"][option["$ref"].rpartition("/")[2]] if "$ref" in option else option
+        children = {**found.get("properties", {})}
+        if "patternProperties" in found:
+            (children["*"],) = found["patternProperties"].values()
+        for key, child in children.items():
+            yield f"{place}{key}", child
+            yield from properties_of(tree, child, f"{place}{key}.")
+        if children:
+            assert found["additionalProperties"] is False
+            assert "required" not in found
+
+
+def test_the_schema_knows_every_key() -> None:
+    """The schema is of draft 2020-12, describes each key, allows no other, and requires none."""
+    tree = json.loads(schema())
+    assert tree["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    places = dict(properties_of(tree, tree))
+    expected = {(*place, key) for place, model in SECTIONS.items() for key in model.model_fields}
+    assert places.keys() == {".".join(each).replace("anna", "*") for each in expected} | {"accounts.*"}
+    assert [place for place, node in places.items() if place != "accounts.*" and not node.get("description")] == []
+    (pattern,) = tree["properties"]["accounts"]["anyOf"][0]["patternProperties"]
+    assert [bool(re.search(pattern, key)) for key in ("anna_2", "bridge", "bridges", "A", "a__b")] == [1, 0, 1, 0, 0]
+
+
+def types_of(node: dict[str, Any]) -> list[str]:
+    """Name the types that a key's value may have, as the schema says it."""
+    own = node.get("type", [])
+    return [
+        *([own] if isinstance(own, str) else own),
+        *(one for each in node.get("anyOf", ()) for one in types_of(each)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "types"),
+    [
+        ("accounts.*.password", ["string", "number", "boolean"]),
+        ("accounts.*.username", ["string", "number", "boolean", "null"]),
+        ("accounts.*.name", ["string", "number", "boolean", "null"]),
+        ("mqtt.client_id", ["string", "number", "boolean", "null"]),
+        ("mqtt.port", ["integer", "null"]),
+        ("mqtt.tls.verify", ["boolean", "null"]),
+        ("accounts.*.region", ["string", "null"]),
+        ("mqtt.tls.ca_file", ["string", "null"]),
+    ],
+)
+def test_the_schema_allows_what_may_be_written(place: str, types: list[str]) -> None:
+    """To an editor an unquoted text may look like a number; a key with a default may be empty."""
+    tree = json.loads(schema())
+    assert types_of(dict(properties_of(tree, tree))[place]) == types
+
+
+def test_the_schema_knows_limits_and_choices() -> None:
+    """Numbers have their limits in the schema, and choices are listed, 5 as a number, too."""
+    tree = json.loads(schema())
+    places = dict(properties_of(tree, tree))
+    stale_after, protocol = places["stale_after"]["anyOf"][0], places["mqtt.protocol"]["anyOf"][0]
+    assert (stale_after["minimum"], stale_after["maximum"], stale_after["default"]) == (10, 60, 15)
+    assert protocol["enum"] == ["auto", 5, "5", "3.1.1"]
+
+
+def example_with_everything_on() -> dict[str, Any]:
+    """Read the example as an editor does, with the keys that are switched off switched on."""
+    tree = yaml.safe_load(re.sub(r"(?m)^( *)#( *[a-z_]+:)", r"\1\2", EXAMPLE.read_text()))
+    assert isinstance(tree, dict)
+    return tree
+
+
+def test_the_example_is_valid() -> None:
+    """The example can be used as it stands."""
+    (name,) = {each.name for each in load(EXAMPLE, environ={}).accounts.values()}
+    assert name == "Anna"
+
+
+def test_the_example_names_every_key() -> None:
+    """The example has every key there is, and no other."""
+
+    def places(node: object, place: str = "") -> Iterator[str]:
+        for key, child in node.items() if isinstance(node, dict) else ():
+            yield f"{place}{key}"
+            yield from places(child, f"{place}{key}.")
+
+    tree = json.loads(schema())
+    shown = {each.replace("accounts.anna", "accounts.*") for each in places(example_with_everything_on())}
+    assert shown == {place for place, _ in properties_of(tree, tree)}
+
+
+def test_the_example_shows_the_defaults() -> None:
+    """Every value in the example but the account's own is the one that holds without it."""
+    shown = example_with_everything_on()
+    default = read(ANNA).model_dump()
+    default["mqtt"]["tls"] = Tls().model_dump()
+    for tree in (shown, default):
+        for key in ("username", "password", "account_id"):
+            del tree["accounts"]["anna"][key]
+    assert shown == default

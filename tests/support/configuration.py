@@ -1,0 +1,54 @@
+"""Configurations as the tests write them, and what load makes of them: settings, or mistakes in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from dexcom2mqtt.config import Account, ConfigError, HomeAssistant, Mqtt, Ranges, Settings, Tls, load
+
+ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
+UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+ACCOUNT_KEYS = "name, account_id, username, password, region, unit, ranges, share_url"
+MQTT_KEYS = "host, tls, port, username, password, protocol, base_topic, client_id, keepalive"
+SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Settings,
+    ("accounts", "anna"): Account,
+    ("accounts", "anna", "ranges"): Ranges,
+    ("mqtt",): Mqtt,
+    ("mqtt", "tls"): Tls,
+    ("home_assistant",): HomeAssistant,
+}
+MODELS = SECTIONS.values()
+NOT_SHOWN = "found a value not shown here, as it may be a secret"
+TEXT = "a text of 1 to 256 characters, in quotes, without tabs and line breaks"
+
+
+def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> Settings:
+    file = Path("test.yaml")
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    file.chmod(0o600)
+    return load(file, environ=environ or {}, secrets=secrets)
+
+
+def mistakes(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        read(text, environ, *secrets)
+    assert str(caught.value) == "\n".join(caught.value.mistakes)
+    return caught.value.mistakes
+
+
+def account(**keys: object) -> str:
+    return str(yaml.safe_dump({"accounts": {"anna": {"username": "a", "password": "p", **keys}}}))
+
+
+def anna(text: str) -> Account:
+    return read(text).accounts["anna"]
+
+
+def secret(folder: Path, name: str, content: bytes = b"from the file\n") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"dexcom2mqtt_{name}").write_bytes(content)
+    return folder
