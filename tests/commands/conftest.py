@@ -1,0 +1,27 @@
+"""Fixtures: the simulated Share service with two accounts, and the command check with a configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dexcom2mqtt.demo.share_service import SimulatedShare, accelerated
+from tests.support.checking import ANNA, BEN, Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def share() -> Iterator[SimulatedShare]:
+    """Return a running Share service with two accounts."""
+    with SimulatedShare([ANNA, BEN], accelerated(1)) as service:
+        yield service
+
+
+@pytest.fixture
+def bench(tmp_path: Path, share: SimulatedShare) -> Bench:
+    """Return a configuration, and the command with it."""
+    return Bench(tmp_path, share)

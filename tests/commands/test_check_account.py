@@ -1,0 +1,481 @@
+"""What check says of an account: whether Share lets it in, what Share has of it, and the time."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trustme
+import yaml
+
+from dexcom2mqtt.check import _rejected
+from dexcom2mqtt.config import Account
+from dexcom2mqtt.demo.share_service import (
+    Fault,
+    body,
+    cut,
+    drop,
+    during,
+    edited,
+    error,
+    hang,
+    html,
+    missing,
+    only,
+    padded,
+    reset,
+    skewed,
+    status,
+    together,
+    truncated,
+    valued,
+    zero_uuid,
+)
+from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
+from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
+from tests.support.processes import ROOT, Mosquitto
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dexcom2mqtt.demo.share_service import Distortion
+
+FAKETIME: Final = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+DAY: Final = 86400.0
+
+
+# Credentials
+
+
+@pytest.mark.parametrize(
+    ("region", "page", "others"),
+    [
+        ("us", "uam1.dexcom.com", "uam2.dexcom.com, the region is ous; at uam.dexcom.jp, the region is jp"),
+        ("ous", "uam2.dexcom.com", "uam1.dexcom.com, the region is us; at uam.dexcom.jp, the region is jp"),
+        ("jp", "uam.dexcom.jp", "uam1.dexcom.com, the region is us; at uam2.dexcom.com, the region is ous"),
+    ],
+)
+def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page: str, others: str) -> None:
+    """It is tried once, and everything that it can be is told, with the account page of each region."""
+    bench.accounts = {"anna": bench.account(BEN, password="the-secret", region=region)}
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    assert done.stderr == "dexcom2mqtt: 1 failed; see above for what to do\n"
+    assert [request.call for request in bench.share.requests] == ["authenticate"]
+    (told,) = failed(done.stdout)
+    assert told.startswith("anna: ")
+    assert told.endswith(" did not accept the credentials.")
+    causes = remedies(done.stdout)
+    assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
+    assert "those of the person who wears the sensor" in causes[0]
+    assert f"For {region} they have to work at {page}. If they work at {others}." in causes[1]
+    assert "'+11234567890'" in causes[2]
+    assert page in causes[3]
+    assert "new terms" in causes[4]
+    assert f"sign in once at {page}." in causes[4]
+    assert f"once signed in at {page}" in causes[5]
+    assert "account_id: " in causes[5]
+    assert "wait 20 minutes" in causes[6]
+    assert ("ok", "anna: This machine's clock agrees with Share's.") in steps(done.stdout)
+    assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
+    assert "All is well" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["1 (123) 456-7890", "11234567891", "0170/1234567", "+1 123 456-7890"])
+def test_a_user_name_that_looks_like_a_phone_number(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
+    """Where the user name looks like a phone number without its country, that is the first cause."""
+    bench.accounts = {"anna": bench.account(ANNA, username=name)}
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    causes = remedies(done.stdout)
+    assert causes[0].startswith("1. The user name looks like a phone number.")
+    assert done.stdout.count("'+11234567890'") == 1
+    assert name not in done.stdout
+
+
+def test_a_phone_number_that_is_right_is_no_suspect(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A phone number with its + is not what is blamed first."""
+    bench.accounts = {"anna": bench.account(ANNA, username="+11234567891")}
+    assert "looks like" not in bench.check(mosquitto.port).stdout
+
+
+def test_a_wrong_account_id(bench: Bench, mosquitto: Mosquitto) -> None:
+    """Where the account id is not accepted, nothing is said of user names."""
+    bench.accounts = {"anna": bench.account(ANNA, username=None, account_id="0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")}
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    assert len(remedies(done.stdout)) == 5
+    assert "account_id" not in done.stdout
+    assert "user name" not in done.stdout.replace("us without a user name", "")
+    assert "phone" not in done.stdout
+
+
+EXAMPLE: Final = "The user name is still the one of the examples."
+EDGE: Final = "The user name begins or ends with a blank"
+UNSEEN: Final = "The user name has a character in it that cannot be seen"
+PASSWORD_EXAMPLE: Final = "The password is still the one of the examples."
+PASSWORD_EDGE: Final = "The password begins or ends with a blank"
+DIGITS: Final = "The password is of digits alone."
+LONG: Final = "The password has more than 30 characters."
+SEEN: Final = (EXAMPLE, EDGE, UNSEEN, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, LONG)
+
+
+def rejected(**credentials: str) -> list[str]:
+    """Return what is said of credentials that Share rejected, in their order; nothing of it shows them."""
+    told = list(_rejected(Account(**credentials)))
+    assert not [cause for cause in told for value in credentials.values() if value.strip() in cause]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("ben.the.builder", []),
+        ("ben the builder", []),
+        ("zoë", []),
+        ("USER NAME", [EXAMPLE]),
+        ("anna@example.com", [EXAMPLE]),
+        ("Ben@Example.COM", [EXAMPLE]),
+        ("anna@example.com.au", []),
+        ("anna@an-example.com", []),
+        (" ben", [EDGE]),
+        ("ben ", [EDGE]),
+        ("ben\N{NO-BREAK SPACE}", [EDGE]),
+        ("ben\N{ZERO WIDTH SPACE}", [UNSEEN]),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}ben", [UNSEEN]),
+        ("ben\N{NO-BREAK SPACE}builder", [UNSEEN]),
+        ("ben\N{SOFT HYPHEN}builder", [UNSEEN]),
+        (" anna@example.com\N{ZERO WIDTH SPACE} x", [EDGE, UNSEEN]),
+        (" USER NAME", [EXAMPLE, EDGE]),
+    ],
+)
+def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -> None:
+    """Placeholders, blanks at an end and characters that nobody sees are named, and nothing else is."""
+    told = rejected(username=name, password="correct horse")
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
+    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
+    assert len(told) == 7 + len(seen)
+
+
+@pytest.mark.parametrize(
+    ("password", "seen"),
+    [
+        ("correct horse", []),
+        ("x" * 30, []),
+        ("x" * 31, [LONG]),
+        ("13572468", [DIGITS]),
+        ("1234567a", []),
+        ("9" * 31, [DIGITS, LONG]),
+        (" horse", [PASSWORD_EDGE]),
+        ("horse ", [PASSWORD_EDGE]),
+        ("horse\N{NO-BREAK SPACE}", [PASSWORD_EDGE]),
+        ("13572468 ", [PASSWORD_EDGE, DIGITS]),
+        ("PASSWORD", [PASSWORD_EXAMPLE]),
+        ("her password at Dexcom", [PASSWORD_EXAMPLE]),
+        ("Password", []),
+    ],
+)
+@pytest.mark.parametrize("who", [{"username": "ben"}, {"account_id": ANNA.account_id}])
+def test_what_is_odd_about_a_password_comes_first(who: dict[str, str], password: str, seen: list[str]) -> None:
+    """Placeholders, digits alone, too great a length and blanks at an end are named, also with an account id."""
+    told = rejected(**who, password=password)
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
+    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
+
+
+def test_placeholders_are_those_of_the_examples() -> None:
+    """What check takes for a placeholder is what config.example.yaml and the README have there."""
+    accounts = [
+        *yaml.safe_load((ROOT / "config.example.yaml").read_text(encoding="utf-8"))["accounts"].values(),
+        *yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])[
+            "accounts"
+        ].values(),
+    ]
+    assert len(accounts) == 2
+    for written in accounts:
+        told = rejected(username=written["username"], password=written["password"])
+        assert told[0].startswith(EXAMPLE)
+        assert told[1].startswith(PASSWORD_EXAMPLE)
+
+
+def test_what_is_odd_is_told_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
+    """All that is odd about the credentials heads the list, the user name first, and none of it is shown."""
+    bench.accounts = {
+        "anna": bench.account(ANNA, username=" 0170/1234567", password="12345678901234567890123456789012 ")
+    }
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    heads = ("The user name looks like a phone number.", EDGE, PASSWORD_EDGE, DIGITS, LONG, "They have to be those of")
+    for number, (cause, head) in enumerate(zip(remedies(done.stdout), heads, strict=False), 1):
+        assert cause.startswith(f"{number}. {head}")
+    assert "0170" not in done.stdout
+    assert "23456789" not in done.stdout.replace("'+11234567890'", "").replace("12345678-90ab", "")
+
+
+# What Share answers
+
+
+FAULTS: Final[dict[str, tuple[Fault, str]]] = {
+    "429": (status(429), "is being asked too often. Share asks for fewer requests"),
+    "503": (status(503), "answered with status 503. Share cannot be reached or is out of order"),
+    "a page": (html(403), "answered with status 403. Share cannot be reached"),
+    "a page with 200": (html(200), "answered with something that is no JSON. Share answered something that was not"),
+    "locked": (
+        error("SSO_AuthenticateMaxAttemptsExceeded"),
+        "has locked the account for a while after failed sign-ins",
+    ),
+    "malformed": (error("InvalidArgument", "accountName"), "found user name, password or account id malformed"),
+    "zeros": (zero_uuid(), "did not accept the credentials"),
+    "null": (body(b"null"), "answered a sign-in with something that is no id"),
+    "a read that is no list": (only(body(b"{}"), call="read"), "answered a read with something that is no list"),
+    "a lost session": (only(error("SessionIdNotFound"), call="read"), "has ended the session"),
+    "half": (truncated(), "answered with something that is no JSON"),
+    "too much": (padded(), "answered more than 1 MiB"),
+    "closed": (drop(), "No answer from 127.0.0.1:"),
+    "cut": (cut(), "the connection or the answer broke off"),
+    "reset": (reset(), "the connection or the answer broke off"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_has_its_words_and_stops_nobody_else(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
+    """What Share does to one account is told in words, and the next one and the broker are tried all the same."""
+    fault, words = FAULTS[name]
+
+    def of_anna(request: Any, respond: Any) -> Any:
+        theirs = request.account is None or request.account.username == ANNA.username
+        return fault(request, respond) if theirs else respond(request)
+
+    bench.accounts = {"anna": bench.account(ANNA), "ben": bench.account(BEN)}
+    bench.share.fault = of_anna
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert told.startswith("anna: ")
+    assert words in told
+    assert ("ok", "ben: This machine's clock agrees with Share's.") in steps(done.stdout)
+    assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
+    assert bench.share.count(call="authenticate", account=ANNA.username) <= 1
+    assert bench.share.count(call="login", account=ANNA.username) <= 1
+
+
+def test_a_share_that_says_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A call that hangs is given up after 20 s, and the broker is tried."""
+    bench.share.fault = only(hang(), call="authenticate")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert "it took too long. Share cannot be reached" in told
+    assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://share.invalid/Services", "its name could not be looked up"),
+        ("http://127.0.0.1:1/Services", "the connection was refused"),
+    ],
+)
+def test_a_share_that_is_not_there(bench: Bench, mosquitto: Mosquitto, url: str, words: str) -> None:
+    """Without a way to Share, the reason is told, and nothing of clocks."""
+    bench.accounts = {"anna": bench.account(ANNA, share_url=url)}
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert words in told
+    assert "check this machine's network and name resolution" in told
+    assert "clock" not in done.stdout
+
+
+def malformed(records: list[Any]) -> list[Any]:
+    return [{**record, "Value": "many"} for record in records]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (edited(lambda records: [records[0], *malformed(records[1:3]), *records[3:]]), MALFORMED.format(2)),
+        (edited(lambda records: [*malformed(records[:1]), *records[1:]]), MALFORMED.format(1)),
+        (edited(lambda records: [{**record, "WT": None} for record in records[:3]]), DRIFTED.format(3)),
+    ],
+)
+def test_odd_records_are_a_note(bench: Bench, mosquitto: Mosquitto, fault: Fault, words: str) -> None:
+    """While a reading is current, records that make no sense or have a new form are a note, in the words of the log."""
+    bench.share.fault = only(fault, call="read")
+    done = bench.check(mosquitto.port, {"stale_after": 60})
+    assert done.returncode == 0
+    assert ("note", f"anna: {words}") in steps(done.stdout)
+    assert "anna: Sharing is on. The newest reading is " in done.stdout
+
+
+def test_an_account_that_shares_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
+    """What Share says of sharing is told in the words of the daemon, and is no outage."""
+    bench.share.fault = only(error("MonitoredReceiverNotAssigned"), call="read")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    assert failed(done.stdout) == [f"anna: {NOTHING_SHARED}"]
+    assert ("ok", "anna: This machine's clock agrees with Share's.") in steps(done.stdout)
+
+
+def test_a_newest_record_that_makes_no_sense_is_told(bench: Bench, mosquitto: Mosquitto) -> None:
+    """If nothing is current and the newest record makes no sense, that is why, in the words of the daemon."""
+    bench.share.fault = only(edited(lambda records: [*malformed(records[:12]), *records[12:]]), call="read")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert told.startswith("anna: No reading is current. The newest is ")
+    assert remedies(done.stdout) == [f"1. {NEWEST_MALFORMED}"]
+    assert ("note", f"anna: {MALFORMED.format(12)}") in steps(done.stdout)
+
+
+@pytest.mark.parametrize("minutes", [12, 60, 180])
+def test_a_phone_whose_clock_is_ahead_is_told(bench: Bench, mosquitto: Mosquitto, minutes: int) -> None:
+    """A reading of the future is no proof that all is well: the minutes are named, and what to do."""
+    bench.share.distort(skewed(minutes * 60.0))
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    ahead = re.match(r"anna: The wearer's phone seems to be (\d+) min ahead\. ", told)
+    assert ahead
+    assert minutes - 5 <= int(ahead[1]) <= minutes
+    assert len(remedies(done.stdout)) == 3
+
+
+def test_a_phone_a_few_minutes_ahead_is_fine(bench: Bench, mosquitto: Mosquitto) -> None:
+    """Up to five minutes are no trouble, for the daemon neither."""
+    bench.share.distort(skewed(240.0))
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 0
+    assert "anna: Sharing is on. The newest reading is " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("distortion", "fault", "words", "causes"),
+    [
+        pytest.param(missing, None, "Share has no reading of the last 24 hours.", 4, id="none"),
+        pytest.param(valued(10), None, "The sensor sends error codes in place of readings.", 0, id="only error codes"),
+        pytest.param(None, edited(malformed), "Share answered something that was not understood", 0, id="nonsense"),
+        pytest.param("old", None, "No reading is current. The newest is ", 4, id="old"),
+        pytest.param("errors", None, "No reading is current. The newest is ", 1, id="old, and error codes since"),
+    ],
+)
+def test_without_a_fresh_reading_it_is_told_why(
+    bench: Bench,
+    mosquitto: Mosquitto,
+    distortion: Distortion | str | None,
+    fault: Fault | None,
+    words: str,
+    causes: int,
+) -> None:
+    """No readings at all, only old ones, and error codes each have their causes."""
+    now = time.time()
+    if distortion == "old":
+        distortion = during(now - 3 * 3600, now + DAY, missing)
+    elif distortion == "errors":
+        distortion = together(
+            during(now - 3 * 3600, now + DAY, valued(10)), during(now - 3 * 3600 - 300, now - 3 * 3600, missing)
+        )
+    if distortion is not None:
+        assert not isinstance(distortion, str)
+        bench.share.distort(distortion)
+    if fault is not None:
+        bench.share.fault = only(fault, call="read")
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert told.startswith(f"anna: {words}") or f" {words}" in told
+    listed = remedies(done.stdout)
+    assert len(listed) == causes
+    if distortion is missing:
+        assert "sharing has to be on and to have at least one follower" in listed[0]
+        assert "Stelo" in listed[3]
+    elif causes == 1:
+        assert "The sensor sends error codes" in listed[0]
+    elif causes == 3:
+        assert " 3 h old; there are " in told
+        assert "The phone is off" in listed[0]
+
+
+def test_stale_after_is_the_limit(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A reading of half an hour ago is a failure by default, and none where the configuration takes it for current."""
+    now = time.time()
+    bench.share.distort(during(now - 1800, now + DAY, missing))
+    assert bench.check(mosquitto.port).returncode == 1
+    assert bench.check(mosquitto.port, {"stale_after": 60}).returncode == 0
+
+
+# The clock
+
+
+@pytest.mark.parametrize(
+    ("off", "words"), [("+2h", "2 h ahead of"), ("-3d", "3 days behind"), ("-300s", "5 min behind")]
+)
+def test_a_wrong_clock_is_a_note(bench: Bench, mosquitto: Mosquitto, tmp_path: Path, off: str, words: str) -> None:
+    """This machine's clock is compared with Share's; a reading's age is told by Share's."""
+    if FAKETIME is None:
+        pytest.skip("libfaketime is not installed; install the package faketime to run them")
+    says = tmp_path / "clock"
+    says.write_text(f"{off}\n", encoding="utf-8")
+    bench.environ |= {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(says),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    done = bench.check(mosquitto.port)
+    assert done.returncode == 0
+    (told,) = [words for verdict, words in steps(done.stdout) if verdict == "note" and "clock" in words]
+    assert told.startswith(f"anna: This machine's clock is {words} Share's.")
+    assert "timedatectl" in remedies(done.stdout)[0]
+
+
+@contextlib.contextmanager
+def encrypted(certificate: trustme.LeafCert) -> Iterator[int]:
+    """Shake hands with whoever comes, and hang up; yield the port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                with contextlib.suppress(OSError), client, context.wrap_socket(client, server_side=True) as secured:
+                    secured.recv(1)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join(10)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_certificate_of_share_that_is_not_good(
+    bench: Bench, mosquitto: Mosquitto, tmp_path: Path, known: bool
+) -> None:
+    """An expired certificate tells of this machine's clock, and one of an unknown authority does not."""
+    ca, stranger = trustme.CA(), trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    bench.environ["SSL_CERT_FILE"] = str(tmp_path / "ca.pem")
+    old = datetime.now(UTC) - timedelta(days=1)
+    certificate = ca.issue_cert("127.0.0.1", not_after=old) if known else stranger.issue_cert("127.0.0.1")
+    with encrypted(certificate) as port:
+        bench.accounts = {"anna": bench.account(ANNA, share_url=f"https://127.0.0.1:{port}/Services")}
+        done = bench.check(mosquitto.port)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    if known:
+        assert "is outside its dates. This machine's clock seems to be wrong" in told
+        assert remedies(done.stdout) == [f"1. This machine takes today for {datetime.now(UTC):%Y-%m-%d}."]
+    else:
+        assert "is not one this machine trusts" in told
+        assert remedies(done.stdout) == []
