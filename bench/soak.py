@@ -39,6 +39,7 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
+from tests.support import share_faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,16 +59,16 @@ ACCOUNT: Final = SimulatedAccount("anna@example.com", "the password", seed=7)
 TOPICS: Final = Topics("dexcom2mqtt")
 
 FAULTS: Final = {
-    "unavailable (503)": share.status(503),
-    "a page for people": share.html(200),
-    "connection closed": share.drop(),
-    "connection reset": share.reset(),
-    "cut in the middle": share.cut(),
-    "half the JSON": share.truncated(),
-    "null": share.body(b"null"),
-    "empty": share.body(b""),
-    "too many requests": share.status(429, {"Retry-After": "600"}),
-    "no Date": share.header("Date", None),
+    "unavailable (503)": share_faults.status(503),
+    "a page for people": share_faults.html(200),
+    "connection closed": share_faults.drop(),
+    "connection reset": share_faults.reset(),
+    "cut in the middle": share_faults.cut(),
+    "half the JSON": share_faults.truncated(),
+    "null": share_faults.body(b"null"),
+    "empty": share_faults.body(b""),
+    "too many requests": share_faults.status(429, {"Retry-After": "600"}),
+    "no Date": share_faults.header("Date", None),
 }
 
 
@@ -132,8 +133,10 @@ def make_plan(days: float, seed: int) -> Plan:
 
 def distortion(plan: Plan) -> share.Distortion:
     """Return what the plan does to the readings themselves."""
-    spans = [share.during(span.since, span.until, share.late(span.until)) for span in plan.late]
-    return share.together(*(share.during(span.since, span.until, share.doubled()) for span in plan.doubles), *spans)
+    spans = [share_faults.during(span.since, span.until, share_faults.late(span.until)) for span in plan.late]
+    return share_faults.together(
+        *(share_faults.during(span.since, span.until, share_faults.doubled()) for span in plan.doubles), *spans
+    )
 
 
 # Share, in a process of its own
@@ -151,8 +154,8 @@ def serve(plan: Plan, now: ctypes.c_double, pipe: Connection) -> None:
         return respond(request)
 
     with SimulatedShare([ACCOUNT], lambda: now.value) as service:
-        outages = (share.only(FAULTS[span.what], since=span.since, until=span.until) for span in plan.outages)
-        service.fault = share.chain(lose_sessions, *outages)
+        outages = (share_faults.only(FAULTS[span.what], since=span.since, until=span.until) for span in plan.outages)
+        service.fault = share_faults.chain(lose_sessions, *outages)
         service.distort(distortion(plan))
         pipe.send(service.base_url)
         pipe.recv()

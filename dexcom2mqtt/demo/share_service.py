@@ -1,16 +1,11 @@
 """The simulated Dexcom Share service: the three calls, as they were recorded, over real HTTP on loopback.
 
-Owns accounts, sessions, lock-outs, the arrival of readings, the log of what was asked, and everything that can
-go wrong on the way. Must not know the client it serves, nor share code with it: a mistake made twice would not
-show. Its time is the clock it is given, which may run faster than real time.
+Owns accounts, sessions, lock-outs, the arrival of readings, and the log of what was asked. Must not know the client it
+serves, nor share code with it: a mistake made twice would not show. Its time is the clock it is given, which may run
+faster than real time.
 
-What goes wrong is composed of small functions of two kinds. A `Fault` stands between a request and its answer:
-
-    service.fault = only(status(429, {"Retry-After": "120"}), call="read", since=noon, until=noon + 600)
-
-A `Distortion` changes the readings of an account before Share learns of them:
-
-    service.distort(during(noon, noon + 3600, late(until=noon + 3600)), "anna")
+What goes wrong is for others to say: a `Fault` stands between a request and its answer, and a `Distortion` changes the
+readings of an account before Share learns of them.
 """
 
 from __future__ import annotations
@@ -18,13 +13,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import http.server
-import itertools
 import json
 import math
 import signal
 import socket
 import socketserver
-import struct
 import sys
 import threading
 import time
@@ -35,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from dexcom2mqtt.demo.glucose import Glucose, trend_word, uniform
@@ -163,69 +156,6 @@ def unchanged(records: list[Record]) -> list[Record]:
     return records
 
 
-def missing(_records: list[Record]) -> list[Record]:
-    """Let there be none: the sensor warms up, sharing is off, nobody follows."""
-    return []
-
-
-def during(since: float, until: float, distortion: Distortion) -> Distortion:
-    """Return `distortion` of the readings taken from `since` until before `until`, Unix seconds."""
-
-    def inside(record: Record) -> bool:
-        return since * 1000 <= record.taken < until * 1000
-
-    def distort(records: list[Record]) -> list[Record]:
-        return list(itertools.filterfalse(inside, records)) + distortion(list(filter(inside, records)))
-
-    return distort
-
-
-def together(*distortions: Distortion) -> Distortion:
-    """Return the distortions one after the other."""
-
-    def distort(records: list[Record]) -> list[Record]:
-        for distortion in distortions:
-            records = distortion(records)
-        return records
-
-    return distort
-
-
-def late(until: float) -> Distortion:
-    """Hold the readings back until `until`, Unix seconds: the phone was off and uploads what it missed."""
-    return lambda records: [replace(record, arrives=max(record.arrives, until)) for record in records]
-
-
-def skewed(by: float) -> Distortion:
-    """Stamp the readings `by` seconds ahead of their time, or behind it: the phone's clock is wrong."""
-    return lambda records: [replace(record, taken=record.taken + round(by * 1000)) for record in records]
-
-
-def doubled(after: float = 9.5) -> Distortion:
-    """Give each reading once more, `after` seconds later: a G7 on a watch and on a phone."""
-    return calibrated(by=0, after=after)
-
-
-def calibrated(by: int, after: float = 60.0) -> Distortion:
-    """Put a second reading into each slot, `after` seconds after the first and `by` mg/dL above it."""
-
-    def second(record: Record) -> Record:
-        taken = record.taken + round(after * 1000)
-        return replace(record, taken=taken, value=record.value + by, arrives=record.arrives + after)
-
-    return lambda records: records + [second(record) for record in records]
-
-
-def valued(value: int) -> Distortion:
-    """Give each reading this value: below 39 an error code, 39 LOW, 401 HIGH."""
-    return lambda records: [replace(record, value=value) for record in records]
-
-
-def trending(word: str) -> Distortion:
-    """Give each reading this trend word, known or unknown."""
-    return lambda records: [replace(record, trend=word) for record in records]
-
-
 # Requests and answers
 
 Delivery = Callable[[socket.socket, bytes, bytes], bool]
@@ -292,197 +222,18 @@ def no_fault(request: Request, respond: Respond) -> Response:
     return respond(request)
 
 
-def only(  # noqa: PLR0913  # one filter, its conditions named where it is used
-    fault: Fault,
-    *,
-    call: str | None = None,
-    account: str | None = None,
-    since: float = -math.inf,
-    until: float = math.inf,
-    times: int | None = None,
-) -> Fault:
-    """Return `fault` for the requests that meet all the conditions given.
-
-    `account` is a user name; `since` and `until` are Unix seconds by the service's clock; `times` takes only the
-    first so many of the requests that meet the others.
-    """
-    met = itertools.count()  # next() is atomic, and requests come in many threads
-
-    def matches(request: Request) -> bool:
-        username = request.account.username if request.account else None
-        return (
-            call in (None, request.call)
-            and account in (None, username)
-            and since <= request.time < until
-            and (times is None or next(met) < times)
-        )
-
-    return lambda request, respond: fault(request, respond) if matches(request) else respond(request)
-
-
-def chain(*faults: Fault) -> Fault:
-    """Return the faults as one; each takes for the service's answer what those after it make of that."""
-
-    def before(fault: Fault, respond: Respond) -> Respond:
-        return lambda request: fault(request, respond)
-
-    def answer(request: Request, respond: Respond) -> Response:
-        for fault in reversed(faults):
-            respond = before(fault, respond)
-        return respond(request)
-
-    return answer
-
-
-def status(code: int, headers: Mapping[str, str] | None = None, content: bytes = b"") -> Fault:
-    """Answer with this status without looking at the request; `headers` such as Retry-After."""
-    response = Response(code, content, dict(headers or {}), outcome=str(code))
-    return lambda _request, _respond: response
-
-
-def html(code: int) -> Fault:
-    """Answer as Cloudflare does: a page for people."""
-    page = f"<!DOCTYPE html>\n<html><head><title>{code}</title></head><body>cloudflare</body></html>\n"
-    return status(code, {"Content-Type": "text/html; charset=UTF-8"}, page.encode())
-
-
-def body(content: bytes) -> Fault:
-    """Answer 200 with this body: empty, `null`, `[]`, something that is not JSON."""
-    response = Response(body=content, outcome="body")
-    return lambda _request, _respond: response
-
-
-def zero_uuid() -> Fault:
-    """Answer 200 with the all-zero UUID: credentials not accepted."""
-    return body(_json(ZERO_UUID))
-
-
-def error(code: str, message: str = "") -> Fault:
-    """Answer one of Share's errors without looking at the request."""
-    return lambda request, _respond: _error(request, code, message)
-
-
-def password_changed() -> Fault:
-    """Let no password be right: it was changed meanwhile, and each try counts towards a lock-out."""
-
-    def change(request: Request, respond: Respond) -> Response:
-        fields = {name: f"not {value}" if name == "password" else value for name, value in request.fields.items()}
-        return respond(replace(request, fields=fields))
-
-    return change
-
-
-def altered(change: Callable[[Response], Response]) -> Fault:
-    """Answer with what `change` makes of the service's answer."""
-    return lambda request, respond: change(respond(request))
-
-
-def edited(edit: Callable[[Any], object]) -> Fault:
-    """Answer with what `edit` makes of the JSON: one reading spoiled, another order; errors stay as they are."""
-
-    def change(answer: Response) -> Response:
-        if answer.status != HTTPStatus.OK or not answer.body:
-            return answer
-        return replace(answer, body=_json(edit(json.loads(answer.body))), outcome="edited")
-
-    return altered(change)
-
-
-def truncated() -> Fault:
-    """Answer with half the JSON, as if that were all."""
-    return altered(lambda answer: replace(answer, body=answer.body[: len(answer.body) // 2], outcome="truncated"))
-
-
-def padded(size: int = 2**20 + 1, *, compress: bool = False) -> Fault:
-    """Answer with blanks behind the JSON, so that the body has at least `size` bytes once decompressed."""
-    return altered(lambda answer: replace(answer, body=answer.body.ljust(size), compress=compress, outcome="padded"))
-
-
-def header(name: str, value: str | None) -> Fault:
-    """Answer as the service does, with this header set, or taken away where `value` is None."""
-    return altered(lambda answer: replace(answer, headers={**answer.headers, name: value}))
-
-
-def date_offset(seconds: float) -> Fault:
-    """Answer as the service does, with a `Date` that is wrong by this much."""
-    return lambda request, respond: header("Date", http_date(request.time + seconds))(request, respond)
-
-
-def hang() -> Fault:
-    """Serve the request, and say nothing until the client goes away."""
-
-    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
-        connection.recv(1, socket.MSG_PEEK)  # returns when the client or the service closes the connection
-        return False
-
-    return _delivered(deliver, "hang")
-
-
-def drip(interval: float = 1.0) -> Fault:
-    """Answer with the body's bytes one by one, `interval` real seconds apart."""
-
-    def deliver(connection: socket.socket, head: bytes, content: bytes) -> bool:
-        connection.sendall(head)
-        for byte in content:
-            connection.sendall(bytes([byte]))
-            if not _waited(connection, interval):
-                return False
-        return True
-
-    return _delivered(deliver, "drip")
-
-
-def drop() -> Fault:
-    """Serve the request, and close the connection before the answer."""
-    return _delivered(lambda _connection, _head, _content: False, "drop")
-
-
-def cut() -> Fault:
-    """Close the connection in the middle of the answer's body."""
-
-    def deliver(connection: socket.socket, head: bytes, content: bytes) -> bool:
-        connection.sendall(head + content[: len(content) // 2])
-        return False
-
-    return _delivered(deliver, "cut")
-
-
-def reset() -> Fault:
-    """Serve the request, and reset the connection before the answer."""
-
-    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
-        return False
-
-    return _delivered(deliver, "reset")
-
-
 def http_date(t: float) -> str:
     """Return a Unix time as HTTP writes it, for `Date` and `Retry-After`."""
     return formatdate(t, usegmt=True)
 
 
-def _delivered(delivery: Delivery, outcome: str) -> Fault:
-    return altered(lambda answer: replace(answer, delivery=delivery, outcome=outcome))
-
-
-def _waited(connection: socket.socket, seconds: float) -> bool:
-    """Wait `seconds`; return False, at once, when the client or the service closes the connection meanwhile."""
-    connection.settimeout(seconds)
-    try:
-        return connection.recv(1, socket.MSG_PEEK) != b""
-    except TimeoutError:
-        return True
-    finally:
-        connection.settimeout(None)
-
-
-def _json(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
+    """Return JSON as Share writes it, without blanks."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _error(request: Request, code: str, message: str) -> Response:
+def error_answer(request: Request, code: str, message: str) -> Response:
+    """Return one of Share's errors, in the form that was recorded."""
     thrown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(request.time))
     exception = {
         "DateThrownLocal": thrown,
@@ -497,7 +248,7 @@ def _error(request: Request, code: str, message: str) -> Response:
         "SubCode": json.dumps({"OnlineException": exception}, indent=4),
         "TypeName": "FaultException",
     }
-    return Response(500, _json(content), outcome=code)
+    return Response(500, json_bytes(content), outcome=code)
 
 
 # The service
@@ -700,19 +451,19 @@ class SimulatedShare:
             with self._guard:
                 return answer(request)
         except _RefusalError as refusal:
-            return _error(request, refusal.code, refusal.message)
+            return error_answer(request, refusal.code, refusal.message)
 
     def _authenticate(self, request: Request) -> Response:
         _check_arguments(request, "accountName", "password")
         if request.account is None:
             _reject_password()
         self._check_password(request.account, request)
-        return Response(body=_json(request.account.account_id))
+        return Response(body=json_bytes(request.account.account_id))
 
     def _login(self, request: Request) -> Response:
         account_id = str(request.fields.get("accountId", ""))
         if account_id in ("", ZERO_UUID):
-            return Response(body=_json(ZERO_UUID), outcome="zero UUID")
+            return Response(body=json_bytes(ZERO_UUID), outcome="zero UUID")
         _check_uuid(account_id)
         _check_arguments(request, "password")
         if request.account is None:
@@ -723,7 +474,7 @@ class SimulatedShare:
                 f"HttpStatus='401 UNAUTHORIZED(401)' Msg=Cannot Authenticate by AccountId='{account_id}'",
             )
         self._check_password(request.account, request)
-        return Response(body=_json(self._new_session(request.account, request.time)))
+        return Response(body=json_bytes(self._new_session(request.account, request.time)))
 
     def _check_password(self, account: SimulatedAccount, request: Request) -> None:
         publisher = self._publishers[account.username]
@@ -759,7 +510,7 @@ class SimulatedShare:
         count = _checked_number(request, "maxCount", _MAX_COUNT)
         records = self._known(session.owner, request.time, request.time - minutes * 60)
         newest = sorted(records, key=lambda record: record.taken, reverse=True)[:count]
-        return Response(body=_json([_as_json(each, session.owner.account) for each in newest]), chunked=True)
+        return Response(body=json_bytes([_as_json(each, session.owner.account) for each in newest]), chunked=True)
 
     def _known(self, publisher: _Publisher, now: float, since: float) -> list[Record]:
         """Return the readings taken after `since` that Share knows by now."""

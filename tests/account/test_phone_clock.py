@@ -12,6 +12,7 @@ import pytest
 
 from dexcom2mqtt.demo import share_service as share
 from tests.account.test_polling import BEGIN, HOUR, MINUTE, TOPICS, World, mean
+from tests.support import share_faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ def test_a_phone_that_is_set_right_again_is_current_at_once(
     """The first reading with the right time is shown although false stamps lie ahead; and nothing right is lost."""
     world = watched()
     if constant:
-        world.service.distort(share.together(share.valued(100), world.upload))
+        world.service.distort(share_faults.together(share_faults.valued(100), world.upload))
     world.live(2 * HOUR)
     world.set_phone(HOUR)
     world.live(hours * HOUR)
@@ -235,7 +236,9 @@ def test_a_broker_that_comes_later_takes_back_what_is_old(watched: Callable[...,
     if readings == "some are right":
         world.live(2 * HOUR)
     else:
-        world.service.distort(share.together(share.during(-math.inf, BEGIN, share.missing), world.upload))
+        world.service.distort(
+            share_faults.together(share_faults.during(-math.inf, BEGIN, share_faults.missing), world.upload)
+        )
     world.set_phone(HOUR)
     world.live(20 * MINUTE)
     world.set_phone(HOUR, on=False)
@@ -278,7 +281,7 @@ def test_a_single_wrong_date_condemns_nothing(watched: Callable[..., Watched], o
     if not first:
         world.live(HOUR)
     requests = len(world.requests())
-    wrong = share.only(share.date_offset(off), times=3 if first else 1)
+    wrong = share_faults.only(share_faults.date_offset(off), times=3 if first else 1)
     world.service.fault = wrong
     # Readings that look old are no reason to ask again soon: then it takes until the next one is due.
     world.live(40 if first and off < 0 else 6 * MINUTE)
@@ -295,7 +298,7 @@ def test_an_hour_of_wrong_dates_condemns_nothing(watched: Callable[..., Watched]
     """Nothing is doubtful, nothing old is current, and within a minute of the first right answer all is well."""
     world = watched()
     world.live(HOUR)
-    world.service.fault = share.date_offset(off)
+    world.service.fault = share_faults.date_offset(off)
     world.live(HOUR)
     world.service.fault = share.no_fault
     world.live(6 * MINUTE)

@@ -23,6 +23,7 @@ from dexcom2mqtt.messages import status, stream
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
+from tests.support import share_faults
 from tests.support.jumping import JumpingClock
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World])
     assert world.status["delay"] is None
 
 
-@pytest.mark.parametrize("fault", [share.status(503), share.drop(), share.html(200)])
+@pytest.mark.parametrize("fault", [share_faults.status(503), share_faults.drop(), share_faults.html(200)])
 def test_a_day_without_share_is_cheap(make_world: Callable[..., World], fault: share.Fault) -> None:
     """24 hours out of order cost 350 requests at most, teach nothing, and 5 min 10 s after it all is back."""
     world = make_world()
@@ -205,7 +206,7 @@ def test_a_day_without_share_is_cheap(make_world: Callable[..., World], fault: s
     assert {record.taken / 1000 for record in due if record.arrives < world.unix - MINUTE} <= set(known)
 
 
-@pytest.mark.parametrize("fault", [share.status(503), share.drop()])
+@pytest.mark.parametrize("fault", [share_faults.status(503), share_faults.drop()])
 def test_an_outage_never_speeds_polling_up(make_world: Callable[..., World], fault: share.Fault) -> None:
     """After the first minutes of an outage, no hour of it has more requests than one with readings may have."""
     world = make_world()
@@ -221,7 +222,7 @@ def test_hours_without_readings_are_cheap(make_world: Callable[..., World]) -> N
     world = make_world()
     world.live(DAY / 2)
     began = world.unix
-    world.service.distort(share.during(began, began + 8 * HOUR, share.missing))
+    world.service.distort(share_faults.during(began, began + 8 * HOUR, share_faults.missing))
     world.live(8 * HOUR)
     assert most_within(world.requests(began + 11 * MINUTE), HOUR) <= 13
     assert world.status["share"] == "no_readings"
@@ -241,7 +242,7 @@ def test_a_new_rhythm_is_met_within_five_minutes(make_world: Callable[..., World
         moved = [replace(each, taken=each.taken + 131_000, arrives=each.arrives + 131) for each in records]
         return [each for each in moved if each.taken >= until * 1000]
 
-    world.service.distort(share.during(began, math.inf, another_sensor))
+    world.service.distort(share_faults.during(began, math.inf, another_sensor))
     world.live(3 * HOUR)
     records = {each.taken: each for each in another_sensor(list(share.series(world.account, until - 300, world.unix)))}
     delays = {date: at - records[date].arrives for date, at in world.published.items() if date in records}
@@ -250,8 +251,8 @@ def test_a_new_rhythm_is_met_within_five_minutes(make_world: Callable[..., World
 
 
 DISTORTIONS: dict[str, share.Distortion] = {
-    "uploaded twice": share.doubled(),
-    "calibrated": share.calibrated(by=7),
+    "uploaded twice": share_faults.doubled(),
+    "calibrated": share_faults.calibrated(by=7),
     "throttled phone": lambda records: [
         replace(each, arrives=each.arrives + 120 * (each.taken // 300_000 % 2)) for each in records
     ],
@@ -326,8 +327,8 @@ def stamped(record: dict[str, Any]) -> float:
 
 def spoilt(is_meant: Callable[[dict[str, Any]], bool], **changes: object) -> share.Fault:
     """Change those of the records that are meant."""
-    return share.only(
-        share.edited(lambda records: [{**each, **changes} if is_meant(each) else each for each in records]),
+    return share_faults.only(
+        share_faults.edited(lambda records: [{**each, **changes} if is_meant(each) else each for each in records]),
         call="read",
     )
 
@@ -397,7 +398,7 @@ def test_an_older_record_that_makes_no_sense_is_not_to_blame(make_world: Callabl
     world = make_world()
     world.live(HOUR)
     began = world.unix
-    world.service.distort(share.during(began, math.inf, share.missing))
+    world.service.distort(share_faults.during(began, math.inf, share_faults.missing))
     world.service.fault = spoilt(lambda each: stamped(each) < began - 10 * MINUTE, Value=None)
     world.live(HOUR)
     assert (world.status["share"], world.status["message"]) == ("no_readings", status.REMEDIES["no_readings"])
@@ -417,7 +418,7 @@ def test_error_codes_before_a_newest_that_makes_no_sense(make_world: Callable[..
     world = make_world()
     world.live(HOUR)
     began = world.unix
-    world.service.distort(share.during(began, math.inf, share.valued(5)))
+    world.service.distort(share_faults.during(began, math.inf, share_faults.valued(5)))
     world.service.fault = spoilt(lambda each: stamped(each) >= began + 30 * MINUTE, Value=None)
     world.live(HOUR)
     assert world.status["share"] == "sensor_error"
@@ -428,7 +429,7 @@ def test_an_account_that_shares_nothing_is_told_so(
 ) -> None:
     """What Share says of sharing is no outage: few requests, one sign-in, one line, and a message of its own."""
     world = make_world()
-    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    world.service.fault = share_faults.only(share_faults.error("MonitoredReceiverNotAssigned"), call="read")
     began = world.unix
     world.live(6 * HOUR)
     assert (world.status["share"], world.status["message"]) == ("no_readings", status.NOTHING_SHARED)
@@ -444,7 +445,7 @@ def test_a_value_that_stands_outlives_that_nothing_is_shared(make_world: Callabl
     """When sharing is switched off, the newest value stays current until it is too old."""
     world = make_world()
     world.live(HOUR)
-    world.service.fault = share.only(share.error("MonitoredReceiverNotAssigned"), call="read")
+    world.service.fault = share_faults.only(share_faults.error("MonitoredReceiverNotAssigned"), call="read")
     world.live(9 * MINUTE)
     assert world.status["share"] == "ok"
     world.live(20 * MINUTE)
@@ -459,9 +460,9 @@ def test_however_long_it_waits_it_is_back_by_when_it_said(
     world = make_world(password="wrong" if fault == "wrong password" else PASSWORD)
     if fault == "stumbles":
         world.live(3600)  # quick retries are for a poll whose predecessor succeeded
-        world.service.fault = share.status(503)
+        world.service.fault = share_faults.status(503)
     if fault == "rate limit":
-        world.service.fault = share.status(429, {"Retry-After": "3600"})
+        world.service.fault = share_faults.status(429, {"Retry-After": "3600"})
     if fault == "a bug":
         poll, polls = Poller.poll, itertools.count()
         monkeypatch.setattr(Poller, "poll", lambda self: poll(self) if next(polls) % 20 else 1 / 0)

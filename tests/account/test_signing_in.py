@@ -9,6 +9,7 @@ import pytest
 
 from dexcom2mqtt.demo import share_service as share
 from tests.account.test_polling import DAY, HOUR, MINUTE, World, most_within
+from tests.support import share_faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,17 +30,17 @@ def make_world() -> Iterator[Callable[..., World]]:
 
 FAULT = b'{"Code": "SessionIdNotFound", "Message": "Failed to find session object."}'
 DEAD = {
-    "a fault with 200": share.body(FAULT),
-    "another code": share.error("SessionExpired", "Session expired"),
-    "another spelling": share.error("sessionidnotfound", "Failed to find session object."),
-    "no code": share.status(500, content=b'{"Message": "Session not active or timed out."}'),
-    "nothing with 500": share.status(500),
-    "nothing with 401": share.status(401),
-    "a page with 401": share.html(401),
-    "a page with 403": share.html(403),
-    "InternalServerError": share.error("InternalServerError", "Error in the application."),
-    "null": share.body(b"null"),
-    "a page with 200": share.html(200),
+    "a fault with 200": share_faults.body(FAULT),
+    "another code": share_faults.error("SessionExpired", "Session expired"),
+    "another spelling": share_faults.error("sessionidnotfound", "Failed to find session object."),
+    "no code": share_faults.status(500, content=b'{"Message": "Session not active or timed out."}'),
+    "nothing with 500": share_faults.status(500),
+    "nothing with 401": share_faults.status(401),
+    "a page with 401": share_faults.html(401),
+    "a page with 403": share_faults.html(403),
+    "InternalServerError": share_faults.error("InternalServerError", "Error in the application."),
+    "null": share_faults.body(b"null"),
+    "a page with 200": share_faults.html(200),
 }
 
 
@@ -65,7 +66,7 @@ def test_a_share_that_is_out_of_order_is_not_signed_in_to_all_the_time(make_worl
     world = make_world()
     world.live(HOUR)
     began = world.unix
-    world.service.fault = share.only(share.status(500), call="read")
+    world.service.fault = share_faults.only(share_faults.status(500), call="read")
     world.live(DAY)
     sent = [round((at - began) / MINUTE) for at in world.requests(began, password=True)]
     wanted = [10, 40, 100, 220, 460, 700, 940, 1180, 1420]
@@ -75,7 +76,14 @@ def test_a_share_that_is_out_of_order_is_not_signed_in_to_all_the_time(make_worl
 
 @pytest.mark.parametrize(
     "fault",
-    [share.drop(), share.status(429), share.status(502), share.html(503), share.html(504), share.body(b"[]")],
+    [
+        share_faults.drop(),
+        share_faults.status(429),
+        share_faults.status(502),
+        share_faults.html(503),
+        share_faults.html(504),
+        share_faults.body(b"[]"),
+    ],
     ids=["no answer", "429", "502", "503", "504", "an empty list"],
 )
 def test_what_proves_nothing_of_the_session_costs_no_sign_in(
@@ -103,14 +111,17 @@ def test_an_account_id_that_changed_is_looked_up(make_world: Callable[..., World
     assert world.status["share"] == "ok"
 
 
-@pytest.mark.parametrize("answer", [share.html(403), share.status(404), share.error("NoSuchCode"), share.body(b"5")])
+@pytest.mark.parametrize(
+    "answer",
+    [share_faults.html(403), share_faults.status(404), share_faults.error("NoSuchCode"), share_faults.body(b"5")],
+)
 @pytest.mark.parametrize("call", ["authenticate", "login"])
 def test_a_sign_in_that_nobody_understands_backs_off(
     make_world: Callable[..., World], answer: share.Fault, call: str
 ) -> None:
     """The password is sent a few times in the first hour, and every half an hour then."""
     world = make_world()
-    world.service.fault = share.only(answer, call=call)
+    world.service.fault = share_faults.only(answer, call=call)
     world.live(DAY)
     sent = world.requests(password=True)
     steps = 1 if call == "authenticate" else 2
@@ -124,14 +135,14 @@ def test_a_sign_in_that_nobody_understands_backs_off(
 def test_a_404_says_that_it_may_be_the_address(make_world: Callable[..., World]) -> None:
     """What is not there is most likely no Share service."""
     world = make_world()
-    world.service.fault = share.only(share.status(404), call="authenticate")
+    world.service.fault = share_faults.only(share_faults.status(404), call="authenticate")
     world.live(MINUTE)
     assert "share_url is not that of a Share service of today" in world.status["message"]
 
 
 def test_a_line_that_is_down_does_not_back_off_for_long(make_world: Callable[..., World]) -> None:
     """Without an answer, and at a gateway's error, a sign-in is tried again within 5 minutes as any poll is."""
-    for fault in (share.drop(), share.status(503)):
+    for fault in (share_faults.drop(), share_faults.status(503)):
         world = make_world()
         world.service.fault = fault
         world.live(3 * HOUR)
@@ -146,7 +157,7 @@ def test_a_password_that_is_mended_is_tried_at_once(make_world: Callable[..., Wo
     world = make_world()
     world.live(HOUR)
     world.service.drop_sessions()
-    world.service.fault = share.only(share.error("AccountPasswordInvalid"), call="login")
+    world.service.fault = share_faults.only(share_faults.error("AccountPasswordInvalid"), call="login")
     world.live(hours * HOUR)
     assert world.status["share"] == "credentials_rejected"
     world.service.fault = share.no_fault
@@ -164,7 +175,9 @@ def test_one_false_rejection_after_a_restart_costs_five_minutes(make_world: Call
     world.live(HOUR)
     world.restart()
     began = world.unix
-    world.service.fault = share.only(share.error("AccountPasswordInvalid"), call="authenticate", since=began, times=1)
+    world.service.fault = share_faults.only(
+        share_faults.error("AccountPasswordInvalid"), call="authenticate", since=began, times=1
+    )
     world.live(7 * MINUTE)
     assert world.status["share"] == "ok"
     first, second, *_ = world.requests(began, password=True)
@@ -174,7 +187,7 @@ def test_one_false_rejection_after_a_restart_costs_five_minutes(make_world: Call
 def test_a_false_rejection_at_the_very_first_start_costs_two_minutes(make_world: Callable[..., World]) -> None:
     """Nothing is known of the credentials yet, and right ones are rejected now and then."""
     world = make_world()
-    world.service.fault = share.only(share.error("AccountPasswordInvalid"), call="authenticate", times=1)
+    world.service.fault = share_faults.only(share_faults.error("AccountPasswordInvalid"), call="authenticate", times=1)
     world.live(3 * MINUTE)
     assert world.status["share"] == "ok"
 
@@ -185,7 +198,7 @@ def test_another_persons_history_proves_nothing(make_world: Callable[..., World]
     world.live(HOUR)
     topic = next(topic for topic in world.retained if topic.endswith("/history"))
     world.retained[topic] = world.retained[topic].replace(b'"source": "', b'"source": "0')
-    world.service.fault = share.error("AccountPasswordInvalid")
+    world.service.fault = share_faults.error("AccountPasswordInvalid")
     world.restart()
     began = world.unix
     world.live(6 * HOUR)

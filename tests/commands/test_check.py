@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dexcom2mqtt.demo.share_service import hang, only
 from tests.support.checking import ANNA, Bench, remedies, steps, stopping_at
 from tests.support.processes import ROOT, Mosquitto, Subscriber, daemon, eventually, retained
+from tests.support.share_faults import hang, only
 
 # When all is well
 

@@ -18,8 +18,10 @@ import yaml
 
 from dexcom2mqtt.check import _rejected
 from dexcom2mqtt.config import Account
-from dexcom2mqtt.demo.share_service import (
-    Fault,
+from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
+from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
+from tests.support.processes import ROOT, Mosquitto
+from tests.support.share_faults import (
     body,
     cut,
     drop,
@@ -39,14 +41,11 @@ from dexcom2mqtt.demo.share_service import (
     valued,
     zero_uuid,
 )
-from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
-from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
-from tests.support.processes import ROOT, Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dexcom2mqtt.demo.share_service import Distortion
+    from dexcom2mqtt.demo.share_service import Distortion, Fault
 
 FAKETIME: Final = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 DAY: Final = 86400.0

@@ -22,6 +22,7 @@ import pytest
 
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from tests.support import share_faults
 from tests.support.processes import (
     Mosquitto,
     Process,
@@ -242,7 +243,7 @@ def test_a_stop_in_time_with_the_broker_frozen_and_share_hanging(
 
     def hang(request: share.Request, respond: share.Respond) -> share.Response:
         hung.append(request)
-        return share.hang()(request, respond)
+        return share_faults.hang()(request, respond)
 
     service.fault = hang
     eventually(lambda: hung)
@@ -291,7 +292,7 @@ def test_until_a_reading_is_proven_fresh_nothing_is_current(
             subscriber.client.publish(f"dexcom2mqtt/{leaf}", "online", qos=1, retain=True)
         subscriber.client.publish("dexcom2mqtt/anna/state", '{"value": 85}', qos=1, retain=True)
         eventually(lambda: len(subscriber.heard) == 3)
-        service.fault = share.hang()
+        service.fault = share_faults.hang()
         began = time.monotonic()
         start(mosquitto.port, speed=1)
         subscriber.wait_for("dexcom2mqtt/bridge/state", "offline", 5)
@@ -319,7 +320,7 @@ def test_a_reading_grows_stale_and_readings_return(
     start(mosquitto.port, mqtt={"protocol": protocol}, stale_after=10)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: current(subscriber.picture()))
-        service.distort(share.missing)
+        service.distort(share_faults.missing)
         newest = json.loads(subscriber.wait_for("dexcom2mqtt/anna/state").payload)
         subscriber.forget()
         subscriber.wait_for("dexcom2mqtt/anna/availability", "offline", 20)
@@ -448,7 +449,7 @@ def test_no_answer_slows_no_poll_beyond_five_minutes(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
     """While Share gives no answer to a sign-in for 45 minutes, it is tried all the time, never 5 min apart."""
-    service.fault = share.drop()
+    service.fault = share_faults.drop()
     start(mosquitto.port)
     began = eventually(lambda: service.requests)[0].time
     eventually(lambda: service.requests[-1].time - began > 2700, 2700 / SPEED + 10)
@@ -464,7 +465,7 @@ def test_sessions_that_end_at_once_are_renewed_sparingly(
     """Where Share knows no session, not even a new one, 12 sign-ins an hour are the most."""
     start(mosquitto.port)
     eventually(lambda: current(retained(mosquitto.port)))
-    service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+    service.fault = share_faults.only(share_faults.error("SessionIdNotFound"), call="read")
     time.sleep(4500 / SPEED)
     logins = [entry.time for entry in service.requests if entry.call == "login"]
     assert len(logins) > 5
@@ -478,7 +479,7 @@ def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Cal
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: current(subscriber.picture()))
         time.sleep(3)  # as often it may be refreshed
-        service.fault = share.only(share.error("SessionIdNotFound"), call="read")
+        service.fault = share_faults.only(share_faults.error("SessionIdNotFound"), call="read")
         began = service.requests[-1].time
         subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
         eventually(lambda: service.count(since=began, call="login") >= 3)
@@ -519,7 +520,7 @@ def test_a_restart_does_not_prolong_a_lock_out(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
     """A restart while Share has locked the account waits for the end of the lock."""
-    service.fault = share.error("SSO_AuthenticateMaxAttemptsExceeded")
+    service.fault = share_faults.error("SSO_AuthenticateMaxAttemptsExceeded")
     first = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
@@ -544,11 +545,11 @@ def test_a_restart_does_not_prolong_a_lock_out(
 @pytest.mark.parametrize(
     ("fault", "share_says"),
     [
-        (share.status(503), "unavailable"),
-        (share.drop(), "unavailable"),
-        (share.status(429, {"Retry-After": "120"}), "rate_limited"),
-        (share.html(200), "unexpected_response"),
-        (share.error("SSO_AuthenticateMaxAttemptsExceeded"), "locked_out"),
+        (share_faults.status(503), "unavailable"),
+        (share_faults.drop(), "unavailable"),
+        (share_faults.status(429, {"Retry-After": "120"}), "rate_limited"),
+        (share_faults.html(200), "unexpected_response"),
+        (share_faults.error("SSO_AuthenticateMaxAttemptsExceeded"), "locked_out"),
     ],
 )
 def test_each_failure_has_its_status_and_passes(
@@ -584,17 +585,17 @@ def test_no_secret_reaches_a_log_or_a_topic(
     session_ids: set[str] = set()
     faults = [
         share.no_fault,
-        share.status(503),
-        share.html(200),
-        share.error("AccountPasswordInvalid", "Publisher account password failed"),
-        share.error("SessionIdNotFound", "Failed to find session object."),
-        share.zero_uuid(),
-        share.body(b"{"),
-        share.cut(),
-        share.reset(),
-        share.header("X-Bad\r\n header", "without a colon"),
-        share.status(302, {"Location": "http://127.0.0.1:1/"}),
-        share.status(429),
+        share_faults.status(503),
+        share_faults.html(200),
+        share_faults.error("AccountPasswordInvalid", "Publisher account password failed"),
+        share_faults.error("SessionIdNotFound", "Failed to find session object."),
+        share_faults.zero_uuid(),
+        share_faults.body(b"{"),
+        share_faults.cut(),
+        share_faults.reset(),
+        share_faults.header("X-Bad\r\n header", "without a colon"),
+        share_faults.status(302, {"Location": "http://127.0.0.1:1/"}),
+        share_faults.status(429),
     ]
 
     def note(request: share.Request, respond: share.Respond) -> share.Response:
@@ -736,7 +737,7 @@ def test_more_accounts_than_open_files_are_allowed_at_the_start(stack: ExitStack
         asking.wait(15)
         return respond(request)
 
-    service.fault = share.only(wait_for_all, call="authenticate")
+    service.fault = share_faults.only(wait_for_all, call="authenticate")
     settings = {
         account.username.partition("@")[0]: anna(service, username=account.username, password=account.password)
         for account in accounts

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
+from tests.support import share_faults
 from tests.support.discovery_rules import mistakes
 from tests.support.processes import Mosquitto, Process, Subscriber, daemon, eventually, retained, write_config
 
@@ -147,7 +147,7 @@ def test_a_birth_is_answered_while_share_hangs(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process], service: SimulatedShare
 ) -> None:
     """A birth needs neither Share nor the first online to be answered."""
-    service.fault = share.hang()
+    service.fault = share_faults.hang()
     start(mosquitto.port, "anna", speed=1.0)
     subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
     time.sleep(3)

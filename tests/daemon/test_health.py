@@ -22,13 +22,13 @@ from dexcom2mqtt import health
 from dexcom2mqtt.broker import Broker, ReadBack
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
+from tests.support import share_faults
 from tests.support.jumping import JumpingClock
 from tests.support.processes import Mosquitto, Process, Subscriber, daemon, eventually, free_port, write_config
 
@@ -405,7 +405,7 @@ def test_a_broken_broker_and_a_broken_cloud_are_no_ill_health(
         service.close()
         mosquitto.kill()
     else:
-        service.fault = share.hang()
+        service.fault = share_faults.hang()
         mosquitto.freeze()
     environ = {"PATIENCE": str(SHORT), "CALL_SECONDS": "1", "WATCHDOG_USEC": "1000000"}
     running = start(mosquitto.port, NOTIFY_SOCKET=systemd.name, **environ)

@@ -12,6 +12,7 @@ import requests
 
 from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.demo.share_service import SimulatedShare
+from tests.support import share_faults
 from tests.support.plain_client import ANNA, BEN, NOON, ZERO, Client, Clock, refused, wt
 
 # Readings
@@ -20,7 +21,7 @@ from tests.support.plain_client import ANNA, BEN, NOON, ZERO, Client, Clock, ref
 def test_phone_off_is_a_late_batch(anna: Client, clock: Clock, share: SimulatedShare) -> None:
     """While the phone is off nothing arrives; when it is on again, all that was missed arrives at once."""
     back = NOON + 3600
-    share.distort(sim.during(NOON, back, sim.late(until=back)))
+    share.distort(share_faults.during(NOON, back, share_faults.late(until=back)))
     clock.time = back - 1
     assert max(anna.times()) < NOON * 1000
     clock.time = back + 30
@@ -29,7 +30,7 @@ def test_phone_off_is_a_late_batch(anna: Client, clock: Clock, share: SimulatedS
 
 def test_warm_up_has_no_readings(anna: Client, clock: Clock, share: SimulatedShare) -> None:
     """The readings of a sensor's warm-up never come, and those of another account do."""
-    share.distort(sim.during(NOON - 7200, NOON, sim.missing), ANNA.username)
+    share.distort(share_faults.during(NOON - 7200, NOON, share_faults.missing), ANNA.username)
     clock.time = NOON + 1800
     assert not [each for each in anna.times() if NOON - 7200 <= each / 1000 < NOON]
     other = Client(share, BEN)
@@ -40,7 +41,7 @@ def test_warm_up_has_no_readings(anna: Client, clock: Clock, share: SimulatedSha
 
 def test_two_devices_double_each_reading(anna: Client, share: SimulatedShare) -> None:
     """A watch and a phone give the same value twice, 9.5 s apart, so that 288 reach back half a day."""
-    share.distort(sim.doubled())
+    share.distort(share_faults.doubled())
     newest = anna.readings()
     assert len(newest) == 288
     times = [wt(each) for each in newest]
@@ -51,7 +52,7 @@ def test_two_devices_double_each_reading(anna: Client, share: SimulatedShare) ->
 
 def test_calibration_puts_a_second_value_into_the_slot(anna: Client, share: SimulatedShare) -> None:
     """Within the slot comes a second reading, with another value."""
-    share.distort(sim.calibrated(by=30, after=60))
+    share.distort(share_faults.calibrated(by=30, after=60))
     second, first = anna.readings(minutes=20)[-2:]
     assert wt(second) - wt(first) == 60_000
     assert second["Value"] - first["Value"] == 30
@@ -60,7 +61,7 @@ def test_calibration_puts_a_second_value_into_the_slot(anna: Client, share: Simu
 @pytest.mark.parametrize("value", [5, 39, 401])
 def test_gives_error_codes_and_limits(anna: Client, share: SimulatedShare, value: int) -> None:
     """An error code, LOW and HIGH stand where the value stands; with another distortion so does the trend."""
-    share.distort(sim.together(sim.valued(value), sim.trending("Sideways")))
+    share.distort(share_faults.together(share_faults.valued(value), share_faults.trending("Sideways")))
     newest = anna.readings(count=1)[0]
     assert (newest["Value"], newest["Trend"]) == (value, "Sideways")
 
@@ -68,7 +69,7 @@ def test_gives_error_codes_and_limits(anna: Client, share: SimulatedShare, value
 def test_distortion_can_be_undone(anna: Client, share: SimulatedShare) -> None:
     """The last distortion set is the one that counts."""
     before = anna.readings()
-    share.distort(sim.missing)
+    share.distort(share_faults.missing)
     assert anna.readings() == []
     share.distort(sim.unchanged)
     assert anna.readings() == before
@@ -79,7 +80,7 @@ def test_distortion_can_be_undone(anna: Client, share: SimulatedShare) -> None:
 
 def test_changed_password_counts_as_wrong(anna: Client, share: SimulatedShare) -> None:
     """With the password changed meanwhile, reads go on, and sign-ins lead to the lock."""
-    share.fault = sim.password_changed()
+    share.fault = share_faults.password_changed()
     assert anna.read().status_code == 200
     codes = [refused(anna.login())[0] for _ in range(6)]
     assert codes[0] == "AccountPasswordInvalid"
@@ -88,16 +89,16 @@ def test_changed_password_counts_as_wrong(anna: Client, share: SimulatedShare) -
 
 def test_rate_limit_says_how_long(anna: Client, share: SimulatedShare) -> None:
     """429 carries what it is told to, seconds or a date."""
-    share.fault = sim.status(429, {"Retry-After": "120"})
+    share.fault = share_faults.status(429, {"Retry-After": "120"})
     assert (anna.read().status_code, anna.read().headers["Retry-After"]) == (429, "120")
-    share.fault = sim.status(429, {"Retry-After": sim.http_date(NOON + 60)})
+    share.fault = share_faults.status(429, {"Retry-After": sim.http_date(NOON + 60)})
     assert anna.login().headers["Retry-After"] == "Sat, 19 Apr 2025 12:01:00 GMT"
 
 
 @pytest.mark.parametrize("code", [403, 502, 503, 504])
 def test_pages_for_people(anna: Client, share: SimulatedShare, code: int) -> None:
     """Cloudflare's pages are HTML."""
-    share.fault = sim.html(code)
+    share.fault = share_faults.html(code)
     answer = anna.read()
     assert answer.status_code == code
     assert answer.headers["Content-Type"].startswith("text/html")
@@ -107,31 +108,31 @@ def test_pages_for_people(anna: Client, share: SimulatedShare, code: int) -> Non
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"not JSON"])
 def test_any_body(anna: Client, share: SimulatedShare, content: bytes) -> None:
     """200 with any body."""
-    share.fault = sim.body(content)
+    share.fault = share_faults.body(content)
     answer = anna.read()
     assert (answer.status_code, answer.content) == (200, content)
 
 
 def test_any_error(anna: Client, share: SimulatedShare) -> None:
     """Any of Share's errors, whatever the credentials are."""
-    share.fault = sim.error("SSO_AuthenticatePasswordInvalid", "old spelling")
+    share.fault = share_faults.error("SSO_AuthenticatePasswordInvalid", "old spelling")
     assert refused(anna.login()) == ("SSO_AuthenticatePasswordInvalid", "old spelling")
 
 
 def test_zero_uuid(anna: Client, share: SimulatedShare) -> None:
     """A sign-in is answered with the all-zero UUID, while reads are as ever."""
-    share.fault = sim.only(sim.zero_uuid(), call="login")
+    share.fault = share_faults.only(share_faults.zero_uuid(), call="login")
     assert anna.read().json()
     assert anna.login().json() == ZERO
 
 
 def test_edited_and_truncated_answers(anna: Client, share: SimulatedShare) -> None:
     """One reading is spoiled among good ones; half the JSON arrives as if it were all."""
-    share.fault = sim.edited(lambda readings: [{"WT": "nonsense"}, *reversed(readings)])
+    share.fault = share_faults.edited(lambda readings: [{"WT": "nonsense"}, *reversed(readings)])
     spoiled = anna.readings(minutes=60)
     assert spoiled[0] == {"WT": "nonsense"}
     assert wt(spoiled[1]) < wt(spoiled[2])
-    share.fault = sim.truncated()
+    share.fault = share_faults.truncated()
     with pytest.raises(requests.exceptions.JSONDecodeError):
         anna.read().json()
 
@@ -139,7 +140,7 @@ def test_edited_and_truncated_answers(anna: Client, share: SimulatedShare) -> No
 @pytest.mark.parametrize("compress", [True, False])
 def test_large_answers(anna: Client, share: SimulatedShare, *, compress: bool) -> None:
     """More than a mebibyte of good JSON, which compressed is next to nothing on the way."""
-    share.fault = sim.padded(2**20 + 1, compress=compress)
+    share.fault = share_faults.padded(2**20 + 1, compress=compress)
     answer = anna.read(count=1)
     assert len(answer.content) == 2**20 + 1
     assert len(answer.json()) == 1
@@ -148,19 +149,21 @@ def test_large_answers(anna: Client, share: SimulatedShare, *, compress: bool) -
 
 def test_wrong_and_missing_headers(anna: Client, share: SimulatedShare) -> None:
     """The date is off by as much as told, or not there at all."""
-    share.fault = sim.date_offset(-3600)
+    share.fault = share_faults.date_offset(-3600)
     assert anna.read().headers["Date"] == "Sat, 19 Apr 2025 11:00:00 GMT"
-    share.fault = sim.header("Date", None)
+    share.fault = share_faults.header("Date", None)
     assert "Date" not in anna.read().headers
 
 
 # Connections
 
 
-@pytest.mark.parametrize("fault", [sim.drop(), sim.reset(), sim.cut()], ids=["drop", "reset", "cut"])
+@pytest.mark.parametrize(
+    "fault", [share_faults.drop(), share_faults.reset(), share_faults.cut()], ids=["drop", "reset", "cut"]
+)
 def test_broken_connections(anna: Client, share: SimulatedShare, fault: sim.Fault) -> None:
     """The connection ends before the answer or within it, and the next one is good again."""
-    share.fault = sim.only(fault, times=1)
+    share.fault = share_faults.only(fault, times=1)
     with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         anna.read()
     assert anna.read().status_code == 200
@@ -168,7 +171,7 @@ def test_broken_connections(anna: Client, share: SimulatedShare, fault: sim.Faul
 
 def test_cut_leaves_half_a_body(anna: Client, share: SimulatedShare) -> None:
     """The head and half the body arrive before the connection ends."""
-    share.fault = sim.cut()
+    share.fault = share_faults.cut()
     with raw(anna) as connection:
         answer = read_all(connection)
     head, _, content = answer.partition(b"\r\n\r\n")
@@ -179,7 +182,7 @@ def test_cut_leaves_half_a_body(anna: Client, share: SimulatedShare) -> None:
 
 def test_drip_never_times_out_a_read(anna: Client, share: SimulatedShare) -> None:
     """The body comes byte by byte, as slowly as told, and whole in the end."""
-    share.fault = sim.drip(interval=0.02)
+    share.fault = share_faults.drip(interval=0.02)
     with raw(anna, minutes=0) as connection:
         connection.settimeout(0.5)
         began = time.monotonic()
@@ -192,13 +195,13 @@ def test_drip_never_times_out_a_read(anna: Client, share: SimulatedShare) -> Non
 
 def test_hang_says_nothing(anna: Client, share: SimulatedShare) -> None:
     """The request is in the log, and the client waits for as long as it likes."""
-    share.fault = sim.hang()
+    share.fault = share_faults.hang()
     with pytest.raises(requests.ReadTimeout):
         anna.http.post(f"{share.base_url}/Publisher/ReadPublisherLatestGlucoseValues", json={}, timeout=0.1)
     assert share.requests[-1].outcome == "hang"
 
 
-@pytest.mark.parametrize("fault", [sim.hang(), sim.drip(interval=30)], ids=["hang", "drip"])
+@pytest.mark.parametrize("fault", [share_faults.hang(), share_faults.drip(interval=30)], ids=["hang", "drip"])
 def test_close_ends_what_hangs(clock: Clock, fault: sim.Fault) -> None:
     """Closing the service takes less than a second, whatever hangs, and leaves no thread behind."""
     before = threading.active_count()
@@ -222,7 +225,7 @@ def test_close_ends_what_hangs(clock: Clock, fault: sim.Fault) -> None:
 
 def test_hanging_ends_when_the_client_goes(anna: Client, share: SimulatedShare) -> None:
     """A client that gives up leaves no thread waiting in the service."""
-    share.fault = sim.only(sim.hang(), call="read")
+    share.fault = share_faults.only(share_faults.hang(), call="read")
     before = threading.active_count()
     raw(anna).close()
     while not share.count(outcome="hang"):
@@ -256,8 +259,10 @@ def read_all(connection: socket.socket) -> bytes:
 
 def test_faults_only_where_they_are_meant(anna: Client, ben: Client, clock: Clock, share: SimulatedShare) -> None:
     """A fault can be kept to an account, a call, a time, and a number of requests."""
-    fault = sim.status(503)
-    share.fault = sim.only(fault, call="read", account=ANNA.username, since=NOON + 10, until=NOON + 20, times=2)
+    fault = share_faults.status(503)
+    share.fault = share_faults.only(
+        fault, call="read", account=ANNA.username, since=NOON + 10, until=NOON + 20, times=2
+    )
 
     def statuses() -> list[int]:
         return [anna.read().status_code, ben.read().status_code, anna.login().status_code]
@@ -267,14 +272,18 @@ def test_faults_only_where_they_are_meant(anna: Client, ben: Client, clock: Cloc
     assert statuses() == [503, 200, 200]
     assert statuses() == [503, 200, 200]
     assert statuses() == [200, 200, 200]
-    share.fault = sim.only(fault, until=NOON + 20)
+    share.fault = share_faults.only(fault, until=NOON + 20)
     clock.time = NOON + 20
     assert statuses() == [200, 200, 200]
 
 
 def test_faults_are_chained(anna: Client, share: SimulatedShare) -> None:
     """Several faults act together, the first one last."""
-    share.fault = sim.chain(sim.header("Date", None), sim.only(sim.status(502), call="login"), sim.padded(5000))
+    share.fault = share_faults.chain(
+        share_faults.header("Date", None),
+        share_faults.only(share_faults.status(502), call="login"),
+        share_faults.padded(5000),
+    )
     assert "Date" not in anna.read().headers
     assert len(anna.read(count=1).content) == 5000
     assert anna.login().status_code == 502

@@ -16,6 +16,7 @@ import requests
 
 from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.demo.share_service import Record, SimulatedAccount, SimulatedShare
+from tests.support import share_faults
 from tests.support.plain_client import ANNA, APPLICATION_ID, BEN, JAPANESE_ID, NOON, ZERO, Client, Clock, refused
 
 # As recorded
@@ -31,7 +32,7 @@ def test_signs_in_in_two_steps(anna: Client) -> None:
 def test_gives_a_reading_as_recorded_in_2025(anna: Client, clock: Clock, share: SimulatedShare) -> None:
     """Every byte of a reading is as in the recording."""
     clock.time = 1745081100.0
-    share.distort(sim.missing)
+    share.distort(share_faults.missing)
     share.add(ANNA.username, Record(1745081013817, 224))
     assert anna.read().text == (
         '[{"WT":"Date(1745081013817)","ST":"Date(1745081013817)",'
@@ -43,7 +44,7 @@ def test_gives_a_reading_as_recorded_in_2015(clock: Clock) -> None:
     """The older format is that of the recording too: slashes, trends as numbers, an ST that is an hour off."""
     account = SimulatedAccount("old", "pw", zone_offset_min=-420, legacy=True)
     with SimulatedShare([account], clock) as share:
-        share.distort(sim.missing)
+        share.distort(share_faults.missing)
         share.add("old", Record(round(NOON * 1000), 101))
         client = Client(share, account)
         client.login()
@@ -251,7 +252,7 @@ def test_readings_begin_a_day_before_the_service(anna: Client, clock: Clock) -> 
 
 def test_gives_explicit_readings_as_they_are(anna: Client, clock: Clock, share: SimulatedShare) -> None:
     """A reading put in by hand is there from its arrival on: late, or in the future, whatever is distorted."""
-    share.distort(sim.missing)
+    share.distort(share_faults.missing)
     late = Record(round(NOON - 3600) * 1000, 100, "SingleUp", arrives=NOON + 60)
     future = Record(round(NOON + 7200) * 1000, 120)
     share.add(ANNA.username, late, future)
@@ -265,7 +266,7 @@ def test_forgets_old_explicit_readings(anna: Client, clock: Clock, share: Simula
     for day in range(30):
         clock.time = NOON + day * 86400
         share.add(ANNA.username, Record(round(clock.time) * 1000, 100))
-    share.distort(sim.missing)
+    share.distort(share_faults.missing)
     anna.login()
     assert len(anna.times()) == 1
     assert len(share._publishers[ANNA.username].added) <= 3  # noqa: SLF001  # memory is the point
@@ -354,7 +355,7 @@ def test_logs_every_request(anna: Client, clock: Clock, share: SimulatedShare) -
     clock.time = NOON + 5
     anna.read(minutes=30, count=7)
     anna.authenticate(accountName="nobody")
-    share.fault = sim.status(429)
+    share.fault = share_faults.status(429)
     anna.read()
     read, rejected, limited = share.requests[-3:]
     assert read == sim.LoggedRequest(NOON + 5, "read", ANNA.username, 30, 7, False, 200, "ok")  # noqa: FBT003  # a whole entry

@@ -27,6 +27,7 @@ from dexcom2mqtt.share import (
     UnavailableError,
     UnexpectedResponseError,
 )
+from tests.support import share_faults
 from tests.support.share_client import (
     ACCOUNTS,
     ANNA,
@@ -61,12 +62,12 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("call", SIGN_IN)
 @pytest.mark.parametrize(
     "fault",
-    [sim.zero_uuid(), *itertools.starmap(sim.error, REJECTIONS)],
+    [share_faults.zero_uuid(), *itertools.starmap(share_faults.error, REJECTIONS)],
     ids=["zero UUID", *(code for code, _ in REJECTIONS)],
 )
 def test_tells_rejected_credentials(service: SimulatedShare, fault: Fault, call: str) -> None:
     """Every way in which Share rejects credentials is understood, at either step, and costs no further request."""
-    service.fault = sim.only(fault, call=call)
+    service.fault = share_faults.only(fault, call=call)
     client = client_of(service)
     failure(CredentialsRejectedError, client.fetch)
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]
@@ -103,7 +104,7 @@ def test_tells_wrong_credentials(service: SimulatedShare, who: dict[str, Any]) -
 )
 def test_tells_a_lock_out(service: SimulatedShare, code: str, call: str) -> None:
     """A lock-out is told by MaxAttempts in the code, however the rest is spelt."""
-    service.fault = sim.only(sim.error(code, "Maximum authentication attempts exceeded"), call=call)
+    service.fault = share_faults.only(share_faults.error(code, "Maximum authentication attempts exceeded"), call=call)
     client = client_of(service)
     failure(LockedOutError, client.fetch)
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]
@@ -139,7 +140,7 @@ def test_takes_other_errors_for_the_servers_own(
     service: SimulatedShare, call: str, code: object, message: object
 ) -> None:
     """An error that does not speak of the credentials is no rejection of them."""
-    service.fault = sim.only(fault_of(code, message), call=call)
+    service.fault = share_faults.only(fault_of(code, message), call=call)
     client = client_of(service)
     failure(UnavailableError, client.fetch)
     assert asked(service, client)[-1] == call
@@ -149,18 +150,18 @@ def test_takes_other_errors_for_the_servers_own(
 @pytest.mark.parametrize(
     "fault",
     [
-        *map(sim.body, [b"", b"null", b"[]", b"5", b'"', b'""', b'"anna"', b'{"id": 1}', b"\xff"]),
+        *map(share_faults.body, [b"", b"null", b"[]", b"5", b'"', b'""', b'"anna"', b'{"id": 1}', b"\xff"]),
         answer(f'"{ANNA.account_id[:-1]}"'.encode()),
         answer(f'["{ANNA.account_id}"]'.encode()),
         answer(f'"{ANNA.account_id}&x=y"'.encode()),
         answer(f'"{{{ANNA.account_id}}}"'.encode()),
-        sim.error("SessionIdNotFound"),
-        sim.error("SessionNotValid"),
+        share_faults.error("SessionIdNotFound"),
+        share_faults.error("SessionNotValid"),
     ],
 )
 def test_signs_in_with_ids_alone(service: SimulatedShare, fault: Fault, call: str) -> None:
     """An answer to a sign-in that is no id is not taken for one, and not tried again."""
-    service.fault = sim.only(fault, call=call)
+    service.fault = share_faults.only(fault, call=call)
     client = client_of(service)
     failure(UnexpectedResponseError, client.fetch)
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]
@@ -170,7 +171,7 @@ def test_signs_in_with_ids_alone(service: SimulatedShare, fault: Fault, call: st
 @pytest.mark.parametrize("call", SIGN_IN)
 def test_a_sign_in_says_nothing_of_sharing(service: SimulatedShare, call: str) -> None:
     """The same words in answer to a sign-in are a fault like any other that nobody knows."""
-    service.fault = sim.only(sim.error("MonitoredReceiverNotAssigned"), call=call)
+    service.fault = share_faults.only(share_faults.error("MonitoredReceiverNotAssigned"), call=call)
     client = client_of(service)
     error = failure(UnavailableError, client.fetch)
     assert str(error) == f"{host(service)} answered with status 500"
@@ -195,7 +196,7 @@ def test_reads_both_formats(service: SimulatedShare, account: SimulatedAccount) 
 def test_reads_the_recorded_records(service: SimulatedShare, client: ShareClient) -> None:
     """The records that were recorded from the service are read as what they are."""
     service.fault = read(
-        sim.body(
+        share_faults.body(
             b'[{"WT":"Date(1745081013817)","ST":"Date(1745081013817)","DT":"Date(1745081013817-0400)",'
             b'"Value":224,"Trend":"Flat"},'
             b'{"DT":"/Date(1426292016000-0700)/","ST":"/Date(1426295616000)/","Trend":4,"Value":101,'
@@ -212,7 +213,7 @@ def test_reads_the_recorded_records(service: SimulatedShare, client: ShareClient
 def test_sets_error_codes_apart(service: SimulatedShare, client: ShareClient, value: int) -> None:
     """Values below 39 are errors of the sensor and no readings; their times are told, oldest first."""
     expected = readings_of(ANNA)
-    service.distort(sim.during(NOW - 3600, NOW, sim.valued(value)))
+    service.distort(share_faults.during(NOW - 3600, NOW, share_faults.valued(value)))
     before = [reading for reading in expected if reading.date < (NOW - 3600) * 1000]
     after = [reading.date for reading in expected if reading.date >= (NOW - 3600) * 1000]
     assert len(after) > 5
@@ -222,7 +223,7 @@ def test_sets_error_codes_apart(service: SimulatedShare, client: ShareClient, va
 @pytest.mark.parametrize("value", [39, 40, 401])
 def test_keeps_low_and_high(service: SimulatedShare, client: ShareClient, value: int) -> None:
     """39, which means LOW, and 401, which means HIGH, are readings."""
-    service.distort(sim.valued(value))
+    service.distort(share_faults.valued(value))
     batch = client.fetch()
     assert [reading.mg_dl for reading in batch.readings] == [value] * len(readings_of(ANNA))
     assert batch.error_codes == ()
@@ -242,7 +243,9 @@ MALFORMED: Final[list[object]] = [
 @pytest.mark.parametrize("malformed", MALFORMED, ids=repr)
 def test_a_malformed_record_costs_itself_alone(service: SimulatedShare, client: ShareClient, malformed: object) -> None:
     """A record that makes no sense is counted, and every other reading of the answer is kept."""
-    service.fault = read(sim.edited(lambda records: [malformed, *records[:50], malformed, *records[50:], malformed]))
+    service.fault = read(
+        share_faults.edited(lambda records: [malformed, *records[:50], malformed, *records[50:], malformed])
+    )
     assert client.fetch() == Batch(readings_of(ANNA), malformed=3, newest_malformed=True)
 
 
@@ -263,7 +266,7 @@ def test_tells_that_the_newest_record_is_malformed(
     service: SimulatedShare, client: ShareClient, edit: Callable[[Any], object], told: bool
 ) -> None:
     """That the first record makes no sense is told, as long as any other does."""
-    service.fault = read(sim.edited(edit))
+    service.fault = read(share_faults.edited(edit))
     assert client.fetch().newest_malformed is told
 
 
@@ -280,15 +283,15 @@ def test_reads_a_form_that_is_new(
     service: SimulatedShare, client: ShareClient, change: Callable[[dict[str, Any]], object]
 ) -> None:
     """Values as text and instants in DT alone are read as what they are, and how many there are is told."""
-    service.fault = read(sim.edited(lambda records: [*map(change, records[:9]), *records[9:]]))
+    service.fault = read(share_faults.edited(lambda records: [*map(change, records[:9]), *records[9:]]))
     assert client.fetch() == Batch(readings_of(ANNA), drifted=9)
     assert client.latest_reading() == readings_of(ANNA)[-1]
 
 
 def test_error_codes_stay_error_codes_as_text(service: SimulatedShare, client: ShareClient) -> None:
     """A value below 39 is no reading either if it comes as text."""
-    service.distort(sim.valued(38))
-    service.fault = read(sim.edited(lambda records: [as_text(record) for record in records]))
+    service.distort(share_faults.valued(38))
+    service.fault = read(share_faults.edited(lambda records: [as_text(record) for record in records]))
     dates = tuple(reading.date for reading in readings_of(ANNA))
     assert client.fetch() == Batch(error_codes=dates, drifted=len(dates))
 
@@ -304,7 +307,7 @@ def test_a_number_without_end_costs_its_record_alone(service: SimulatedShare, cl
 
 def test_sorts_what_comes_in_any_order(service: SimulatedShare, client: ShareClient) -> None:
     """Readings are put in order, whatever order they come in."""
-    service.fault = read(sim.edited(lambda records: records[::2] + records[::-2]))
+    service.fault = read(share_faults.edited(lambda records: records[::2] + records[::-2]))
     assert client.fetch().readings == readings_of(ANNA)
     assert client.readings() == list(reversed(readings_of(ANNA)))
 
@@ -333,22 +336,22 @@ DEEP: Final = b"[" * 100_000
 DIGITS: Final = b"9" * 5000
 BOMB: Final = gzip.compress(bytes(10 * MIB))
 NOT_UNDERSTOOD: Final = {
-    "null": sim.body(b"null"),
-    "object": sim.body(b"{}"),
+    "null": share_faults.body(b"null"),
+    "object": share_faults.body(b"{}"),
     "fault with 200": fault_of("AccountPasswordInvalid", status=200),
-    "text": sim.body(b'"[]"'),
-    "number": sim.body(b"5"),
-    "true": sim.body(b"true"),
-    "words": sim.body(b"Service is down"),
-    "blank": sim.body(b" "),
-    "HTML": sim.html(200),
-    "half the JSON": sim.truncated(),
-    "more than the JSON": sim.body(b"[]]"),
-    "invalid UTF-8": sim.body(b'["\xff"]'),
-    "half a character": sim.body("[1]".encode("utf-16")[:-1]),
-    "deep": sim.body(DEEP),
-    "deep objects": sim.body(b'{"":' * 100_000),
-    "id": sim.zero_uuid(),
+    "text": share_faults.body(b'"[]"'),
+    "number": share_faults.body(b"5"),
+    "true": share_faults.body(b"true"),
+    "words": share_faults.body(b"Service is down"),
+    "blank": share_faults.body(b" "),
+    "HTML": share_faults.html(200),
+    "half the JSON": share_faults.truncated(),
+    "more than the JSON": share_faults.body(b"[]]"),
+    "invalid UTF-8": share_faults.body(b'["\xff"]'),
+    "half a character": share_faults.body("[1]".encode("utf-16")[:-1]),
+    "deep": share_faults.body(DEEP),
+    "deep objects": share_faults.body(b'{"":' * 100_000),
+    "id": share_faults.zero_uuid(),
     "half of gzip": answer(gzip.compress(b"[]" * 1000)[:-12], Content_Encoding="gzip"),
     "gzip bomb": answer(BOMB, Content_Encoding="gzip"),
     "gzip bomb in gzip": answer(gzip.compress(BOMB), Content_Encoding="gzip, gzip"),
@@ -365,24 +368,24 @@ NOT_UNDERSTOOD: Final = {
     "blanks without end": without_end(head() + b" "),
 }
 OUT_OF_ORDER: Final = {
-    **{f"HTML with {status}": sim.html(status) for status in (400, 401, 403, 404, 500, 502, 503, 504, 520)},
-    **{f"nothing with {status}": sim.status(status) for status in (201, 204, 304, 500, 503)},
-    "null with 500": sim.status(500, content=b"null"),
-    "list with 500": sim.status(500, content=b'["AccountPasswordInvalid"]'),
-    "deep with 500": sim.status(500, content=DEEP),
-    "deep code": sim.status(500, content=b'{"Code": ' + b"[" * 900 + b"]" * 900 + b"}"),
-    "long number with 500": sim.status(500, content=b'{"Code": ' + DIGITS + b"}"),
-    "invalid UTF-8 with 500": sim.status(500, content=b'{"Code": "\xff"}'),
+    **{f"HTML with {status}": share_faults.html(status) for status in (400, 401, 403, 404, 500, 502, 503, 504, 520)},
+    **{f"nothing with {status}": share_faults.status(status) for status in (201, 204, 304, 500, 503)},
+    "null with 500": share_faults.status(500, content=b"null"),
+    "list with 500": share_faults.status(500, content=b'["AccountPasswordInvalid"]'),
+    "deep with 500": share_faults.status(500, content=DEEP),
+    "deep code": share_faults.status(500, content=b'{"Code": ' + b"[" * 900 + b"]" * 900 + b"}"),
+    "long number with 500": share_faults.status(500, content=b'{"Code": ' + DIGITS + b"}"),
+    "invalid UTF-8 with 500": share_faults.status(500, content=b'{"Code": "\xff"}'),
     "broken gzip": answer(b"[]", Content_Encoding="gzip"),
     "broken middle of gzip": answer(gzip.compress(b"[]" * 1000)[:15] + b"quokka" * 9, Content_Encoding="gzip"),
     "broken deflate": answer(b"\xff[]", Content_Encoding="deflate"),
     "too many encodings": answer(b"[]", Content_Encoding="gzip, " * 30),
-    "closed before the answer": sim.drop(),
-    "closed in the body": sim.cut(),
+    "closed before the answer": share_faults.drop(),
+    "closed in the body": share_faults.cut(),
     "closed in the status line": raw(b"HTTP/1.1 2", close=True),
     "closed in a body of known length": raw(head("Content-Length: 9") + b"[]", close=True),
     "closed between chunks": raw(head("Transfer-Encoding: chunked") + b"2\r\n[]\r\n", close=True),
-    "reset": sim.reset(),
+    "reset": share_faults.reset(),
     "no HTTP": raw(b"\x15\x03\x01\x00\x02\x02\x28\r\n\r\n", close=True),
     "HTTP/0.9": raw(b"[]", close=True),
     "no status": raw(b"HTTP/1.1 OK\r\n\r\n[]", close=True),
@@ -471,7 +474,7 @@ def test_tells_a_rate_limit(
 
 def test_tells_a_rate_limit_of_any_length(service: SimulatedShare, client: ShareClient) -> None:
     """A wait that no float can hold is a long wait and no error."""
-    service.fault = sim.status(429, {"Retry-After": "9" * 400})
+    service.fault = share_faults.status(429, {"Retry-After": "9" * 400})
     wait = failure(RateLimitedError, client.fetch).retry_after
     assert wait is not None
     assert 1e8 < wait < float("inf")
@@ -481,7 +484,7 @@ def test_tells_a_rate_limit_of_any_length(service: SimulatedShare, client: Share
 def test_tells_a_rate_limit_of_a_sign_in(service: SimulatedShare, call: str) -> None:
     """A rate limit of a sign-in is no rejection, whatever the body says."""
     content = json.dumps({"Code": "AccountPasswordInvalid"}).encode()
-    service.fault = sim.only(sim.status(429, {"Retry-After": "60"}, content), call=call)
+    service.fault = share_faults.only(share_faults.status(429, {"Retry-After": "60"}, content), call=call)
     client = client_of(service)
     assert failure(RateLimitedError, client.fetch).retry_after == 60
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]

@@ -22,6 +22,7 @@ from dexcom2mqtt.share import (
     UnavailableError,
     UnexpectedResponseError,
 )
+from tests.support import share_faults
 from tests.support.share_client import (
     ANNA,
     AUTHENTICATE,
@@ -137,7 +138,7 @@ def test_sends_nothing_before_it_is_asked_to(service: SimulatedShare) -> None:
 
 def test_keeps_the_account_id_though_the_login_fails(service: SimulatedShare) -> None:
     """The first step is not repeated when it was the second that failed."""
-    service.fault = sim.only(sim.html(503), call=LOGIN, times=1)
+    service.fault = share_faults.only(share_faults.html(503), call=LOGIN, times=1)
     client = client_of(service)
     failure(UnavailableError, client.fetch)
     assert client.sign_in_requests == 1
@@ -150,7 +151,7 @@ def test_keeps_the_account_id_though_the_login_fails(service: SimulatedShare) ->
 
 def _answer_once(fault: Fault) -> Callable[[SimulatedShare], None]:
     def lose(service: SimulatedShare) -> None:
-        service.fault = sim.only(fault, call=READ, times=1)
+        service.fault = share_faults.only(fault, call=READ, times=1)
 
     return lose
 
@@ -158,10 +159,10 @@ def _answer_once(fault: Fault) -> Callable[[SimulatedShare], None]:
 LOSSES: Final[list[Any]] = [
     pytest.param(lambda service: service.drop_sessions(), id="SessionIdNotFound"),
     pytest.param(lambda service: service.expire_sessions(), id="SessionNotValid"),
-    pytest.param(_answer_once(sim.error("SessionNotValid", "Error in the application.")), id="application"),
-    pytest.param(_answer_once(sim.body(b"")), id="empty body"),
-    pytest.param(_answer_once(sim.error(*REJECTIONS[0])), id="AccountPasswordInvalid"),
-    pytest.param(_answer_once(sim.error("InvalidArgument", "UUID")), id="InvalidArgument"),
+    pytest.param(_answer_once(share_faults.error("SessionNotValid", "Error in the application.")), id="application"),
+    pytest.param(_answer_once(share_faults.body(b"")), id="empty body"),
+    pytest.param(_answer_once(share_faults.error(*REJECTIONS[0])), id="AccountPasswordInvalid"),
+    pytest.param(_answer_once(share_faults.error("InvalidArgument", "UUID")), id="InvalidArgument"),
 ]
 
 
@@ -192,7 +193,12 @@ def test_renews_no_session_when_told_not_to(
 
 @pytest.mark.parametrize(
     "fault",
-    [sim.error("SessionIdNotFound"), sim.error("SessionNotValid"), sim.body(b""), sim.error(*REJECTIONS[0])],
+    [
+        share_faults.error("SessionIdNotFound"),
+        share_faults.error("SessionNotValid"),
+        share_faults.body(b""),
+        share_faults.error(*REJECTIONS[0]),
+    ],
 )
 def test_renews_a_session_once(service: SimulatedShare, client: ShareClient, fault: Fault) -> None:
     """A session that is lost again at once is not renewed again."""
@@ -217,11 +223,11 @@ def test_renews_the_session_of_a_known_account_id(service: SimulatedShare) -> No
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (sim.password_changed(), CredentialsRejectedError),
-        (sim.error("SSO_AuthenticateMaxAttemptsExceeded"), LockedOutError),
-        (sim.status(429), RateLimitedError),
-        (sim.html(502), UnavailableError),
-        (sim.body(b"{}"), UnexpectedResponseError),
+        (share_faults.password_changed(), CredentialsRejectedError),
+        (share_faults.error("SSO_AuthenticateMaxAttemptsExceeded"), LockedOutError),
+        (share_faults.status(429), RateLimitedError),
+        (share_faults.html(502), UnavailableError),
+        (share_faults.body(b"{}"), UnexpectedResponseError),
     ],
 )
 def test_tells_why_a_session_could_not_be_renewed(
@@ -229,7 +235,7 @@ def test_tells_why_a_session_could_not_be_renewed(
 ) -> None:
     """What goes wrong while a session is renewed is told as at the first sign-in, after one try."""
     service.drop_sessions()
-    service.fault = sim.only(fault, call=LOGIN)
+    service.fault = share_faults.only(fault, call=LOGIN)
     failure(kind, client.fetch)
     assert asked(service, client)[3:] == [READ, LOGIN]
     assert not client.signed_in
@@ -276,14 +282,14 @@ def test_knows_no_current_reading_where_the_newest_is_old(
 ) -> None:
     """A reading of more than ten minutes ago is the latest, and not current."""
     begin = NOW - minutes * 60
-    service.distort(sim.during(begin, NOW, sim.missing))
+    service.distort(share_faults.during(begin, NOW, share_faults.missing))
     assert client.latest_reading() == [each for each in readings_of(ANNA) if each.date < begin * 1000][-1]
     assert client.current_reading() is None
 
 
 def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, client: ShareClient) -> None:
     """What a phone whose clock is an hour ahead uploaded an hour ago passes for current, as the docstring says."""
-    service.distort(sim.missing)
+    service.distort(share_faults.missing)
     taken = round((NOW - 60) * 1000)
     service.add(ANNA.username, sim.Record(taken, 100, arrives=NOW - 3600))
     assert client.current_reading() == Reading(100, "Flat", taken, 330)
@@ -292,7 +298,7 @@ def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, clie
 
 def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClient) -> None:
     """That an account shares nothing is an answer without readings that says so, and the session stays."""
-    service.fault = read(sim.error("MonitoredReceiverNotAssigned", "no receiver"))
+    service.fault = read(share_faults.error("MonitoredReceiverNotAssigned", "no receiver"))
     assert client.fetch() == Batch(nothing_shared=True)
     assert client.readings() == []
     assert client.latest_reading() is None
@@ -305,7 +311,7 @@ def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClie
 
 def test_knows_no_reading_where_there_is_none(service: SimulatedShare, client: ShareClient) -> None:
     """Where Share has nothing, there is nothing, and nothing is wrong."""
-    service.distort(sim.missing)
+    service.distort(share_faults.missing)
     assert client.fetch() == Batch()
     assert client.readings() == []
     assert client.latest_reading() is None
@@ -332,6 +338,6 @@ def test_asks_for_the_time_without_the_password(service: SimulatedShare) -> None
 def test_the_time_is_in_a_refusal_too(service: SimulatedShare, code: str) -> None:
     """An answer that does not know the session of zeros tells the time as well."""
     client = client_of(service)
-    service.fault = sim.error(code)
+    service.fault = share_faults.error(code)
     client.ask_time()
     assert client.time.known

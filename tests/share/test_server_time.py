@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.share import (
     CredentialsRejectedError,
     RateLimitedError,
@@ -20,6 +19,7 @@ from dexcom2mqtt.share import (
     UnexpectedResponseError,
 )
 from dexcom2mqtt.share.server_time import ShareTime, parse_http_date
+from tests.support import share_faults
 from tests.support.builders import NOON, any_text, property_of
 from tests.support.set_clock import SetClock
 from tests.support.share_client import ANNA, NOW, REJECTIONS, client_of, failure, readings_of
@@ -316,10 +316,10 @@ def test_the_server_tells_the_time(service: SimulatedShare) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (sim.html(503), UnavailableError),
-        (sim.status(429), RateLimitedError),
-        (sim.body(b"x"), UnexpectedResponseError),
-        (sim.error(*REJECTIONS[0]), CredentialsRejectedError),
+        (share_faults.html(503), UnavailableError),
+        (share_faults.status(429), RateLimitedError),
+        (share_faults.body(b"x"), UnexpectedResponseError),
+        (share_faults.error(*REJECTIONS[0]), CredentialsRejectedError),
     ],
 )
 def test_an_error_tells_the_time_too(service: SimulatedShare, fault: Fault, kind: type[ShareError]) -> None:
@@ -339,7 +339,7 @@ def test_an_error_tells_the_time_too(service: SimulatedShare, fault: Fault, kind
 )
 def test_a_date_that_makes_no_sense_tells_nothing(service: SimulatedShare, date: str | None) -> None:
     """A header that is missing or garbage leaves the time unknown, and the readings good."""
-    service.fault = sim.header("Date", date)
+    service.fault = share_faults.header("Date", date)
     client = client_of(service)
     assert client.fetch().readings == readings_of(ANNA)
     assert not client.time.known

@@ -19,6 +19,7 @@ from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.demo.share_service import Fault, Request, Respond, Response, SimulatedShare
 from dexcom2mqtt.share import Batch, ShareClient, ShareError, UnavailableError, UnexpectedResponseError, transport
+from tests.support import share_faults
 from tests.support.share_client import (
     ACCOUNTS,
     ANNA,
@@ -65,7 +66,7 @@ def test_reads_every_way_of_sending(
     def sent(request: Request, respond: Respond) -> Response:
         return replace(respond(request), chunked=in_chunks, compress=compress)
 
-    service.fault = sim.chain(listen(heard), read(sent))
+    service.fault = share_faults.chain(listen(heard), read(sent))
     assert client.fetch().readings == readings_of(ANNA)
     assert [request.accepts_gzip for request in heard] == [True]
 
@@ -120,9 +121,9 @@ def test_a_head_that_breaks_off_is_no_batch(
 @pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
 def test_takes_an_answer_of_nearly_one_mebibyte(service: SimulatedShare, client: ShareClient, compress: bool) -> None:
     """A long answer is fine up to the limit, which for a compressed one holds unpacked too."""
-    service.fault = read(sim.padded(MIB if compress else MIB - 1000, compress=compress))
+    service.fault = read(share_faults.padded(MIB if compress else MIB - 1000, compress=compress))
     assert client.fetch().readings == readings_of(ANNA)
-    service.fault = read(sim.padded(MIB + 1, compress=compress))
+    service.fault = read(share_faults.padded(MIB + 1, compress=compress))
     error = failure(UnexpectedResponseError, client.fetch)
     assert "more than 1 MiB" in str(error)
 
@@ -137,7 +138,9 @@ def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) ->
             LOGIN: "General/LoginPublisherAccountById",
             READ: "Publisher/ReadPublisherLatestGlucoseValues",
         }[call]
-        service.fault = sim.only(sim.status(status, {"Location": f"{other.base_url}/{path}"}), call=call)
+        service.fault = share_faults.only(
+            share_faults.status(status, {"Location": f"{other.base_url}/{path}"}), call=call
+        )
         client = client_of(service)
         failure(UnavailableError, client.fetch)
         assert asked(service, client) == [*SIGN_IN, READ][: [*SIGN_IN, READ].index(call) + 1]
@@ -147,7 +150,7 @@ def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) ->
 @pytest.mark.parametrize("location", ["http://[::1", "//", "\xff\xfe", "", "http://localhost:99999/"])
 def test_looks_at_no_redirect(service: SimulatedShare, client: ShareClient, location: str) -> None:
     """A redirect to what is no address is an error like any other status."""
-    service.fault = read(sim.status(302, {"Location": location}))
+    service.fault = read(share_faults.status(302, {"Location": location}))
     assert str(failure(UnavailableError, client.fetch)) == f"{host(service)} answered with status 302"
 
 
@@ -215,7 +218,7 @@ def dripping(content: bytes | None = None) -> Fault:
     """Send the whole answer, or this one, byte by byte: every read of the client brings something in time."""
 
     def fault(request: Request, respond: Respond) -> Response:
-        slow = sim.drip(0.05)(request, respond)
+        slow = share_faults.drip(0.05)(request, respond)
         return replace(
             slow, delivery=lambda connection, top, rest: slow.delivery(connection, b"", content or top + rest)
         )
@@ -224,9 +227,9 @@ def dripping(content: bytes | None = None) -> Fault:
 
 
 SLOW: Final = {
-    "no answer": sim.hang(),
+    "no answer": share_faults.hang(),
     "byte by byte": dripping(),
-    "body byte by byte": sim.drip(0.05),
+    "body byte by byte": share_faults.drip(0.05),
     "body of known length byte by byte": dripping(b"  [          ]" + b" " * 200),
     "one header without end": dripping(head("X: " + "y" * 1000)),
     "100 again and again": dripping(head(status=100) * 100),
@@ -250,7 +253,7 @@ def test_a_call_ends_in_time(service: SimulatedShare, client: ShareClient, fault
 @pytest.mark.parametrize("call", SIGN_IN)
 def test_a_sign_in_ends_in_time(service: SimulatedShare, call: str) -> None:
     """Each step of a sign-in has its time limit as well."""
-    service.fault = sim.only(dripping(), call=call)
+    service.fault = share_faults.only(dripping(), call=call)
     with takes(0.4, 4):
         failure(UnavailableError, client_of(service).fetch)
 
@@ -260,7 +263,7 @@ def test_a_call_has_its_time_in_real_seconds(service: SimulatedShare) -> None:
     """A clock that runs fast makes no call shorter: the network does not run faster."""
     client = client_of(service, clock=Clock(speed=10_000))
     assert client.fetch().readings == readings_of(ANNA)
-    service.fault = sim.hang()
+    service.fault = share_faults.hang()
     with takes(0.4, 4):
         failure(UnavailableError, client.fetch)
 
@@ -304,7 +307,7 @@ def test_a_handshake_ends_in_time() -> None:
 @pytest.mark.usefixtures("short_calls")
 def test_threads_share_no_limit(service: SimulatedShare) -> None:
     """Calls in one thread neither prolong nor shorten a call in another, which ends in its own time."""
-    service.fault = sim.only(dripping(), account=QUINN.username)
+    service.fault = share_faults.only(dripping(), account=QUINN.username)
     slow = threading.Thread(target=failure, args=(UnavailableError, client_of(service, QUINN).fetch))
     client, fetched = client_of(service), 0
     with takes(0.4, 4):
@@ -334,8 +337,15 @@ def test_keeps_the_connection(service: SimulatedShare) -> None:
     """Sign-in and reads, errors among them, take one connection."""
     peers: list[object] = []
     client = client_of(service)
-    for fault in (sim.no_fault, sim.html(503), sim.status(429), sim.error("X"), sim.truncated(), sim.no_fault):
-        service.fault = sim.chain(noting_peers(peers), read(fault))
+    for fault in (
+        sim.no_fault,
+        share_faults.html(503),
+        share_faults.status(429),
+        share_faults.error("X"),
+        share_faults.truncated(),
+        sim.no_fault,
+    ):
+        service.fault = share_faults.chain(noting_peers(peers), read(fault))
         with contextlib.suppress(ShareError):
             client.fetch()
     assert len(peers) == 8
@@ -506,7 +516,7 @@ def test_the_log_tells_no_secret(
     """With the daemon's settings nothing is logged of calls, good or bad."""
     service.fault = read(raw(MALFORMED_HEADERS, close=True))
     client.fetch()
-    for fault in (sim.drop(), sim.error("X"), sim.no_fault):
+    for fault in (share_faults.drop(), share_faults.error("X"), sim.no_fault):
         service.fault = fault
         with contextlib.suppress(ShareError):
             client.fetch()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import Record, SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.share.server_time import parse_http_date
+from tests.support import share_faults
 from tests.support.processes import ROOT, Heard, Process, Subscriber, daemon, eventually, free_port, write_config
 
 if TYPE_CHECKING:
@@ -498,7 +499,7 @@ def _current(picture: Mapping[str, Heard], at: float, key: str) -> dict[str, Any
 
 def stamped(ahead: float) -> share.Distortion:
     """Let the phone's clock be ahead by so many seconds; the trend, a word nobody knows, tells the time in truth."""
-    mark = share.skewed(ahead)
+    mark = share_faults.skewed(ahead)
     return lambda records: [
         replace(moved, trend=f"t{record.taken}") for record, moved in zip(records, mark(records), strict=True)
     ]

@@ -21,6 +21,7 @@ from dexcom2mqtt.demo import share_service as sim
 from dexcom2mqtt.demo.share_service import Fault, Request, Respond, Response, SimulatedAccount, SimulatedShare
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import ShareClient, ShareError
+from tests.support import share_faults
 
 if TYPE_CHECKING:
     import socket
@@ -143,7 +144,7 @@ def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading
 
 def read(fault: Fault) -> Fault:
     """Let something go wrong with reads alone."""
-    return sim.only(fault, call=READ)
+    return share_faults.only(fault, call=READ)
 
 
 def answer(content: bytes, status: int = 200, **headers: str | None) -> Fault:

@@ -16,6 +16,7 @@ import pytest
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages.history import source_of
+from tests.support import share_faults
 from tests.support.processes import (
     Mosquitto,
     Process,
@@ -336,7 +337,7 @@ def test_what_comes_late_is_backfill(system: System, mosquitto: Mosquitto) -> No
     subscriber = system.subscribe(mosquitto)
     began = system.now()
     away = (began - 5000, began - 2500)
-    system.service.distort(share.during(*away, share.missing))
+    system.service.distort(share_faults.during(*away, share_faults.missing))
     system.start(mosquitto.port)
     before = all_delivered(system, subscriber, mosquitto)
     system.service.distort(share.unchanged)
@@ -409,7 +410,7 @@ def test_a_broker_that_does_not_answer_costs_no_work(system: System, mosquitto: 
     """While readings wait for their acknowledgement, few or more than may be on their way, the processor rests."""
     subscriber = system.subscribe(mosquitto)
     began = system.now()
-    system.service.distort(share.during(began - 20_000, began - 10_000, share.missing))
+    system.service.distort(share_faults.during(began - 20_000, began - 10_000, share_faults.missing))
     running = system.start(mosquitto.port)
     before = all_delivered(system, subscriber, mosquitto)
     mosquitto.freeze()
@@ -440,7 +441,7 @@ def test_a_broker_that_forgets_gets_the_history_again(system: System, mosquitto:
     with Subscriber(mosquitto.port) as before:
         running = system.start(mosquitto.port)
         all_delivered(system, before, mosquitto)
-        system.service.distort(share.missing)  # no reading that brings the history by itself
+        system.service.distort(share_faults.missing)  # no reading that brings the history by itself
         known = system.service.count(call="read")
         eventually(lambda: system.service.count(call="read") > known)  # whatever came before that has been taken
         all_delivered(system, before, mosquitto)

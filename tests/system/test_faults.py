@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from dexcom2mqtt.demo import share_service as share
+from tests.support import share_faults
 from tests.support.faults import ANNA, BEN, FAULTS, GROWTH, HOUR, MINUTE, Page, Row, World, stamped
 from tests.support.processes import eventually, retained
 from tests.support.relay import DROP, PASS, Packet, Relay
@@ -349,11 +350,11 @@ def valued(value: int) -> Callable[[World], bool]:
 
 READINGS: Final[dict[str, tuple[Callable[[float], share.Distortion], Callable[[World], bool]]]] = {
     # what happens to the readings of the hour, given its end; and how Share's answers show it
-    "late": (share.late, none_of_the_hour),
-    "doubles": (lambda _: share.doubled(), two_within(10, alike=True)),
-    "calibrations": (lambda _: share.calibrated(by=14), two_within(60, alike=False)),
-    "gap": (lambda _: share.missing, none_of_the_hour),
-    "error codes": (lambda _: share.valued(12), valued(12)),
+    "late": (share_faults.late, none_of_the_hour),
+    "doubles": (lambda _: share_faults.doubled(), two_within(10, alike=True)),
+    "calibrations": (lambda _: share_faults.calibrated(by=14), two_within(60, alike=False)),
+    "gap": (lambda _: share_faults.missing, none_of_the_hour),
+    "error codes": (lambda _: share_faults.valued(12), valued(12)),
 }
 
 
@@ -365,7 +366,7 @@ def test_readings_that_are_not_as_they_should_be(world: Build, record: Record, n
     here.begin()
     distortion, proof = READINGS[name]
     until = here.began + HOUR
-    here.distort(share.during(here.began, until, distortion(until)))
+    here.distort(share_faults.during(here.began, until, distortion(until)))
     here.live(until - here.now())
     here.end()
     record(name, here.row(FAULTS[name]))
@@ -421,7 +422,7 @@ def test_a_phone_that_is_ahead_for_an_hour(world: Build, record: Record) -> None
     here = world()
     here.begin()
     until = here.began + HOUR
-    here.distort(share.during(here.began, until, stamped(AHEAD)))
+    here.distort(share_faults.during(here.began, until, stamped(AHEAD)))
     here.live(until - here.now())
     here.end()
     assert here.status()["share"] == "phone_clock"
@@ -435,9 +436,9 @@ def test_a_phone_that_is_ahead_and_then_off(world: Build, record: Record) -> Non
     """What was stamped an hour ahead stays out of sight when that hour has passed, over a restart of the daemon too."""
     here = world()
     here.begin()
-    back = here.began + 2 * HOUR + 15 * MINUTE
-    off = here.began + 15 * MINUTE
-    here.distort(share.together(share.during(off, back, share.missing), share.during(here.began, off, stamped(AHEAD))))
+    off, back = here.began + 15 * MINUTE, here.began + 2 * HOUR + 15 * MINUTE
+    away = share_faults.during(off, back, share_faults.missing)
+    here.distort(share_faults.together(away, share_faults.during(here.began, off, stamped(AHEAD))))
     here.live(50 * MINUTE)
     assert here.status()["share"] == "phone_clock"
     here.kill()
@@ -453,7 +454,7 @@ def test_a_session_that_is_dead_in_unknown_words(world: Build, record: Record) -
     """Ten minutes of faults, then one sign-in, and nothing is missed."""
     here = world()
     here.begin()
-    here.share.spoil_sessions(share.error("InternalServerError"))
+    here.share.spoil_sessions(share_faults.error("InternalServerError"))
     here.live(20 * MINUTE)
     here.end()
     record("dead session", here.row(FAULTS["dead session"]))
@@ -466,7 +467,7 @@ def test_a_password_that_is_mended(world: Build, record: Record) -> None:
     """After hours of rejections the right password is tried within half an hour of the last one, and all comes."""
     here = world(speed=2 * SPEED)
     here.begin()
-    here.fault = share.only(share.error("AccountPasswordInvalid"), call="login")
+    here.fault = share_faults.only(share_faults.error("AccountPasswordInvalid"), call="login")
     here.share.drop_sessions()
     here.live(6 * HOUR)
     assert here.process
@@ -481,23 +482,23 @@ def test_a_password_that_is_mended(world: Build, record: Record) -> None:
 
 def limited_until(request: Request, respond: Respond) -> Response:
     """Answer 429 and name the time in ten minutes."""
-    return share.status(429, {"Retry-After": share.http_date(request.time + 600)})(request, respond)
+    return share_faults.status(429, {"Retry-After": share.http_date(request.time + 600)})(request, respond)
 
 
 ANSWERS: Final = {  # the fault, what the service's log calls it, and how often it came at least
-    "500": (share.status(500), "500", 10),
-    "502": (share.status(502), "502", 10),
-    "503": (share.status(503), "503", 10),
-    "429 seconds": (share.status(429, {"Retry-After": "600"}), "429", 5),
+    "500": (share_faults.status(500), "500", 10),
+    "502": (share_faults.status(502), "502", 10),
+    "503": (share_faults.status(503), "503", 10),
+    "429 seconds": (share_faults.status(429, {"Retry-After": "600"}), "429", 5),
     "429 date": (limited_until, "429", 5),
-    "403": (share.html(403), "403", 10),
-    "html": (share.html(200), "200", 10),
-    "empty": (share.only(share.body(b""), call="read"), "body", 10),
-    "null": (share.only(share.body(b"null"), call="read"), "body", 10),
-    "truncated": (share.truncated(), "truncated", 10),
-    "drip": (share.drip(0.1), "drip", 5),
-    "dropped": (share.drop(), "drop", 10),
-    "cut off": (share.cut(), "cut", 10),
+    "403": (share_faults.html(403), "403", 10),
+    "html": (share_faults.html(200), "200", 10),
+    "empty": (share_faults.only(share_faults.body(b""), call="read"), "body", 10),
+    "null": (share_faults.only(share_faults.body(b"null"), call="read"), "body", 10),
+    "truncated": (share_faults.truncated(), "truncated", 10),
+    "drip": (share_faults.drip(0.1), "drip", 5),
+    "dropped": (share_faults.drop(), "drop", 10),
+    "cut off": (share_faults.cut(), "cut", 10),
 }
 
 
@@ -538,7 +539,7 @@ def test_a_share_that_accepts_no_credentials(world: Build, record: Record) -> No
     """Credentials that worked are not accepted for an hour: few tries, and then readings again."""
     here = world()
     here.begin()
-    here.fault = share.only(share.zero_uuid(), call="login")
+    here.fault = share_faults.only(share_faults.zero_uuid(), call="login")
     here.share.drop_sessions()
     here.live(HOUR)
     here.fault = share.no_fault
@@ -566,7 +567,7 @@ def test_sessions_that_are_dropped_every_few_minutes(world: Build, record: Recor
 
 def jumping(request: Request, respond: Respond) -> Response:
     """Answer with a Date that is three hours behind for ten minutes, right for ten, and so on."""
-    return share.date_offset(-3 * HOUR if request.time // 600 % 2 else 0)(request, respond)
+    return share_faults.date_offset(-3 * HOUR if request.time // 600 % 2 else 0)(request, respond)
 
 
 YEAR: Final = 365 * 24 * HOUR
@@ -576,9 +577,9 @@ YEAR: Final = 365 * 24 * HOUR
 @pytest.mark.parametrize(
     ("name", "off", "fault"),
     [
-        ("date years", 2 * YEAR, share.date_offset(2 * YEAR)),
-        ("date past", -2 * YEAR, share.date_offset(-2 * YEAR)),
-        ("date hours", 3 * HOUR, share.date_offset(3 * HOUR)),
+        ("date years", 2 * YEAR, share_faults.date_offset(2 * YEAR)),
+        ("date past", -2 * YEAR, share_faults.date_offset(-2 * YEAR)),
+        ("date hours", 3 * HOUR, share_faults.date_offset(3 * HOUR)),
         ("date back", -3 * HOUR, jumping),
     ],
     ids=["date years", "date past", "date hours", "date back"],
@@ -604,7 +605,7 @@ def test_a_share_that_is_out_of_order_for_23_hours(world: Build, record: Record)
     """After 23 hours out of order, Share still has all of them, and all of them come."""
     here = world(speed=1200)
     here.begin()
-    here.fault = share.status(503)
+    here.fault = share_faults.status(503)
     here.live(23 * HOUR)
     here.fault = share.no_fault
     here.end()
@@ -676,7 +677,7 @@ def test_another_account_whose_server_hangs(world: Build, record: Record) -> Non
     here = world(speed=120, accounts={"anna": ANNA, "ben": BEN})
     other = here.another_share("ben")
     here.begin()
-    other.fault = share.hang()
+    other.fault = share_faults.hang()
     here.live(HOUR)
     other.fault = share.no_fault
     here.end()

@@ -34,6 +34,7 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, acc
 from dexcom2mqtt.messages.history import source_of
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
+from tests.support import share_faults
 from tests.support.builders import any_json, any_text
 from tests.support.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
 
@@ -124,7 +125,7 @@ def service(given_dates: list[int]) -> Iterator[SimulatedShare]:
     """Return a simulated Share service that gives the readings of an hour, and signs in quickly."""
     records = [{"WT": f"Date({date})", "Value": 100 + n, "Trend": "Flat"} for n, date in enumerate(given_dates)]
     with SimulatedShare([ANNA], time.time) as service:
-        service.fault = share.only(share.body(as_json(records)), call="read")
+        service.fault = share_faults.only(share_faults.body(as_json(records)), call="read")
         yield service
 
 
