@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import homeassistant, messages
-from dexcom2mqtt.broker import Visit
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dexcom2mqtt import homeassistant, messages
-from dexcom2mqtt.broker import Visit, _Connection
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import Message
+from dexcom2mqtt.mqtt.connection import Connection
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.purge import accounts_in
 from dexcom2mqtt.status import Status
 from dexcom2mqtt.topics import Topics
@@ -244,13 +245,13 @@ def test_no_more_at_once_than_the_broker_takes(
     """Never are more messages unanswered than the broker has said that it takes."""
     broker = start_mosquitto("allow_anonymous true", "max_inflight_messages 3")
     unanswered = []
-    publish = _Connection.publish
+    publish = Connection.publish
 
-    def watched(connection: _Connection, message: Message, clock: Clock) -> None:
+    def watched(connection: Connection, message: Message, clock: Clock) -> None:
         publish(connection, message, clock)
         unanswered.append(3 - connection.room)
 
-    monkeypatch.setattr(_Connection, "publish", watched)
+    monkeypatch.setattr(Connection, "publish", watched)
     with Visit(Mqtt(host="127.0.0.1", port=broker.port), Clock(), "test") as visit:
         assert visit.publish(left_by("anna")) == []
     assert len(unanswered) == 21

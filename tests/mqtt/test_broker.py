@@ -14,11 +14,14 @@ import trustme
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError, Visit
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import Message
 from dexcom2mqtt.mirror import Mirror
+from dexcom2mqtt.mqtt.connection import Received
+from dexcom2mqtt.mqtt.dialling import TlsFileError
+from dexcom2mqtt.mqtt.link import BrokerLink, ReadBack
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
@@ -33,7 +36,7 @@ ONLINE, OFFLINE = Message(STATE, "online"), Message(STATE, "offline")
 
 
 class Running:
-    """A Broker in a thread, as the daemon runs it."""
+    """A BrokerLink in a thread, as the daemon runs it."""
 
     def __init__(self, port: int, *, speed: float = 1.0, subscriptions: tuple[str, ...] = (), **settings: Any) -> None:
         self.clock = Clock(speed)
@@ -42,7 +45,7 @@ class Running:
         self.found: list[Mapping[str, bytes]] = []
         self.protocols: list[str] = []
         self.received: list[Received] = []
-        self.broker = Broker(
+        self.link = BrokerLink(
             Mqtt(host="127.0.0.1", port=port, base_topic="test", **settings),
             self.clock,
             self.mirror,
@@ -54,24 +57,24 @@ class Running:
             received=self.received.append,
         )
         self.mirror.put([ONLINE, Message("test/a", "1"), Message("test/b", "2")])
-        self.thread = threading.Thread(target=self.broker.run, daemon=True)
+        self.thread = threading.Thread(target=self.link.run, daemon=True)
         self.thread.start()
 
     def wake(self) -> None:
-        self.broker.wake()
+        self.link.wake()
 
     def stop(self) -> float:
         """Stop as the daemon does; return how many seconds it took."""
         began = time.monotonic()
         self.mirror.close([OFFLINE])
         self.clock.stop()
-        self.broker.join()
+        self.link.join()
         return time.monotonic() - began
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Running]]:
-    """Start a Broker; it ends with the test."""
+    """Start a BrokerLink; it ends with the test."""
     started: list[Running] = []
 
     def start(*arguments: Any, **settings: Any) -> Running:
@@ -81,7 +84,7 @@ def start() -> Iterator[Callable[..., Running]]:
     yield start
     for running in started:
         running.clock.stop()
-        running.broker.wake()
+        running.link.wake()
         running.thread.join(12)
         assert not running.thread.is_alive()
 
@@ -334,7 +337,7 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
     start: Callable[..., Running], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without an answer to CONNECT the attempt ends, and the log says what it looks like."""
-    monkeypatch.setattr("dexcom2mqtt.broker._CONNACK_SECONDS", 0.2)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._CONNACK_SECONDS", 0.2)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         start(server.getsockname()[1])
         eventually(lambda: "does not answer" in caplog.text, 5)
@@ -378,7 +381,7 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
         eventually(lambda: mosquitto.log().count("Sending UNSUBACK to test\n") == 2)
         time.sleep(0.2)
         running.clock.stop()
-        running.broker.join()  # without a last put: there is nothing to acknowledge, so it leaves politely
+        running.link.join()  # without a last put: there is nothing to acknowledge, so it leaves politely
         assert subscriber.payloads(STATE) == ["online"]
     crashed = start(mosquitto.port, speed=0.001)  # it will not be back within this test
     with Subscriber(mosquitto.port) as subscriber:
@@ -430,9 +433,9 @@ PATIENCE = 30 / HASTE
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the patience with a broker run out fast."""
-    monkeypatch.setattr("dexcom2mqtt.patience.SECONDS", PATIENCE)
-    monkeypatch.setattr("dexcom2mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
-    monkeypatch.setattr("dexcom2mqtt.broker._POLL_SECONDS", 1 / HASTE)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", PATIENCE)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 1 / HASTE)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from dexcom2mqtt import cli, daemon, health, share
-from dexcom2mqtt.broker import Broker
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.share import transport
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PLACES: dict[str, tuple[type, str]] = {
     "share": (share.ShareClient, "_call"),
-    "broker": (Broker, "_take_from"),
+    "broker": (BrokerLink, "_take_from"),
     "heart": (daemon.Daemon, "_tick"),
 }
 

@@ -1,0 +1,330 @@
+"""The daemon's link to the broker: whatever happens to a connection, another one follows.
+
+It keeps the broker equal to the mirror, and brings it the readings of the stream. It runs in one thread, from the first
+attempt to the farewell, and knows neither glucose nor what a topic means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import socket
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.mqtt import patience
+from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, READ_BACK_SECONDS, Connection, Failure
+from dexcom2mqtt.mqtt.dialling import tls_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Mqtt
+    from dexcom2mqtt.messages import Message
+    from dexcom2mqtt.mirror import Mirror
+    from dexcom2mqtt.mqtt.connection import Protocol, Received
+    from dexcom2mqtt.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_MOST: Final = 30.0
+_TAKEN_OVER_WAIT: Final = 60.0
+_SETTLED: Final = 30.0
+"""Seconds after which a connection counts as a good one, and the next failure as a first."""
+_TAKEN_OVER_SETTLED: Final = 300.0
+_CLOSED_WITHOUT_ANSWER: Final = 2
+_FAREWELL_SECONDS: Final = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """What to read from the broker once after the start, before anything is published there.
+
+    ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
+    back, or after 10 s: a broker that lets us write but not read returns nothing. The probe is sent once the broker
+    has confirmed the subscriptions.
+    """
+
+    topics: Collection[str]
+    probe: str
+    done: Callable[[Mapping[str, bytes]], None]
+
+
+class BrokerLink:
+    """Keeps the MQTT broker equal to ``mirror``, and brings it what ``stream`` has, until the clock stops.
+
+    ``will`` is what the broker publishes if the connection ends without a farewell. ``connected`` is called
+    with the protocol after each connect, before the picture is sent; ``received`` with each message of
+    ``subscriptions``. Both are called in the broker's thread and must not block. ``back_by`` is called before each
+    connect, round and pause, with the time when it should be over.
+
+    Raises TlsFileError.
+    """
+
+    def __init__(  # noqa: PLR0913  # by name, and each has its user
+        self,
+        mqtt: Mqtt,
+        clock: Clock,
+        mirror: Mirror,
+        stream: Stream,
+        *,
+        will: Message,
+        read_back: ReadBack,
+        subscriptions: Sequence[str] = (),
+        connected: Callable[[Protocol], None] = lambda _: None,
+        received: Callable[[Received], None] = lambda _: None,
+        back_by: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._mqtt = mqtt
+        self._clock = clock
+        self._mirror = mirror
+        self._stream = stream
+        self._will = will
+        self._read_back: ReadBack | None = read_back
+        self._found: dict[str, bytes] = {}
+        self._read_back_until = math.inf
+        self._probe_sent = False
+        self._subscriptions = subscriptions
+        self._connected = connected
+        self._received = received
+        self._back_by = back_by
+        self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
+        self._alarm = clock.alarm(back_by)
+        self._wake_out, self._wake_in = socket.socketpair()
+        for end in (self._wake_out, self._wake_in):
+            end.settimeout(0)
+        self._ended = threading.Event()
+        self._protocol: Protocol = "3.1.1" if mqtt.protocol == "3.1.1" else "5"
+        self._decided = mqtt.protocol != "auto"
+        self._closed_without_answer = 0
+        self._failures = 0
+        self._trouble: str | None = None
+        self._taken_over = False
+        self._jammed = False
+        self._denied: set[str] = set()
+
+    def wake(self) -> None:
+        """Look at the mirror now; for any thread."""
+        with contextlib.suppress(OSError):  # it is full of such calls already, or all is over
+            self._wake_in.send(b".")
+
+    def run(self) -> None:
+        """Connect, and connect again, until the clock stops; returns when the farewell is over."""
+        try:
+            while not self._clock.stopped:
+                began = self._clock.now()
+                protocol = self._protocol
+                failure = self._connect_and_serve()
+                if failure is not None and not (failure.protocol_refused and protocol != self._protocol):
+                    now = self._clock.now()
+                    self._alarm.wait(self._pause_after(failure, now - began))
+        except Stopped:
+            pass
+        finally:
+            self._wake_in.close()
+            self._wake_out.close()
+            self._ended.set()
+
+    def join(self) -> None:
+        """Wait until the farewell is over, but no longer than it may take."""
+        self.wake()
+        self._ended.wait(_FAREWELL_SECONDS + 0.2)
+
+    def _connect_and_serve(self) -> Failure | None:
+        """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
+        protocol = self._protocol
+        self._back_by(self._clock.now() + OPEN_SECONDS * self._clock.speed)
+        with Connection(self._mqtt, protocol, self._tls, self._will) as connection:
+            failure = connection.open(self._clock)
+            if failure is not None:
+                self._reconsider(failure)
+                return failure
+            self._decided = True
+            self._say_connected(protocol)
+            connection.subscribe(self._subscriptions)
+            self._begin_read_back(connection)
+            self._connected(protocol)
+            self._mirror.send_all()
+            failure = self._serve(connection)
+        self._stream.lost()
+        if failure is not None and self._means_taken_over(failure):
+            return self._taken_over_failure()
+        return failure
+
+    def _means_taken_over(self, failure: Failure) -> bool:
+        """Tell whether a connection ended because another client came with our id.
+
+        A broker may also close a connection because it cannot stand what we sent. So this is a guess, made only where
+        nothing was on its way, or where the last connection was taken over and the other client is back at once.
+        """
+        suspected = failure.closed == "idle" or (failure.closed == "busy" and self._taken_over)
+        return failure.taken_over or (suspected and self._answers_others())
+
+    def _answers_others(self) -> bool:
+        """Tell whether the broker, right after it closed our connection, lets another client in.
+
+        MQTT 3.1.1 and mosquitto before 2.1 do not say that a connection was taken over. But a broker that ends
+        closes its port before its connections, and this comes at once: if it answers, it did not end.
+        """
+        other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
+        with Connection(other, self._protocol, self._tls) as connection:
+            if connection.open(self._clock) is not None:
+                return False
+            connection.client.disconnect()
+            return True
+
+    def _taken_over_failure(self) -> Failure:
+        return Failure(
+            f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection, but takes others: most likely "
+            f"another program has connected as {self._mqtt.client_id}. Stop it, or give this one an mqtt.client_id of "
+            "its own; the next try is in a minute",
+            taken_over=True,
+        )
+
+    def _serve(self, connection: Connection) -> Failure | None:
+        farewell_until = math.inf
+        began = now = self._clock.now()
+        while connection.failure is None:
+            now = self._clock.now()
+            self._back_by(now)
+            self._settle(connection, now - began)
+            self._mirror.put(self._stream.histories(now))
+            for message in self._mirror.take(now, connection.room):
+                connection.publish(message, self._clock)
+            if not self._clock.stopped:
+                for message in self._stream.take(now, connection.room):
+                    connection.publish(message, self._clock)
+            else:
+                farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
+                if connection.idle and not self._mirror.unsent:
+                    connection.client.disconnect()
+                    return None
+                if now >= farewell_until:
+                    return None  # the socket is closed without DISCONNECT, so that the will speaks
+            until = min(self._mirror.next_expiry(), self._read_back_until, farewell_until)
+            if connection.room:  # else an acknowledgement has to come first
+                until = min(until, self._stream.next_at(now))
+            connection.work(self._clock.real(until - now), self._wake_out)
+            self._take_from(connection)
+            if not self._clock.stopped:  # the farewell has a limit of its own
+                connection.bear_with(self._clock.real(self._clock.now() - now))
+        if self._clock.real(self._clock.now() - now) > self._mqtt.keepalive:
+            return replace(connection.failure, closed=None)  # the machine slept, and so the broker gave it up
+        return connection.failure
+
+    def _settle(self, connection: Connection, lasted: float) -> None:
+        """Say that all is well again once what ended the last connection has stayed away for long enough.
+
+        A broker that jams at one message takes the others, and jams again: so nothing may be left unacknowledged.
+        """
+        unjammed = self._jammed and connection.idle and self._clock.real(lasted) > patience.SECONDS
+        if unjammed or (self._taken_over and lasted > _TAKEN_OVER_SETTLED):
+            self._jammed = self._taken_over = False
+            self._say_connected(connection.protocol)
+
+    def _take_from(self, connection: Connection) -> None:
+        now = self._clock.now()
+        self._send_probe(connection)
+        for received in connection.take_received():
+            if not self._take_read_back(connection, received):
+                self._received(received)
+        if self._read_back_until <= now:
+            self._end_read_back(connection)
+        for message, refusal in connection.take_answers():
+            if refusal is None:
+                self._stream.acknowledged(message)
+            else:
+                self._stream.refused(message, now)
+                self._say_denied(message, refusal)
+
+    def _begin_read_back(self, connection: Connection) -> None:
+        if self._read_back is None:
+            return
+        self._found.clear()
+        self._read_back_until = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
+        self._probe_sent = False
+        connection.subscribe((*self._read_back.topics, self._read_back.probe))
+
+    def _send_probe(self, connection: Connection) -> None:
+        """Send the probe of the read-back as soon as the broker has confirmed every subscription, and not before.
+
+        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
+        one client side by side may take the probe first, and then it never comes back.
+        """
+        if self._read_back is not None and not self._probe_sent and connection.subscribed:
+            self._probe_sent = True
+            connection.client.publish(self._read_back.probe, "probe", qos=0)
+
+    def _take_read_back(self, connection: Connection, received: Received) -> bool:
+        """Take a message if it belongs to the read-back; tell whether it did."""
+        if self._read_back is None:
+            return False
+        if received.topic == self._read_back.probe:
+            self._end_read_back(connection)
+            return True
+        if received.topic in self._read_back.topics:
+            if received.retained:
+                self._found[received.topic] = received.payload
+            return True
+        return False
+
+    def _end_read_back(self, connection: Connection) -> None:
+        if self._read_back is not None:
+            connection.unsubscribe((*self._read_back.topics, self._read_back.probe))
+            self._read_back.done(self._found)
+        self._read_back = None
+        self._read_back_until = math.inf
+        self._found = {}
+
+    def _reconsider(self, failure: Failure) -> None:
+        """Choose the protocol of the next attempt: 5 unless the broker refuses it or keeps hanging up on it."""
+        if self._decided:
+            return
+        if failure.protocol_refused and self._protocol == "5":
+            self._protocol = "3.1.1"
+            self._closed_without_answer = 0
+        elif self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:  # that was 3.1.1, and no better
+            self._protocol = "5"
+            self._closed_without_answer = 0
+        elif failure.closed_without_answer and self._protocol == "5":
+            self._closed_without_answer += 1
+            if self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:
+                self._protocol = "3.1.1"
+
+    def _pause_after(self, failure: Failure, lasted: float) -> float:
+        """Say what happened, once, and return how many seconds to wait before the next attempt."""
+        if lasted > _TAKEN_OVER_SETTLED and not failure.jammed:
+            self._trouble = None
+        self._taken_over, self._jammed = failure.taken_over, failure.jammed
+        if failure.text != self._trouble:
+            _log.log(logging.ERROR if failure.taken_over else logging.WARNING, "%s", failure.text)
+            self._trouble = failure.text
+        self._failures = 1 if lasted > _SETTLED else self._failures + 1
+        if failure.taken_over:
+            return _TAKEN_OVER_WAIT
+        most = min(2.0 ** min(self._failures - 1, 10), _BACKOFF_MOST)
+        return most * random.uniform(0.5, 1.0)  # noqa: S311  # spreads out clients, guards nothing
+
+    def _say_connected(self, protocol: Protocol) -> None:
+        self._denied.clear()
+        if self._taken_over or self._jammed:  # it will be back: that is one line, and not one for each time
+            return  # until it stays away
+        self._trouble = None
+        _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
+
+    def _say_denied(self, message: Message, reason: str) -> None:
+        """Say once which readings are not taken, and of all that is retained, once below each first level."""
+        where = message.topic.partition("/")[0] if message.retain else message.topic
+        if where not in self._denied:
+            self._denied.add(where)
+            _log.error(
+                "the broker does not take messages on %s (%s): its access control list must let the user of "
+                "this daemon write there",
+                message.topic,
+                reason,
+            )
