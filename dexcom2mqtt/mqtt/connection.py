@@ -80,6 +80,26 @@ class _Client(paho.Client):
         self._send_simple_command(MessageType.PINGREQ)
 
 
+def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None) -> _Client:
+    client = _Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=mqtt.client_id,
+        protocol=MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = dialling.CONNECT_SECONDS
+    client.max_inflight_messages_set(_WINDOW)
+    if will is not None:
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+    if mqtt.username is not None:
+        password = None if mqtt.password is None else mqtt.password.get_secret_value()
+        client.username_pw_set(mqtt.username.get_secret_value(), password)
+    if tls is not None:
+        client.tls_set_context(tls)
+        client.tls_insecure_set(not tls.check_hostname)
+    return client
+
+
 class Connection:
     """One connection of one paho client, from its opening to its end."""
 
@@ -95,22 +115,7 @@ class Connection:
         self._unconfirmed: set[int | None] = set()
         self.failure: Failure | None = None
         self._patience = patience.Patience()
-        self.client = client = _Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=mqtt.client_id,
-            protocol=MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = dialling.CONNECT_SECONDS
-        client.max_inflight_messages_set(_WINDOW)
-        if will is not None:
-            client.will_set(will.topic, will.payload, qos=1, retain=True)
-        if mqtt.username is not None:
-            password = None if mqtt.password is None else mqtt.password.get_secret_value()
-            client.username_pw_set(mqtt.username.get_secret_value(), password)
-        if tls is not None:
-            client.tls_set_context(tls)
-            client.tls_insecure_set(not tls.check_hostname)
+        self._client = client = _new_client(mqtt, protocol, tls, will)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -121,14 +126,14 @@ class Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        sock = self.client.socket()
+        sock = self._client.socket()
         if sock is not None:
             sock.close()
 
     def open(self, clock: Clock) -> Failure | None:
         """Connect and wait for the broker's answer. Return why it came to nothing, or None."""
         try:
-            self.client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
+            self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
             why, causes = dialling.explain(error, tls=self._mqtt.tls is not None)
             return Failure(f"cannot connect to {self._place}: {why}", causes)
@@ -141,6 +146,10 @@ class Connection:
                 raise Stopped
             self.work(left)
         return self.failure
+
+    def leave(self) -> None:
+        """Say goodbye, so that the will is not needed."""
+        self._client.disconnect()
 
     @property
     def room(self) -> int:
@@ -159,32 +168,42 @@ class Connection:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             left = clock.real(message.expires_at - clock.now())
             properties.MessageExpiryInterval = max(1, math.ceil(left))
-        info = self.client.publish(message.topic, message.payload, 1, message.retain, properties)
+        info = self._client.publish(message.topic, message.payload, 1, message.retain, properties)
         self._on_their_way[info.mid] = message
 
     def subscribe(self, filters: Iterable[str]) -> None:
         """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
         for topic in filters:
-            self._unconfirmed.add(self.client.subscribe(topic, qos=0)[1])
+            self._unconfirmed.add(self._client.subscribe(topic, qos=0)[1])
 
     def unsubscribe(self, filters: Iterable[str]) -> None:
         """Want no more of these."""
         for topic in filters:
-            self.client.unsubscribe(topic)
+            self._client.unsubscribe(topic)
 
     @property
     def subscribed(self) -> bool:
         """Whether the broker has answered to every subscription, be it by a refusal."""
         return not self._unconfirmed
 
+    def probe(self, topic: str) -> bool:
+        """Publish to ourselves, if the broker has confirmed every subscription, and not before; tell whether it has.
+
+        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
+        one client side by side may take the probe first, and then it never comes back.
+        """
+        if self.subscribed:
+            self._client.publish(topic, "probe", qos=0)
+        return self.subscribed
+
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
         """Let paho read and write for up to ``seconds``, but no longer than one; return early if something happened."""
-        sock = self.client.socket()
+        sock = self._client.socket()
         if sock is None:
             self._end(Failure(f"the connection to {self._place} was lost", dialling.BROKE_OFF))
             return
         poll = select.poll()  # unlike select, it takes any number of open files
-        poll.register(sock, select.POLLIN | (select.POLLOUT if self.client.want_write() else 0))
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
         if wake is not None:
             poll.register(wake, select.POLLIN)
         pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
@@ -194,11 +213,11 @@ class Connection:
         events = ready.get(sock.fileno(), 0)
         try:
             if pending or events & ~select.POLLOUT:
-                self.client.loop_read()
+                self._client.loop_read()
                 self._patience.alive()  # after what an acknowledgement that was read has done
             if events & select.POLLOUT:
-                self.client.loop_write()
-            self.client.loop_misc()
+                self._client.loop_write()
+            self._client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
             self._end(Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
 
@@ -215,7 +234,7 @@ class Connection:
             self._end(Failure(text, jammed=True))
         elif self._patience.question_due:
             self._patience.asked()
-            self.client.ping()
+            self._client.ping()
 
     def take_received(self) -> list[Received]:
         """Return the messages that came since the last call."""

@@ -175,7 +175,7 @@ class BrokerLink:
         with Connection(other, self._protocol, self._tls) as connection:
             if connection.open(self._clock) is not None:
                 return False
-            connection.client.disconnect()
+            connection.leave()
             return True
 
     def _taken_over_failure(self) -> Failure:
@@ -202,7 +202,7 @@ class BrokerLink:
             else:
                 farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
                 if connection.idle and not self._mirror.unsent:
-                    connection.client.disconnect()
+                    connection.leave()
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
@@ -229,7 +229,8 @@ class BrokerLink:
 
     def _take_from(self, connection: Connection) -> None:
         now = self._clock.now()
-        self._send_probe(connection)
+        if self._read_back is not None and not self._probe_sent:
+            self._probe_sent = connection.probe(self._read_back.probe)
         for received in connection.take_received():
             if not self._take_read_back(connection, received):
                 self._received(received)
@@ -249,16 +250,6 @@ class BrokerLink:
         self._read_back_until = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
         self._probe_sent = False
         connection.subscribe((*self._read_back.topics, self._read_back.probe))
-
-    def _send_probe(self, connection: Connection) -> None:
-        """Send the probe of the read-back as soon as the broker has confirmed every subscription, and not before.
-
-        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
-        one client side by side may take the probe first, and then it never comes back.
-        """
-        if self._read_back is not None and not self._probe_sent and connection.subscribed:
-            self._probe_sent = True
-            connection.client.publish(self._read_back.probe, "probe", qos=0)
 
     def _take_read_back(self, connection: Connection, received: Received) -> bool:
         """Take a message if it belongs to the read-back; tell whether it did."""

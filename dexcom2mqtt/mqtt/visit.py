@@ -54,7 +54,7 @@ class Visit:
 
     def __exit__(self, *_: object) -> None:
         with self._connection:
-            self._connection.client.disconnect()
+            self._connection.leave()
 
     @property
     def protocol(self) -> Protocol:
@@ -90,7 +90,7 @@ class Visit:
         """Return what arrives until the probe comes back."""
         heard = list[Received]()
         with self._subscribed(probe):
-            self._connection.client.publish(probe, "probe", qos=0)
+            self._connection.probe(probe)
             while not any(received.topic == probe for received in heard):
                 heard += self._until(self._connection.take_received)
         return heard
