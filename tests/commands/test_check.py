@@ -48,7 +48,7 @@ from dexcom2mqtt.demo.share_service import (
     zero_uuid,
 )
 from dexcom2mqtt.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
-from tests.mqtt.test_broker import gatekeeper, login, secure
+from tests.support.brokers import gatekeeper, login, secure
 from tests.support.processes import (
     ROOT,
     Mosquitto,

@@ -20,7 +20,7 @@ from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.purge import accounts_in
 from dexcom2mqtt.status import Status
 from dexcom2mqtt.topics import Topics
-from tests.mqtt.test_broker import gatekeeper
+from tests.support.brokers import gatekeeper
 from tests.support.builders import account, reading
 from tests.support.processes import Mosquitto, Process, Subscriber, free_port, retained, write_config
 
