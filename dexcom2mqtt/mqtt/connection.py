@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from dexcom2mqtt.messages import Message
 
 Protocol = Literal["5", "3.1.1"]
+Ending = Literal["protocol_refused", "closed_without_answer", "closed_idle", "closed_busy", "taken_over", "jammed"]
+"""What is known of an attempt's or a connection's end, as far as something follows from it.
+
+``closed`` is what the broker did without a word, with or without something on its way; ``jammed`` is one that was there
+and acknowledged nothing.
+"""
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
@@ -65,11 +71,7 @@ class Failure:
 
     text: str
     causes: tuple[str, ...] = ()
-    protocol_refused: bool = False
-    closed_without_answer: bool = False
-    closed: Literal["idle", "busy"] | None = None  # by the broker, without a word
-    taken_over: bool = False
-    jammed: bool = False  # the broker was there, and acknowledged nothing
+    ending: Ending | None = None
 
 
 class _Client(paho.Client):
@@ -231,7 +233,7 @@ class Connection:
                 f"{self._place} answers, but has acknowledged nothing for {patience.SECONDS:.0f} s: the connection is "
                 "given up, so that nothing old is shown as current, and a new one follows"
             )
-            self._end(Failure(text, jammed=True))
+            self._end(Failure(text, ending="jammed"))
         elif self._patience.question_due:
             self._patience.asked()
             self._client.ping()
@@ -258,7 +260,7 @@ class Connection:
             self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
         elif reason.value == _PROTOCOL_REFUSED:
             text = f"{self._place} does not take MQTT {self.protocol}"
-            self._end(Failure(text, dialling.OTHER_MQTT, protocol_refused=True))
+            self._end(Failure(text, dialling.OTHER_MQTT, ending="protocol_refused"))
         elif reason.value in _BAD_CREDENTIALS:
             text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
             self._end(Failure(text, dialling.REFUSED))
@@ -272,12 +274,13 @@ class Connection:
         if not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
             causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
-            self._end(Failure(text, causes, closed_without_answer=True))
+            self._end(Failure(text, causes, ending="closed_without_answer"))
         elif flags.is_disconnect_packet_from_server:
-            self._end(Failure(f"{lost} ({reason})", dialling.BROKE_OFF, taken_over=reason.value == _SESSION_TAKEN_OVER))
+            taken_over = reason.value == _SESSION_TAKEN_OVER
+            self._end(Failure(f"{lost} ({reason})", dialling.BROKE_OFF, "taken_over" if taken_over else None))
         else:
-            closed: Literal["idle", "busy"] = "idle" if self.idle else "busy"
-            self._end(Failure(lost, dialling.BROKE_OFF, closed=closed if reason.value == _CLOSED else None))
+            closed: Ending = "closed_idle" if self.idle else "closed_busy"
+            self._end(Failure(lost, dialling.BROKE_OFF, closed if reason.value == _CLOSED else None))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)

@@ -120,7 +120,7 @@ class BrokerLink:
                 began = self._clock.now()
                 protocol = self._protocol
                 failure = self._connect_and_serve()
-                if failure is not None and not (failure.protocol_refused and protocol != self._protocol):
+                if failure is not None and not (failure.ending == "protocol_refused" and protocol != self._protocol):
                     now = self._clock.now()
                     self._alarm.wait(self._pause_after(failure, now - began))
         except Stopped:
@@ -162,8 +162,8 @@ class BrokerLink:
         A broker may also close a connection because it cannot stand what we sent. So this is a guess, made only where
         nothing was on its way, or where the last connection was taken over and the other client is back at once.
         """
-        suspected = failure.closed == "idle" or (failure.closed == "busy" and self._taken_over)
-        return failure.taken_over or (suspected and self._answers_others())
+        suspected = failure.ending == "closed_idle" or (failure.ending == "closed_busy" and self._taken_over)
+        return failure.ending == "taken_over" or (suspected and self._answers_others())
 
     def _answers_others(self) -> bool:
         """Tell whether the broker, right after it closed our connection, lets another client in.
@@ -183,7 +183,7 @@ class BrokerLink:
             f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection, but takes others: most likely "
             f"another program has connected as {self._mqtt.client_id}. Stop it, or give this one an mqtt.client_id of "
             "its own; the next try is in a minute",
-            taken_over=True,
+            ending="taken_over",
         )
 
     def _serve(self, connection: Connection) -> Failure | None:
@@ -213,8 +213,9 @@ class BrokerLink:
             self._take_from(connection)
             if not self._clock.stopped:  # the farewell has a limit of its own
                 connection.bear_with(self._clock.real(self._clock.now() - now))
-        if self._clock.real(self._clock.now() - now) > self._mqtt.keepalive:
-            return replace(connection.failure, closed=None)  # the machine slept, and so the broker gave it up
+        slept = self._clock.real(self._clock.now() - now) > self._mqtt.keepalive
+        if slept and connection.failure.ending in {"closed_idle", "closed_busy"}:  # since it heard nothing of us
+            return replace(connection.failure, ending=None)
         return connection.failure
 
     def _settle(self, connection: Connection, lasted: float) -> None:
@@ -276,27 +277,27 @@ class BrokerLink:
         """Choose the protocol of the next attempt: 5 unless the broker refuses it or keeps hanging up on it."""
         if self._decided:
             return
-        if failure.protocol_refused and self._protocol == "5":
+        if failure.ending == "protocol_refused" and self._protocol == "5":
             self._protocol = "3.1.1"
             self._closed_without_answer = 0
         elif self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:  # that was 3.1.1, and no better
             self._protocol = "5"
             self._closed_without_answer = 0
-        elif failure.closed_without_answer and self._protocol == "5":
+        elif failure.ending == "closed_without_answer" and self._protocol == "5":
             self._closed_without_answer += 1
             if self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:
                 self._protocol = "3.1.1"
 
     def _pause_after(self, failure: Failure, lasted: float) -> float:
         """Say what happened, once, and return how many seconds to wait before the next attempt."""
-        if lasted > _TAKEN_OVER_SETTLED and not failure.jammed:
+        if lasted > _TAKEN_OVER_SETTLED and failure.ending != "jammed":
             self._trouble = None
-        self._taken_over, self._jammed = failure.taken_over, failure.jammed
+        self._taken_over, self._jammed = failure.ending == "taken_over", failure.ending == "jammed"
         if failure.text != self._trouble:
-            _log.log(logging.ERROR if failure.taken_over else logging.WARNING, "%s", failure.text)
+            _log.log(logging.ERROR if failure.ending == "taken_over" else logging.WARNING, "%s", failure.text)
             self._trouble = failure.text
         self._failures = 1 if lasted > _SETTLED else self._failures + 1
-        if failure.taken_over:
+        if failure.ending == "taken_over":
             return _TAKEN_OVER_WAIT
         most = min(2.0 ** min(self._failures - 1, 10), _BACKOFF_MOST)
         return most * random.uniform(0.5, 1.0)  # noqa: S311  # spreads out clients, guards nothing

@@ -37,7 +37,7 @@ class Visit:
 
     def __enter__(self) -> Self:
         failure = self._connect("3.1.1" if self._mqtt.protocol == "3.1.1" else "5")
-        no_mqtt_5 = failure is not None and (failure.protocol_refused or failure.closed_without_answer)
+        no_mqtt_5 = failure is not None and failure.ending in {"protocol_refused", "closed_without_answer"}
         if no_mqtt_5 and self._mqtt.protocol == "auto":
             failure = self._connect("3.1.1")
         if failure is not None:
