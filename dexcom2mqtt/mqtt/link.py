@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.clock import Stopped, growing_pause
 from dexcom2mqtt.mqtt import patience
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, READ_BACK_SECONDS, Connection, Failure
 from dexcom2mqtt.mqtt.dialling import tls_context
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_BACKOFF_FIRST: Final = 1.0
 _BACKOFF_MOST: Final = 30.0
+_BACKOFF_SPREAD: Final = 0.5
 _TAKEN_OVER_WAIT: Final = 60.0
 _SETTLED: Final = 30.0
 """Seconds after which a connection counts as a good one, and the next failure as a first."""
@@ -299,8 +301,9 @@ class BrokerLink:
         self._failures = 1 if lasted > _SETTLED else self._failures + 1
         if failure.ending == "taken_over":
             return _TAKEN_OVER_WAIT
-        most = min(2.0 ** min(self._failures - 1, 10), _BACKOFF_MOST)
-        return most * random.uniform(0.5, 1.0)  # noqa: S311  # spreads out clients, guards nothing
+        return growing_pause(
+            self._failures, random.random, first=_BACKOFF_FIRST, most=_BACKOFF_MOST, spread=_BACKOFF_SPREAD
+        )
 
     def _say_connected(self, protocol: Protocol) -> None:
         self._denied.clear()
