@@ -41,6 +41,7 @@ PURE = {
     "messages",
     "mirror",
     "homeassistant",
+    "mqtt/attempts",
     "mqtt/patience",
     "topics",
 }

@@ -15,8 +15,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.clock import Stopped, growing_pause
-from dexcom2mqtt.mqtt import patience
+from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.mqtt.attempts import Attempts
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, READ_BACK_SECONDS, Connection, Failure
 from dexcom2mqtt.mqtt.dialling import tls_context
 
@@ -27,19 +27,12 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Mqtt
     from dexcom2mqtt.messages import Message
     from dexcom2mqtt.mirror import Mirror
+    from dexcom2mqtt.mqtt.attempts import Line
     from dexcom2mqtt.mqtt.connection import Protocol, Received
     from dexcom2mqtt.stream import Stream
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF_FIRST: Final = 1.0
-_BACKOFF_MOST: Final = 30.0
-_BACKOFF_SPREAD: Final = 0.5
-_TAKEN_OVER_WAIT: Final = 60.0
-_SETTLED: Final = 30.0
-"""Seconds after which a connection counts as a good one, and the next failure as a first."""
-_TAKEN_OVER_SETTLED: Final = 300.0
-_CLOSED_WITHOUT_ANSWER: Final = 2
 _FAREWELL_SECONDS: Final = 1.2
 
 
@@ -101,13 +94,7 @@ class BrokerLink:
         for end in (self._wake_out, self._wake_in):
             end.settimeout(0)
         self._ended = threading.Event()
-        self._protocol: Protocol = "3.1.1" if mqtt.protocol == "3.1.1" else "5"
-        self._decided = mqtt.protocol != "auto"
-        self._closed_without_answer = 0
-        self._failures = 0
-        self._trouble: str | None = None
-        self._taken_over = False
-        self._jammed = False
+        self._attempts = Attempts(mqtt.protocol, f"the broker at {mqtt.host}:{mqtt.port}", random.random)
         self._denied: set[str] = set()
 
     def wake(self) -> None:
@@ -120,11 +107,12 @@ class BrokerLink:
         try:
             while not self._clock.stopped:
                 began = self._clock.now()
-                protocol = self._protocol
                 failure = self._connect_and_serve()
-                if failure is not None and not (failure.ending == "protocol_refused" and protocol != self._protocol):
-                    now = self._clock.now()
-                    self._alarm.wait(self._pause_after(failure, now - began))
+                if failure is not None:
+                    following = self._attempts.failed(failure, self._clock.now() - began)
+                    self._say(following.line)
+                    if following.pause:
+                        self._alarm.wait(following.pause)
         except Stopped:
             pass
         finally:
@@ -139,33 +127,27 @@ class BrokerLink:
 
     def _connect_and_serve(self) -> Failure | None:
         """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
-        protocol = self._protocol
         self._back_by(self._clock.now() + OPEN_SECONDS * self._clock.speed)
-        with Connection(self._mqtt, protocol, self._tls, self._will) as connection:
+        with Connection(self._mqtt, self._attempts.protocol, self._tls, self._will) as connection:
             failure = connection.open(self._clock)
             if failure is not None:
-                self._reconsider(failure)
                 return failure
-            self._decided = True
-            self._say_connected(protocol)
+            self._denied.clear()
+            self._say(self._attempts.connected())
             connection.subscribe(self._subscriptions)
             self._begin_read_back(connection)
-            self._connected(protocol)
+            self._connected(connection.protocol)
             self._mirror.send_all()
             failure = self._serve(connection)
         self._stream.lost()
         if failure is not None and self._means_taken_over(failure):
-            return self._taken_over_failure()
+            return self._taken_over()
         return failure
 
     def _means_taken_over(self, failure: Failure) -> bool:
-        """Tell whether a connection ended because another client came with our id.
-
-        A broker may also close a connection because it cannot stand what we sent. So this is a guess, made only where
-        nothing was on its way, or where the last connection was taken over and the other client is back at once.
-        """
-        suspected = failure.ending == "closed_idle" or (failure.ending == "closed_busy" and self._taken_over)
-        return failure.ending == "taken_over" or (suspected and self._answers_others())
+        if self._attempts.suspects_another(failure):
+            return self._answers_others()
+        return failure.ending == "taken_over"
 
     def _answers_others(self) -> bool:
         """Tell whether the broker, right after it closed our connection, lets another client in.
@@ -174,13 +156,13 @@ class BrokerLink:
         closes its port before its connections, and this comes at once: if it answers, it did not end.
         """
         other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
-        with Connection(other, self._protocol, self._tls) as connection:
+        with Connection(other, self._attempts.protocol, self._tls) as connection:
             if connection.open(self._clock) is not None:
                 return False
             connection.leave()
             return True
 
-    def _taken_over_failure(self) -> Failure:
+    def _taken_over(self) -> Failure:
         return Failure(
             f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection, but takes others: most likely "
             f"another program has connected as {self._mqtt.client_id}. Stop it, or give this one an mqtt.client_id of "
@@ -221,14 +203,10 @@ class BrokerLink:
         return connection.failure
 
     def _settle(self, connection: Connection, lasted: float) -> None:
-        """Say that all is well again once what ended the last connection has stayed away for long enough.
-
-        A broker that jams at one message takes the others, and jams again: so nothing may be left unacknowledged.
-        """
-        unjammed = self._jammed and connection.idle and self._clock.real(lasted) > patience.SECONDS
-        if unjammed or (self._taken_over and lasted > _TAKEN_OVER_SETTLED):
-            self._jammed = self._taken_over = False
-            self._say_connected(connection.protocol)
+        line = self._attempts.lasts(lasted, self._clock.real(lasted), idle=connection.idle)
+        if line is not None:
+            self._denied.clear()
+            self._say(line)
 
     def _take_from(self, connection: Connection) -> None:
         now = self._clock.now()
@@ -275,42 +253,10 @@ class BrokerLink:
         self._read_back_until = math.inf
         self._found = {}
 
-    def _reconsider(self, failure: Failure) -> None:
-        """Choose the protocol of the next attempt: 5 unless the broker refuses it or keeps hanging up on it."""
-        if self._decided:
-            return
-        if failure.ending == "protocol_refused" and self._protocol == "5":
-            self._protocol = "3.1.1"
-            self._closed_without_answer = 0
-        elif self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:  # that was 3.1.1, and no better
-            self._protocol = "5"
-            self._closed_without_answer = 0
-        elif failure.ending == "closed_without_answer" and self._protocol == "5":
-            self._closed_without_answer += 1
-            if self._closed_without_answer >= _CLOSED_WITHOUT_ANSWER:
-                self._protocol = "3.1.1"
-
-    def _pause_after(self, failure: Failure, lasted: float) -> float:
-        """Say what happened, once, and return how many seconds to wait before the next attempt."""
-        if lasted > _TAKEN_OVER_SETTLED and failure.ending != "jammed":
-            self._trouble = None
-        self._taken_over, self._jammed = failure.ending == "taken_over", failure.ending == "jammed"
-        if failure.text != self._trouble:
-            _log.log(logging.ERROR if failure.ending == "taken_over" else logging.WARNING, "%s", failure.text)
-            self._trouble = failure.text
-        self._failures = 1 if lasted > _SETTLED else self._failures + 1
-        if failure.ending == "taken_over":
-            return _TAKEN_OVER_WAIT
-        return growing_pause(
-            self._failures, random.random, first=_BACKOFF_FIRST, most=_BACKOFF_MOST, spread=_BACKOFF_SPREAD
-        )
-
-    def _say_connected(self, protocol: Protocol) -> None:
-        self._denied.clear()
-        if self._taken_over or self._jammed:  # it will be back: that is one line, and not one for each time
-            return  # until it stays away
-        self._trouble = None
-        _log.info("connected to the broker at %s:%s with MQTT %s", self._mqtt.host, self._mqtt.port, protocol)
+    @staticmethod
+    def _say(line: Line | None) -> None:
+        if line is not None:
+            _log.log(line.level, "%s", line.text)
 
     def _say_denied(self, message: Message, reason: str) -> None:
         """Say once which readings are not taken, and of all that is retained, once below each first level."""
