@@ -21,7 +21,8 @@ from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.health import Health
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.mqtt.link import BrokerLink, ReadBack
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.poller import Poller
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics

@@ -12,16 +12,17 @@ import math
 import random
 import socket
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt.attempts import Attempts
-from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, READ_BACK_SECONDS, Connection, Failure
+from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, Connection, Failure
 from dexcom2mqtt.mqtt.dialling import tls_context
+from dexcom2mqtt.mqtt.inbox import Inbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Mqtt
@@ -29,25 +30,12 @@ if TYPE_CHECKING:
     from dexcom2mqtt.mirror import Mirror
     from dexcom2mqtt.mqtt.attempts import Line
     from dexcom2mqtt.mqtt.connection import Protocol, Received
+    from dexcom2mqtt.mqtt.inbox import ReadBack
     from dexcom2mqtt.stream import Stream
 
 _log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS: Final = 1.2
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBack:
-    """What to read from the broker once after the start, before anything is published there.
-
-    ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
-    back, or after 10 s: a broker that lets us write but not read returns nothing. The probe is sent once the broker
-    has confirmed the subscriptions.
-    """
-
-    topics: Collection[str]
-    probe: str
-    done: Callable[[Mapping[str, bytes]], None]
 
 
 class BrokerLink:
@@ -80,13 +68,8 @@ class BrokerLink:
         self._mirror = mirror
         self._stream = stream
         self._will = will
-        self._read_back: ReadBack | None = read_back
-        self._found: dict[str, bytes] = {}
-        self._read_back_until = math.inf
-        self._probe_sent = False
-        self._subscriptions = subscriptions
+        self._inbox = Inbox(clock, read_back, subscriptions, received)
         self._connected = connected
-        self._received = received
         self._back_by = back_by
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
         self._alarm = clock.alarm(back_by)
@@ -134,8 +117,7 @@ class BrokerLink:
                 return failure
             self._denied.clear()
             self._say(self._attempts.connected())
-            connection.subscribe(self._subscriptions)
-            self._begin_read_back(connection)
+            self._inbox.subscribe(connection)
             self._connected(connection.protocol)
             self._mirror.send_all()
             failure = self._serve(connection)
@@ -190,7 +172,7 @@ class BrokerLink:
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
-            until = min(self._mirror.next_expiry(), self._read_back_until, farewell_until)
+            until = min(self._mirror.next_expiry(), self._inbox.due, farewell_until)
             if connection.room:  # else an acknowledgement has to come first
                 until = min(until, self._stream.next_at(now))
             connection.work(self._clock.real(until - now), self._wake_out)
@@ -210,48 +192,13 @@ class BrokerLink:
 
     def _take_from(self, connection: Connection) -> None:
         now = self._clock.now()
-        if self._read_back is not None and not self._probe_sent:
-            self._probe_sent = connection.probe(self._read_back.probe)
-        for received in connection.take_received():
-            if not self._take_read_back(connection, received):
-                self._received(received)
-        if self._read_back_until <= now:
-            self._end_read_back(connection)
+        self._inbox.take(connection)
         for message, refusal in connection.take_answers():
             if refusal is None:
                 self._stream.acknowledged(message)
             else:
                 self._stream.refused(message, now)
                 self._say_denied(message, refusal)
-
-    def _begin_read_back(self, connection: Connection) -> None:
-        if self._read_back is None:
-            return
-        self._found.clear()
-        self._read_back_until = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
-        self._probe_sent = False
-        connection.subscribe((*self._read_back.topics, self._read_back.probe))
-
-    def _take_read_back(self, connection: Connection, received: Received) -> bool:
-        """Take a message if it belongs to the read-back; tell whether it did."""
-        if self._read_back is None:
-            return False
-        if received.topic == self._read_back.probe:
-            self._end_read_back(connection)
-            return True
-        if received.topic in self._read_back.topics:
-            if received.retained:
-                self._found[received.topic] = received.payload
-            return True
-        return False
-
-    def _end_read_back(self, connection: Connection) -> None:
-        if self._read_back is not None:
-            connection.unsubscribe((*self._read_back.topics, self._read_back.probe))
-            self._read_back.done(self._found)
-        self._read_back = None
-        self._read_back_until = math.inf
-        self._found = {}
 
     @staticmethod
     def _say(line: Line | None) -> None:

@@ -26,7 +26,8 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, acc
 from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
 from dexcom2mqtt.messages import Message
 from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.mqtt.link import BrokerLink, ReadBack
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock

@@ -13,7 +13,8 @@ from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import Message
 from dexcom2mqtt.mirror import Mirror
-from dexcom2mqtt.mqtt.link import BrokerLink, ReadBack
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support.relay import PASS, Packet
