@@ -12,16 +12,16 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from dexcom2mqtt import broker
 from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.account.verdict import Found
-from dexcom2mqtt.broker import BrokerError, Visit
 from dexcom2mqtt.clock import day, system_time
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE
 from dexcom2mqtt.messages.message import Message, cleared
 from dexcom2mqtt.messages.state import in_words
+from dexcom2mqtt.mqtt import dialling
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.topics import Topics
 
@@ -88,13 +88,13 @@ class Step:
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
     if settings.mqtt.tls is not None:
-        broker.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+        dialling.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, settings.stale_after_seconds, clock)
     try:
         yield from _check_broker(settings, clock)
-    except BrokerError as error:
+    except dialling.BrokerError as error:
         yield Step("broker", _sentence(str(error)), "failed", error.causes)
 
 
@@ -234,16 +234,16 @@ def _clocks(key: str, client: ShareClient) -> Step:
 
 def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
     mqtt = settings.mqtt
-    yield Step("broker", f"{mqtt.host} port {mqtt.port} takes connections, at {broker.reach(mqtt)}.")
+    yield Step("broker", f"{mqtt.host} port {mqtt.port} takes connections, at {dialling.reach(mqtt)}.")
     if mqtt.tls is not None:
-        yield _certificate(broker.certificate(mqtt, mqtt.tls))
+        yield _certificate(dialling.certificate(mqtt, mqtt.tls))
     with Visit(mqtt, clock, "check") as visit:
         whom = "us without a user name" if mqtt.username is None else "our user name and password"
         yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {whom}.")
         yield from _check_topics(settings, visit, clock)
 
 
-def _certificate(shown: broker.Certificate | None) -> Step:
+def _certificate(shown: dialling.Certificate | None) -> Step:
     if shown is None:
         return Step("broker", "Its certificate is not looked at: mqtt.tls.verify is false.", "note")
     left = shown.until - system_time()

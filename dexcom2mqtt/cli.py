@@ -154,11 +154,12 @@ def _run(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import broker, daemon  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt import daemon  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     try:
         code = daemon.run(settings)
-    except broker.TlsFileError as error:
+    except dialling.TlsFileError as error:
         return _complain([str(error)])
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
     # none run while the interpreter is taken apart, is what ends the process in time and with this code.
@@ -174,15 +175,16 @@ def _check(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import broker, check  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt import check  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     failed = 0
     try:
         for step in check.check(settings, Clock()):
             failed += step.verdict == "failed"
             _print_step(step)
-    except broker.TlsFileError as error:
+    except dialling.TlsFileError as error:
         return _complain([str(error)])
     if failed:
         return _fail(f"{failed} failed; see above for what to do")
@@ -234,8 +236,9 @@ def _purge(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import broker, purge  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt import purge  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     try:
         print(
@@ -247,9 +250,9 @@ def _purge(given: argparse.Namespace) -> int:
                 discovery_prefix=given.discovery_prefix,
             )
         )
-    except broker.TlsFileError as error:
+    except dialling.TlsFileError as error:
         return _complain([str(error)])
-    except (broker.BrokerError, purge.PurgeError) as error:
+    except (dialling.BrokerError, purge.PurgeError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted: some may be left; run it again")

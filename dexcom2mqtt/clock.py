@@ -106,6 +106,16 @@ class Alarm:
             self.ring()
 
 
+def growing_pause(failures: int, chance: Callable[[], float], *, first: float, most: float, spread: float) -> float:
+    """Return how many seconds to wait after that many failures in a row: ``first``, and twice as long after each more.
+
+    It is never above ``most``. ``chance`` gives a number from 0 to 1; it takes off up to ``spread`` of the pause, as a
+    part of it, so that those who failed at the same moment do not try again at the same moment.
+    """
+    pause = min(first * 2.0 ** min(failures - 1, 10), most)
+    return pause * (1 - spread + spread * chance())
+
+
 def parse_iso(text: object) -> float | None:
     """Turn ISO 8601 with an offset into Unix seconds; None where it is none."""
     try:

@@ -20,7 +20,6 @@ from dexcom2mqtt import version
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
-from dexcom2mqtt.broker import Broker, ReadBack, Received
 from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.health import Health
 from dexcom2mqtt.logs import redacted_traceback
@@ -30,14 +29,16 @@ from dexcom2mqtt.messages.message import ForeignError, cleared
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.state import account_cleared, stale_messages, unavailable, without_reading
 from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
-    from dexcom2mqtt.broker import Protocol
     from dexcom2mqtt.config import Settings
     from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.mqtt.connection import Protocol, Received
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Daemon:
         self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
         prefix = home_assistant.discovery_prefix
         self._discovery_topics = [homeassistant.discovery_topic(prefix, self._topics, key) for key in self._pollers]
-        self._broker = Broker(
+        self._link = BrokerLink(
             settings.mqtt,
             self._clock,
             self._mirror,
@@ -135,7 +136,7 @@ class Daemon:
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
         # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
-        self._spawn("broker", self._broker.run)
+        self._spawn("broker", self._link.run)
         self._spawn("heart", self._beat)
 
     def answer_for_health(self) -> None:
@@ -191,7 +192,7 @@ class Daemon:
         gone = [unavailable(self._topics, key) for key in self._pollers]
         self._mirror.close([*gone, bridge_offline(self._topics)])
         self._clock.stop()
-        self._broker.join()
+        self._link.join()
 
     def _put_what_is_missing(self) -> None:
         """Declare every account without a current reading as such: what the broker still holds may be old."""
@@ -273,7 +274,7 @@ class Daemon:
         return "; ".join([*(poller.summary() for poller in pollers[:_SUMMARIES]), *more])
 
     def _wake(self) -> None:
-        self._broker.wake()
+        self._link.wake()
 
     def _spawn(self, name: str, run: Callable[[], None]) -> None:
         def until_stopped() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.broker import Visit
 from dexcom2mqtt.messages import homeassistant
 from dexcom2mqtt.messages.bridge import parse_info
 from dexcom2mqtt.messages.message import ForeignError, cleared, is_ours
 from dexcom2mqtt.messages.state import account_cleared
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dexcom2mqtt.clock import Clock, Stopped, iso, parse_iso
+from dexcom2mqtt.clock import Clock, Stopped, growing_pause, iso, parse_iso
 from tests.support.builders import NOON
 from tests.support.set_clock import SetClock
 
@@ -218,6 +218,15 @@ def test_stop_ends_a_sleep() -> None:
 
 
 # --- dates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failures", "chance", "pause"),
+    [(1, 1.0, 2.0), (2, 1.0, 4.0), (3, 1.0, 8.0), (4, 1.0, 10.0), (100_000, 1.0, 10.0), (1, 0.0, 1.5), (4, 0.5, 8.75)],
+)
+def test_a_pause_grows_up_to_a_limit_and_is_spread_by_chance(failures: int, chance: float, pause: float) -> None:
+    """Each failure more doubles the pause, up to the limit, and chance takes off up to a part of it."""
+    assert growing_pause(failures, lambda: chance, first=2.0, most=10.0, spread=0.25) == pause
 
 
 @pytest.mark.parametrize(

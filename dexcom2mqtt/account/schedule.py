@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.clock import DAY, growing_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,8 +185,7 @@ def backoff(failures: int, chance: Callable[[], float]) -> float:
 
     ``chance`` gives a number from 0 to 1; it spreads out those who failed at the same moment.
     """
-    most = min(_BACKOFF_FIRST * float(2 ** min(failures - 1, 10)), _BACKOFF_MOST)
-    return most * (1 - _BACKOFF_SPREAD + _BACKOFF_SPREAD * chance())
+    return growing_pause(failures, chance, first=_BACKOFF_FIRST, most=_BACKOFF_MOST, spread=_BACKOFF_SPREAD)
 
 
 class Timetable:

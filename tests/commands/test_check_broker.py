@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.mqtt.test_broker import gatekeeper, login, secure
+from tests.support.brokers import gatekeeper, login, secure
 from tests.support.checking import Bench, failed, remedies, steps, stopping_at
 from tests.support.processes import ROOT, Mosquitto, Subscriber, free_port, retained
 

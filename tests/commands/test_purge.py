@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dexcom2mqtt.broker import Visit, _Connection
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import homeassistant
@@ -20,9 +19,11 @@ from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.state import stale_messages, state_of
 from dexcom2mqtt.messages.status import Status, status_message
+from dexcom2mqtt.mqtt.connection import Connection
+from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.purge import accounts_in
 from dexcom2mqtt.topics import Topics
-from tests.mqtt.test_broker import gatekeeper
+from tests.support.brokers import gatekeeper
 from tests.support.builders import account, reading
 from tests.support.processes import Mosquitto, Process, Subscriber, free_port, retained, write_config
 
@@ -247,13 +248,13 @@ def test_no_more_at_once_than_the_broker_takes(
     """Never are more messages unanswered than the broker has said that it takes."""
     broker = start_mosquitto("allow_anonymous true", "max_inflight_messages 3")
     unanswered = []
-    publish = _Connection.publish
+    publish = Connection.publish
 
-    def watched(connection: _Connection, message: Message, clock: Clock) -> None:
+    def watched(connection: Connection, message: Message, clock: Clock) -> None:
         publish(connection, message, clock)
         unanswered.append(3 - connection.room)
 
-    monkeypatch.setattr(_Connection, "publish", watched)
+    monkeypatch.setattr(Connection, "publish", watched)
     with Visit(Mqtt(host="127.0.0.1", port=broker.port), Clock(), "test") as visit:
         assert visit.publish(left_by("anna")) == []
     assert len(unanswered) == 21

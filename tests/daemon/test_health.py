@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from dexcom2mqtt import health
-from dexcom2mqtt.broker import Broker, ReadBack
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
@@ -27,6 +26,8 @@ from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.topics import Topics
 from tests.support import share_faults
 from tests.support.jumping import JumpingClock
@@ -198,10 +199,10 @@ def test_patience_is_longer_than_anything_that_is_bounded() -> None:
 
 @contextlib.contextmanager
 def connecting(port: int, speed: float = 1.0) -> Iterator[list[tuple[float, float]]]:
-    """Keep a Broker running; give a list of when it said by when it will be back."""
+    """Keep a BrokerLink running; give a list of when it said by when it will be back."""
     promised: list[tuple[float, float]] = []
     clock = Clock(speed)
-    broker = Broker(
+    link = BrokerLink(
         Mqtt(host="127.0.0.1", port=port),
         clock,
         Mirror(last="test/state"),
@@ -210,7 +211,7 @@ def connecting(port: int, speed: float = 1.0) -> Iterator[list[tuple[float, floa
         read_back=ReadBack((), "test/probe", lambda _: None),
         back_by=lambda at: promised.append((clock.now(), at)),
     )
-    thread = threading.Thread(target=broker.run)
+    thread = threading.Thread(target=link.run)
     thread.start()
     yield promised
     clock.stop()

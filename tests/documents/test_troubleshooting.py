@@ -23,12 +23,12 @@ MODULES: Final = sorted(Path(dexcom2mqtt.__file__).parent.rglob("*.py"))
 
 CALLS: Final = {
     *("warning", "error", "critical"),  # of a log
-    *("_Failure", "BrokerError", "PurgeError", "TlsFileError", "ConfigError"),
+    *("Failure", "BrokerError", "PurgeError", "TlsFileError", "ConfigError"),
     *("UnavailableError", "CredentialsRejectedError", "LockedOutError", "RateLimitedError", "UnexpectedResponseError"),
     *("_fail", "Step", "print", "append"),
 }
 """What takes a message for a person: somewhere in its arguments, or in a name that is given to it."""
-FUNCTIONS: Final = {"_explain", "_describe", "ask", "look", "_exposed", "warnings", "_found"}
+FUNCTIONS: Final = {"explain", "_describe", "ask", "look", "_exposed", "warnings", "_found"}
 """What returns or writes nothing but such messages."""
 NO_TROUBLE: Final = (
     *("It is good. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),

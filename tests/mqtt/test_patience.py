@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dexcom2mqtt.patience import Patience
+from dexcom2mqtt.mqtt.patience import Patience
 
 STEP = 0.25
 ALWAYS = 86_400.0

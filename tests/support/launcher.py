@@ -20,8 +20,8 @@ from unittest import mock
 
 from dexcom2mqtt import cli, daemon, health, share
 from dexcom2mqtt.account.poller import Poller
-from dexcom2mqtt.broker import Broker
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.share import transport
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PLACES: dict[str, tuple[type, str]] = {
     "share": (share.ShareClient, "_call"),
-    "broker": (Broker, "_take_from"),
+    "broker": (BrokerLink, "_take_from"),
     "heart": (daemon.Daemon, "_tick"),
 }
 

@@ -5,119 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from dexcom2mqtt.broker import Broker, ReadBack, Received, TlsFileError, Visit
-from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages.message import Message
-from dexcom2mqtt.messages.mirror import Mirror
-from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.topics import Topics
-from tests.support.processes import Mosquitto, Subscriber, eventually, free_port, listening, retained
-from tests.support.relay import DROP, PASS, Packet, Relay
+from tests.mqtt.conftest import STATE
+from tests.support.brokers import gatekeeper
+from tests.support.processes import Mosquitto, Subscriber, eventually, free_port, retained
+from tests.support.relay import DROP, PASS, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-STATE = "test/bridge/state"
-ONLINE, OFFLINE = Message(STATE, "online"), Message(STATE, "offline")
-
-
-class Running:
-    """A Broker in a thread, as the daemon runs it."""
-
-    def __init__(self, port: int, *, speed: float = 1.0, subscriptions: tuple[str, ...] = (), **settings: Any) -> None:
-        self.clock = Clock(speed)
-        self.mirror = Mirror(last=STATE, changed=self.wake)
-        self.stream = Stream(Topics("test"), changed=self.wake)
-        self.found: list[Mapping[str, bytes]] = []
-        self.protocols: list[str] = []
-        self.received: list[Received] = []
-        self.broker = Broker(
-            Mqtt(host="127.0.0.1", port=port, base_topic="test", **settings),
-            self.clock,
-            self.mirror,
-            self.stream,
-            will=OFFLINE,
-            read_back=ReadBack(("test/anna/history",), "test/bridge/sync/test", self.found.append),
-            subscriptions=subscriptions,
-            connected=self.protocols.append,
-            received=self.received.append,
-        )
-        self.mirror.put([ONLINE, Message("test/a", "1"), Message("test/b", "2")])
-        self.thread = threading.Thread(target=self.broker.run, daemon=True)
-        self.thread.start()
-
-    def wake(self) -> None:
-        self.broker.wake()
-
-    def stop(self) -> float:
-        """Stop as the daemon does; return how many seconds it took."""
-        began = time.monotonic()
-        self.mirror.close([OFFLINE])
-        self.clock.stop()
-        self.broker.join()
-        return time.monotonic() - began
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Running]]:
-    """Start a Broker; it ends with the test."""
-    started: list[Running] = []
-
-    def start(*arguments: Any, **settings: Any) -> Running:
-        started.append(Running(*arguments, **settings))
-        return started[-1]
-
-    yield start
-    for running in started:
-        running.clock.stop()
-        running.broker.wake()
-        running.thread.join(12)
-        assert not running.thread.is_alive()
-
-
-@contextlib.contextmanager
-def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
-    """Stand before a broker: answer a CONNECT of MQTT 5 with those bytes and hang up, and pass on all else.
-
-    Yields the port to connect to, and the protocol levels that came.
-    """
-    levels: list[int] = []
-
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(4096):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    def serve(client: socket.socket) -> None:
-        with client:
-            connect = client.recv(4096)
-            if len(connect) < 9:
-                return
-            levels.append(connect[8])  # behind a length of one byte and the name MQTT
-            if connect[8] == 5:
-                client.sendall(answer)
-                return
-            with socket.create_connection(("127.0.0.1", port)) as upstream:
-                upstream.sendall(connect)
-                back = threading.Thread(target=pass_on, args=(upstream, client), daemon=True)
-                back.start()
-                pass_on(client, upstream)
-                back.join()
-
-    with listening(serve) as own_port:
-        yield own_port, levels
+    from tests.mqtt.conftest import Running
 
 
 def test_the_picture_is_retained_and_its_last_topic_comes_last(
@@ -334,7 +239,7 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
     start: Callable[..., Running], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without an answer to CONNECT the attempt ends, and the log says what it looks like."""
-    monkeypatch.setattr("dexcom2mqtt.broker._CONNACK_SECONDS", 0.2)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._CONNACK_SECONDS", 0.2)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         start(server.getsockname()[1])
         eventually(lambda: "does not answer" in caplog.text, 5)
@@ -378,7 +283,7 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
         eventually(lambda: mosquitto.log().count("Sending UNSUBACK to test\n") == 2)
         time.sleep(0.2)
         running.clock.stop()
-        running.broker.join()  # without a last put: there is nothing to acknowledge, so it leaves politely
+        running.link.join()  # without a last put: there is nothing to acknowledge, so it leaves politely
         assert subscriber.payloads(STATE) == ["online"]
     crashed = start(mosquitto.port, speed=0.001)  # it will not be back within this test
     with Subscriber(mosquitto.port) as subscriber:
@@ -391,37 +296,6 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
         other.loop_stop()
 
 
-SUBACKS_LATE = 0.3
-
-
-def is_late(packet: Packet) -> float:
-    return SUBACKS_LATE if packet.kind == "SUBACK" else PASS
-
-
-def test_the_read_back_probes_once_its_subscriptions_are_confirmed(
-    mosquitto: Mosquitto, start: Callable[..., Running]
-) -> None:
-    """A broker may take a message before a subscription that was sent earlier: then the probe would never be back."""
-    with Relay(mosquitto.port, is_late) as relay:
-        running = start(relay.port, subscriptions=("test/refresh",))
-        eventually(lambda: running.found)
-        (probe,) = (packet for packet in relay.came("PUBLISH", "test/bridge/sync/test") if packet.from_client)
-        assert probe.at >= max(packet.at for packet in relay.came("SUBACK")) + SUBACKS_LATE
-
-
-def test_a_visit_probes_once_its_subscriptions_are_confirmed(mosquitto: Mosquitto) -> None:
-    """What check and purge read waits for the same."""
-    with Subscriber(mosquitto.port) as other, Relay(mosquitto.port, is_late) as relay:
-        other.client.publish("test/a", "1", qos=1, retain=True)
-        other.wait_for("test/a", "1")
-        mqtt = Mqtt(host="127.0.0.1", port=relay.port, base_topic="test")
-        with Visit(mqtt, Clock(), "purge") as visit:
-            assert visit.retained(["test/a"], "test/probe") == {"test/a": b"1"}
-        (probe,) = (packet for packet in relay.came("PUBLISH", "test/probe") if packet.from_client)
-        assert len(relay.came("SUBACK")) == 2
-        assert probe.at >= max(packet.at for packet in relay.came("SUBACK")) + SUBACKS_LATE
-
-
 HASTE = 6.0
 """How many times as fast as in reality the patience with a broker runs out in these tests."""
 PATIENCE = 30 / HASTE
@@ -430,9 +304,9 @@ PATIENCE = 30 / HASTE
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the patience with a broker run out fast."""
-    monkeypatch.setattr("dexcom2mqtt.patience.SECONDS", PATIENCE)
-    monkeypatch.setattr("dexcom2mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
-    monkeypatch.setattr("dexcom2mqtt.broker._POLL_SECONDS", 1 / HASTE)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", PATIENCE)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 1 / HASTE)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -516,134 +390,3 @@ def test_a_topic_that_may_not_be_written_is_named_once(
     eventually(lambda: broker.log().count("Denied PUBLISH from test") >= 2)
     time.sleep(0.1)
     assert caplog.text.count("does not take messages on test/a") == 1
-
-
-def test_messages_of_subscriptions_are_handed_on(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """What arrives on a subscribed topic is handed on, with whether it was retained, after every connect."""
-    with Subscriber(mosquitto.port) as subscriber:
-        subscriber.client.publish("test/anna/refresh", "old", qos=1, retain=True)
-        subscriber.wait_for("test/anna/refresh")
-        running = start(mosquitto.port, subscriptions=("test/anna/refresh",), speed=5)
-        eventually(lambda: Received("test/anna/refresh", b"old", retained=True) in running.received)
-        subscriber.client.publish("test/anna/refresh", "now")
-        eventually(lambda: Received("test/anna/refresh", b"now", retained=False) in running.received)
-        subscriber.client.publish("test/other", "no")
-    mosquitto.kill()
-    mosquitto.start()
-    eventually(lambda: len(running.protocols) == 2)
-    with Subscriber(mosquitto.port) as subscriber:
-        subscriber.wait_for(STATE)
-        subscriber.client.publish("test/anna/refresh", "again")
-        eventually(lambda: Received("test/anna/refresh", b"again", retained=False) in running.received)
-    assert len(running.received) == 3
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
-    """Return a certificate authority and the file with its certificate."""
-    authority = trustme.CA()
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return authority, path
-
-
-def secure(folder: Path, authority: trustme.CA, ca_file: Path, *names: str, client: bool = False) -> list[str]:
-    """Return the lines that let mosquitto serve TLS under those names."""
-    server = authority.issue_cert(*(names or ("127.0.0.1",)))
-    server.private_key_pem.write_to_path(str(folder / "server.key"))
-    (folder / "server.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    lines = [f"cafile {ca_file}", f"certfile {folder}/server.pem", f"keyfile {folder}/server.key"]
-    return [*lines, "require_certificate true", "use_identity_as_username true"] if client else lines
-
-
-def login(folder: Path, user: str, password: str) -> list[str]:
-    """Return the lines that let nobody in but that user."""
-    import subprocess  # noqa: PLC0415
-
-    file = folder / "passwords"
-    file.touch()
-    subprocess.run(["/usr/bin/mosquitto_passwd", "-b", str(file), user, password], check=True)
-    return ["allow_anonymous false", f"password_file {file}"]
-
-
-@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_tls_with_an_authority_and_a_password(
-    start_mosquitto: Callable[..., Mosquitto],
-    start: Callable[..., Running],
-    tmp_path: Path,
-    authority: tuple[trustme.CA, Path],
-    protocol: str,
-) -> None:
-    """TLS with the broker's own authority, user name and password."""
-    ca, ca_file = authority
-    broker = start_mosquitto(*secure(tmp_path, ca, ca_file), *login(tmp_path, "anna", "pässword"))
-    running = start(broker.port, tls={"ca_file": ca_file}, username="anna", password="pässword", protocol=protocol)
-    eventually(lambda: running.protocols == [protocol])
-    running.mirror.put([Message("test/large", "x" * 200_000)])  # many records of TLS
-    eventually(lambda: "test/large" in broker.log())
-    assert running.stop() < 1
-    eventually(lambda: "Received DISCONNECT from test" in broker.log(), 3)
-
-
-def test_tls_with_a_client_certificate(
-    start_mosquitto: Callable[..., Mosquitto],
-    start: Callable[..., Running],
-    tmp_path: Path,
-    authority: tuple[trustme.CA, Path],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A broker that wants a certificate gets it; without one, the log says that the encrypted connection fails."""
-    ca, ca_file = authority
-    mine = ca.issue_cert("anna@example.org", common_name="anna")
-    mine.private_key_pem.write_to_path(str(tmp_path / "my.key"))
-    mine.cert_chain_pems[0].write_to_path(str(tmp_path / "my.pem"))
-    broker = start_mosquitto(*secure(tmp_path, ca, ca_file, client=True))
-    tls = {"ca_file": ca_file, "cert_file": tmp_path / "my.pem", "key_file": tmp_path / "my.key"}
-    running = start(broker.port, tls=tls)
-    eventually(lambda: running.protocols)
-    assert not caplog.records
-    start(broker.port, tls={"ca_file": ca_file}, client_id="without")
-    eventually(lambda: caplog.records)
-
-
-@pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")  # paho leaves a failed handshake to the collector
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    ("names", "trusted", "verify", "said"),
-    [
-        pytest.param((), False, True, "its certificate is not accepted", id="unknown authority"),
-        pytest.param(("other.example",), True, True, "its certificate is not accepted", id="another name"),
-        pytest.param(("other.example",), False, False, None, id="verify: false"),
-    ],
-)
-def test_certificates_are_verified(
-    start_mosquitto: Callable[..., Mosquitto],
-    start: Callable[..., Running],
-    tmp_path: Path,
-    authority: tuple[trustme.CA, Path],
-    caplog: pytest.LogCaptureFixture,
-    names: tuple[str, ...],
-    trusted: bool,
-    verify: bool,
-    said: str | None,
-) -> None:
-    """A certificate of an unknown authority, or of another name, is not accepted, unless verify is false."""
-    ca, ca_file = authority
-    broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, ca, ca_file, *names))
-    running = start(broker.port, tls={"ca_file": ca_file if trusted else None, "verify": verify})
-    if said:
-        eventually(lambda: said in caplog.text)
-        assert not running.protocols
-    else:
-        eventually(lambda: running.protocols)
-
-
-def test_a_tls_file_that_is_none_is_named(tmp_path: Path, authority: tuple[trustme.CA, Path]) -> None:
-    """A file that holds no certificate, and a key that is encrypted or another's, are mistakes with their names."""
-    _, ca_file = authority
-    nothing = tmp_path / "nothing.pem"
-    nothing.write_text("nothing", encoding="utf-8")
-    with pytest.raises(TlsFileError, match=r"ca_file.*nothing\.pem"):
-        Running(1, tls={"ca_file": nothing})
-    with pytest.raises(TlsFileError, match=r"cert_file.*ca\.pem"):
-        Running(1, tls={"ca_file": ca_file, "cert_file": ca_file, "key_file": nothing})

@@ -1,0 +1,295 @@
+"""One connection to the broker, by one client of paho, from its opening to its end.
+
+Everything of paho is in this module and happens in one thread, so that its callbacks and its failures are seen where
+they arise: the callbacks only record what they are told, and what follows from that happens outside of paho. Each
+connection is a client of its own, so that nothing of an old one can follow. What it is used for, and whether there will
+be another one, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.mqtt import dialling, patience
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Mqtt
+    from dexcom2mqtt.messages.message import Message
+
+Protocol = Literal["5", "3.1.1"]
+Ending = Literal["protocol_refused", "closed_without_answer", "closed_idle", "closed_busy", "taken_over", "jammed"]
+"""What is known of an attempt's or a connection's end, as far as something follows from it.
+
+``closed`` is what the broker did without a word, with or without something on its way; ``jammed`` is one that was there
+and acknowledged nothing.
+"""
+
+_CONNACK_SECONDS: Final = 10.0
+OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
+"""How long it takes at most to open a connection, looking up the broker's name aside."""
+READ_BACK_SECONDS: Final = 10.0
+"""How long what is retained may take to arrive: a broker that lets us write but not read returns nothing."""
+_WINDOW: Final = 20
+"""Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
+_PROTOCOL_REFUSED: Final = 0x84
+_SESSION_TAKEN_OVER: Final = 0x8E
+_CLOSED: Final = 0x80  # paho's word for a connection that ended without one
+_FAILURE: Final = 0x80
+_BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
+_POLL_SECONDS: Final = 1.0
+"""How long paho works at most without a look at its keep-alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message of a subscription."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a connection came to nothing, or to an end, in words for a person."""
+
+    text: str
+    causes: tuple[str, ...] = ()
+    ending: Ending | None = None
+
+
+class _Client(paho.Client):
+    """A client that can ask the broker for a sign of life between those of the keep-alive."""
+
+    def ping(self) -> None:
+        """Send a PINGREQ that paho does not count: when the keep-alive ends a connection stays as it is."""
+        self._send_simple_command(MessageType.PINGREQ)
+
+
+def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None) -> _Client:
+    client = _Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=mqtt.client_id,
+        protocol=MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = dialling.CONNECT_SECONDS
+    client.max_inflight_messages_set(_WINDOW)
+    if will is not None:
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+    if mqtt.username is not None:
+        password = None if mqtt.password is None else mqtt.password.get_secret_value()
+        client.username_pw_set(mqtt.username.get_secret_value(), password)
+    if tls is not None:
+        client.tls_set_context(tls)
+        client.tls_insecure_set(not tls.check_hostname)
+    return client
+
+
+class Connection:
+    """One connection of one paho client, from its opening to its end."""
+
+    def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None = None) -> None:
+        self._mqtt = mqtt
+        self.protocol = protocol
+        self._place = f"the broker at {mqtt.host}:{mqtt.port}"
+        self._answered = False
+        self._window = _WINDOW
+        self._on_their_way: dict[int, Message] = {}
+        self._received: list[Received] = []
+        self._answers: list[tuple[Message, str | None]] = []
+        self._unconfirmed: set[int | None] = set()
+        self.failure: Failure | None = None
+        self._patience = patience.Patience()
+        self._client = client = _new_client(mqtt, protocol, tls, will)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def open(self, clock: Clock) -> Failure | None:
+        """Connect and wait for the broker's answer. Return why it came to nothing, or None."""
+        try:
+            self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
+        except (OSError, ValueError) as error:
+            why, causes = dialling.explain(error, tls=self._mqtt.tls is not None)
+            return Failure(f"cannot connect to {self._place}: {why}", causes)
+        until = clock.now() + _CONNACK_SECONDS * clock.speed
+        while not self._answered and self.failure is None:
+            left = clock.real(until - clock.now())
+            if left <= 0:
+                return Failure(f"{self._place} takes connections but does not answer; is it overloaded or frozen?")
+            if clock.stopped:
+                raise Stopped
+            self.work(left)
+        return self.failure
+
+    def leave(self) -> None:
+        """Say goodbye, so that the will is not needed."""
+        self._client.disconnect()
+
+    @property
+    def room(self) -> int:
+        """How many more messages may be on their way."""
+        return self._window - len(self._on_their_way)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every message that was sent is acknowledged."""
+        return not self._on_their_way
+
+    def publish(self, message: Message, clock: Clock) -> None:
+        """Send a message, QoS 1, with the expiry that is left to it."""
+        properties = None
+        if self.protocol == "5" and message.expires_at is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            left = clock.real(message.expires_at - clock.now())
+            properties.MessageExpiryInterval = max(1, math.ceil(left))
+        info = self._client.publish(message.topic, message.payload, 1, message.retain, properties)
+        self._on_their_way[info.mid] = message
+
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
+        for topic in filters:
+            self._unconfirmed.add(self._client.subscribe(topic, qos=0)[1])
+
+    def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Want no more of these."""
+        for topic in filters:
+            self._client.unsubscribe(topic)
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the broker has answered to every subscription, be it by a refusal."""
+        return not self._unconfirmed
+
+    def probe(self, topic: str) -> bool:
+        """Publish to ourselves, if the broker has confirmed every subscription, and not before; tell whether it has.
+
+        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
+        one client side by side may take the probe first, and then it never comes back.
+        """
+        if self.subscribed:
+            self._client.publish(topic, "probe", qos=0)
+        return self.subscribed
+
+    def work(self, seconds: float, wake: socket.socket | None = None) -> None:
+        """Let paho read and write for up to ``seconds``, but no longer than one; return early if something happened."""
+        sock = self._client.socket()
+        if sock is None:
+            self._end(Failure(f"the connection to {self._place} was lost", dialling.BROKE_OFF))
+            return
+        poll = select.poll()  # unlike select, it takes any number of open files
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+        if wake is not None:
+            poll.register(wake, select.POLLIN)
+        pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = dict(poll.poll(0 if pending else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
+        if wake is not None and wake.fileno() in ready:
+            wake.recv(4096)
+        events = ready.get(sock.fileno(), 0)
+        try:
+            if pending or events & ~select.POLLOUT:
+                self._client.loop_read()
+                self._patience.alive()  # after what an acknowledgement that was read has done
+            if events & select.POLLOUT:
+                self._client.loop_write()
+            self._client.loop_misc()
+        except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
+            self._end(Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
+
+    def bear_with(self, seconds: float) -> None:
+        """Count these seconds if an acknowledgement is owed, and end the connection if the broker jams."""
+        if self.idle:
+            return
+        self._patience.passed(seconds)
+        if self._patience.exhausted:
+            text = (
+                f"{self._place} answers, but has acknowledged nothing for {patience.SECONDS:.0f} s: the connection is "
+                "given up, so that nothing old is shown as current, and a new one follows"
+            )
+            self._end(Failure(text, ending="jammed"))
+        elif self._patience.question_due:
+            self._patience.asked()
+            self._client.ping()
+
+    def take_received(self) -> list[Received]:
+        """Return the messages that came since the last call."""
+        taken, self._received = self._received, []
+        return taken
+
+    def take_answers(self) -> list[tuple[Message, str | None]]:
+        """Return what the broker acknowledged since the last call; with the reason where it did not take it."""
+        taken, self._answers = self._answers, []
+        return taken
+
+    def _end(self, failure: Failure) -> None:
+        if self.failure is None:
+            self.failure = failure
+
+    def _on_connect(
+        self, _client: object, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        self._answered = True
+        if not reason.is_failure:
+            self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+        elif reason.value == _PROTOCOL_REFUSED:
+            text = f"{self._place} does not take MQTT {self.protocol}"
+            self._end(Failure(text, dialling.OTHER_MQTT, ending="protocol_refused"))
+        elif reason.value in _BAD_CREDENTIALS:
+            text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
+            self._end(Failure(text, dialling.REFUSED))
+        else:
+            self._end(Failure(f"{self._place} refuses the connection ({reason}); its log says why"))
+
+    def _on_disconnect(
+        self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
+    ) -> None:
+        lost = f"the connection to {self._place} was lost"
+        if not self._answered:
+            text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
+            causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
+            self._end(Failure(text, causes, ending="closed_without_answer"))
+        elif flags.is_disconnect_packet_from_server:
+            taken_over = reason.value == _SESSION_TAKEN_OVER
+            self._end(Failure(f"{lost} ({reason})", dialling.BROKE_OFF, "taken_over" if taken_over else None))
+        else:
+            closed: Ending = "closed_idle" if self.idle else "closed_busy"
+            self._end(Failure(lost, dialling.BROKE_OFF, closed if reason.value == _CLOSED else None))
+
+    def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
+        message = self._on_their_way.pop(mid, None)
+        if message is not None:
+            self._patience.acknowledged()
+            self._answers.append((message, str(reason) if reason.value >= _FAILURE else None))
+
+    def _on_subscribe(self, _client: object, _data: object, mid: int, *_: object) -> None:
+        self._unconfirmed.discard(mid)
+
+    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        self._received.append(Received(message.topic, bytes(message.payload), message.retain))

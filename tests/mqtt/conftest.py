@@ -1,0 +1,99 @@
+"""A link to the broker as the daemon has it, and what brokers need for tests of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
+from dexcom2mqtt.topics import Topics
+from tests.support.relay import PASS, Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from dexcom2mqtt.mqtt.connection import Received
+
+STATE = "test/bridge/state"
+ONLINE, OFFLINE = Message(STATE, "online"), Message(STATE, "offline")
+
+
+class Running:
+    """A BrokerLink in a thread, as the daemon runs it."""
+
+    def __init__(self, port: int, *, speed: float = 1.0, subscriptions: tuple[str, ...] = (), **settings: Any) -> None:
+        self.clock = Clock(speed)
+        self.mirror = Mirror(last=STATE, changed=self.wake)
+        self.stream = Stream(Topics("test"), changed=self.wake)
+        self.found: list[Mapping[str, bytes]] = []
+        self.protocols: list[str] = []
+        self.received: list[Received] = []
+        self.link = BrokerLink(
+            Mqtt(host="127.0.0.1", port=port, base_topic="test", **settings),
+            self.clock,
+            self.mirror,
+            self.stream,
+            will=OFFLINE,
+            read_back=ReadBack(("test/anna/history",), "test/bridge/sync/test", self.found.append),
+            subscriptions=subscriptions,
+            connected=self.protocols.append,
+            received=self.received.append,
+        )
+        self.mirror.put([ONLINE, Message("test/a", "1"), Message("test/b", "2")])
+        self.thread = threading.Thread(target=self.link.run, daemon=True)
+        self.thread.start()
+
+    def wake(self) -> None:
+        self.link.wake()
+
+    def stop(self) -> float:
+        """Stop as the daemon does; return how many seconds it took."""
+        began = time.monotonic()
+        self.mirror.close([OFFLINE])
+        self.clock.stop()
+        self.link.join()
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """Start a BrokerLink; it ends with the test."""
+    started: list[Running] = []
+
+    def start(*arguments: Any, **settings: Any) -> Running:
+        started.append(Running(*arguments, **settings))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.clock.stop()
+        running.link.wake()
+        running.thread.join(12)
+        assert not running.thread.is_alive()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
+    """Return a certificate authority and the file with its certificate."""
+    authority = trustme.CA()
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return authority, path
+
+
+SUBACKS_LATE = 0.3
+
+
+def is_late(packet: Packet) -> float:
+    return SUBACKS_LATE if packet.kind == "SUBACK" else PASS
