@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import sys
 
-from dexcom2mqtt import cli, daemon
+from dexcom2mqtt import cli
 from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.daemon import process
 
-_run, _poll = daemon.run, Poller.poll
+_run, _poll = process.run, Poller.poll
 
 
 def main() -> int:
     """Take the hooks from the environment and the rest from the command line."""
     clock = Clock(float(os.environ["SPEED"]))
-    daemon.run = lambda settings: _run(settings, clock)
+    process.run = lambda settings: _run(settings, clock)
     if path := os.environ.get("DUE"):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 

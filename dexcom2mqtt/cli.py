@@ -24,7 +24,7 @@ from dexcom2mqtt.logs import set_up_logging
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dexcom2mqtt.check import Step
+    from dexcom2mqtt.commands.check import Step
     from dexcom2mqtt.config import Settings
 
 FAILED: Final = 1
@@ -154,11 +154,11 @@ def _run(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import daemon  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     try:
-        code = daemon.run(settings)
+        code = process.run(settings)
     except dialling.TlsFileError as error:
         return _complain([str(error)])
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
@@ -175,8 +175,8 @@ def _check(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import check  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+    from dexcom2mqtt.commands import check  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     failed = 0
@@ -220,7 +220,8 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _healthcheck(given: argparse.Namespace) -> int:
-    from dexcom2mqtt import config, health  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt import config  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.daemon import health  # noqa: PLC0415
 
     try:
         answer = health.ask(config.client_id(given.config))
@@ -236,8 +237,8 @@ def _purge(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    from dexcom2mqtt import purge  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
+    from dexcom2mqtt.commands import purge  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
 
     try:

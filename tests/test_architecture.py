@@ -204,8 +204,8 @@ WINGS = {
     "messages": {"messages"},
     "mqtt": {"mqtt"},
     "config": {"config"},
-    "daemon": {"daemon", "health"},
-    "commands": {"check", "purge"},
+    "daemon": {"daemon"},
+    "commands": {"commands"},
 }
 """Which modules, or folders, belong together. All others are for everybody."""
 COMMON = {"readings", "clock", "topics", "logs"}

@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Settings
-from dexcom2mqtt.daemon import STOP, Daemon
+from dexcom2mqtt.daemon.daemon import STOP, Daemon
 from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated

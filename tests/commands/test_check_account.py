@@ -16,7 +16,7 @@ import pytest
 import trustme
 import yaml
 
-from dexcom2mqtt.check import _rejected
+from dexcom2mqtt.commands.check import _rejected
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps

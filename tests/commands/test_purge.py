@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.commands.purge import accounts_in
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages import homeassistant
 from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline
@@ -21,7 +22,6 @@ from dexcom2mqtt.messages.state import stale_messages, state_of
 from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.mqtt.connection import Connection
 from dexcom2mqtt.mqtt.visit import Visit
-from dexcom2mqtt.purge import accounts_in
 from dexcom2mqtt.topics import Topics
 from tests.support.brokers import gatekeeper
 from tests.support.builders import account, reading

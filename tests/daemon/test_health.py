@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from dexcom2mqtt import health
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.daemon import health
+from dexcom2mqtt.daemon.health import HEALTHY, PATIENCE, Health
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
-from dexcom2mqtt.health import HEALTHY, PATIENCE, Health
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from dexcom2mqtt import cli, daemon, health, share
+from dexcom2mqtt import cli, share
 from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.daemon import health, process
+from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.share import transport
 
@@ -31,16 +33,16 @@ if TYPE_CHECKING:
 _PLACES: dict[str, tuple[type, str]] = {
     "share": (share.ShareClient, "_call"),
     "broker": (BrokerLink, "_take_from"),
-    "heart": (daemon.Daemon, "_tick"),
+    "heart": (Heartbeat, "tick"),
 }
 
 
 def main() -> int:
     """Take the hooks from the environment and the rest from the command line."""
-    run = daemon.run
+    run = process.run
     clock = Clock(float(os.environ["SPEED"]))
     with ExitStack() as hooks:
-        hooks.enter_context(mock.patch.object(daemon, "run", lambda settings: run(settings, clock)))
+        hooks.enter_context(mock.patch.object(process, "run", lambda settings: run(settings, clock)))
         if seconds := os.environ.get("CALL_SECONDS"):
             hooks.enter_context(mock.patch.object(transport, "CALL_SECONDS", float(seconds)))
         if key := os.environ.get("BUG_IN"):

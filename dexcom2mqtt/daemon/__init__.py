@@ -1,0 +1,1 @@
+"""The process that runs: what is put together, started, kept alive and stopped."""

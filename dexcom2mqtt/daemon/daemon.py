@@ -1,0 +1,191 @@
+"""The daemon: build the parts, let them run, stop them.
+
+Composition only. Each account has a thread, the broker has one, one tells the broker that all live, one answers for
+their health, and the main thread waits for a signal. All are daemon threads: the stop waits for none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import poller_for
+from dexcom2mqtt.account.rationed import client_of
+from dexcom2mqtt.clock import Clock, Stopped
+from dexcom2mqtt.daemon.discovery import Discovery
+from dexcom2mqtt.daemon.health import Health
+from dexcom2mqtt.daemon.heartbeat import Heartbeat
+from dexcom2mqtt.logs import redacted_traceback
+from dexcom2mqtt.messages.bridge import bridge_offline, parse_info
+from dexcom2mqtt.messages.message import ForeignError
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.state import account_cleared, unavailable
+from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.link import BrokerLink
+from dexcom2mqtt.topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dexcom2mqtt.account.poller import Poller
+    from dexcom2mqtt.config import Account, Settings
+    from dexcom2mqtt.mqtt.connection import Protocol, Received
+
+_log = logging.getLogger(__name__)
+
+STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+"""The signals that end the daemon."""
+
+_SUMMARIES: Final = 10
+"""Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
+
+
+class Daemon:
+    """Everything that polls and publishes; ``start`` it, and ``stop`` it when one of ``STOP`` came.
+
+    Raises TlsFileError.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._topics = Topics(settings.mqtt.base_topic)
+        self._settings = settings
+        self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
+        self._stream = Stream(self._topics, changed=self._wake)
+        self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
+        self._rate_limits = RateLimits()
+        self._pollers = {key: self._poller(key, account) for key, account in settings.accounts.items()}
+        self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
+        self._discovery = Discovery(settings, self._topics, self._clock, self._mirror)
+        self._heartbeat = Heartbeat(self._topics, self._clock, self._mirror, settings.accounts, self._pollers)
+        self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
+        self._link = self._broker_link()
+        self.broken = False
+        """Whether a thread ended that must not."""
+
+    def _poller(self, key: str, account: Account) -> Poller:
+        return poller_for(
+            key,
+            account,
+            client_of(account, self._clock),
+            clock=self._clock,
+            topics=self._topics,
+            put=self._mirror.put,
+            stream=self._stream,
+            stale_after=self._settings.stale_after_seconds,
+            rate_limits=self._rate_limits,
+            back_by=self._health.loop(f"account {key}"),
+        )
+
+    def _broker_link(self) -> BrokerLink:
+        left_behind = (self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status"))
+        return BrokerLink(
+            self._settings.mqtt,
+            self._clock,
+            self._mirror,
+            self._stream,
+            will=bridge_offline(self._topics),
+            read_back=ReadBack(
+                topics=frozenset({self._topics.bridge_info, *left_behind, *self._discovery.leftovers}),
+                probe=self._topics.sync(self._settings.mqtt.client_id),
+                done=self._take_read_back,
+            ),
+            subscriptions=(*self._refreshes, *self._discovery.subscriptions),
+            connected=self._on_connected,
+            received=self._on_message,
+            back_by=self._health.loop("the broker's connection"),
+        )
+
+    def start(self) -> None:
+        """Start the threads."""
+        threading.excepthook = self._on_exception
+        self._heartbeat.start()
+        self._discovery.put()
+        for key, poller in self._pollers.items():
+            self._spawn(key, poller.run)
+        # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
+        self._spawn("broker", self._link.run)
+        self._spawn("heart", self._beat)
+
+    def answer_for_health(self) -> None:
+        """Tell systemd that the threads run and how they are, and answer ``healthcheck``."""
+        self._spawn("health", self._health.run)
+
+    def stop(self) -> None:
+        """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
+        self._health.stopping()
+        self._mirror.put(self._stream.histories(math.inf))
+        gone = [unavailable(self._topics, key) for key in self._pollers]
+        self._mirror.close([*gone, bridge_offline(self._topics)])
+        self._clock.stop()
+        self._link.join()
+
+    def _beat(self) -> None:
+        while True:
+            self._alarm.wait(min(self._discovery.tick(), self._heartbeat.tick()))
+
+    def _on_connected(self, protocol: Protocol) -> None:
+        for poller in () if self._heartbeat.has_read_back else self._pollers.values():
+            poller.expect_read_back()
+        self._discovery.connected()  # it comes with the picture
+        self._heartbeat.connected(protocol)
+
+    def _take_read_back(self, found: Mapping[str, bytes]) -> None:
+        if info := found.get(self._topics.bridge_info):
+            try:
+                before = parse_info(info)
+            except ForeignError as why:
+                _log.warning("bridge/info that the broker retained is not taken over: %s", why)
+            else:
+                self._clear_what_was(before, found)
+        for key, poller in self._pollers.items():
+            history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))
+            poller.take_read_back(history, status)
+        self._heartbeat.read_back()
+        self._alarm.ring()
+
+    def _clear_what_was(self, before: list[str], found: Mapping[str, bytes]) -> None:
+        """Clear what the daemon left behind of the accounts that it had: those removed, discovery switched off."""
+        for key in before:
+            self._discovery.clear(key, found)
+            if key not in self._pollers:
+                self._mirror.put(account_cleared(self._topics, key))
+
+    def _on_message(self, message: Received) -> None:
+        if message.retained:
+            return
+        poller = self._refreshes.get(message.topic)
+        if poller is not None:
+            poller.refresh()
+        elif self._discovery.is_birth(message.topic, message.payload):
+            self._discovery.born()
+            self._alarm.ring()
+
+    def _summary(self) -> str:
+        """Say how the accounts are doing; if there are many, those in trouble come first."""
+        pollers = sorted(self._pollers.values(), key=lambda poller: poller.well)
+        more = [f"and {len(pollers) - _SUMMARIES} more"] if len(pollers) > _SUMMARIES else []
+        return "; ".join([*(poller.summary() for poller in pollers[:_SUMMARIES]), *more])
+
+    def _wake(self) -> None:
+        self._link.wake()
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        def until_stopped() -> None:
+            with contextlib.suppress(Stopped):
+                run()
+
+        threading.Thread(target=until_stopped, name=name, daemon=True).start()
+
+    def _on_exception(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            _log.critical("a thread ended that must not; please report it:\n%s", redacted_traceback(args.exc_value))
+        self.broken = True
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,108 @@
+"""That the daemon is alive: ``bridge/state``, said again and again while it is true, and ``bridge/info``.
+
+It owns when the daemon may call itself online: not before it is known what was left behind, and what Share says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import version
+from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_online
+from dexcom2mqtt.messages.state import stale_messages, without_reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dexcom2mqtt.account.poller import Poller
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.messages.mirror import Mirror
+    from dexcom2mqtt.mqtt.connection import Protocol
+    from dexcom2mqtt.topics import Topics
+
+_WAIT_FOR_SHARE: Final = 10.0
+_EVERY: Final = 60.0
+_EXPIRY: Final = 180.0
+_TICK: Final = 1.0
+_FIRST_TICKS: Final = 0.05
+
+
+class Heartbeat:
+    """Tells the broker that the daemon lives. ``tick`` puts; ``connected`` and ``read_back`` mostly record."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        clock: Clock,
+        mirror: Mirror,
+        accounts: Mapping[str, Account],
+        pollers: Mapping[str, Poller],
+    ) -> None:
+        self._topics = topics
+        self._clock = clock
+        self._mirror = mirror
+        self._accounts = accounts
+        self._pollers = pollers
+        self._started = clock.now()
+        self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
+        self._protocol: Protocol | None = None
+        self._may_ask_since = 0.0  # the accounts, with their passwords
+        self._online = False
+        self._next = 0.0
+        self.has_read_back = False
+        """Whether it is known what was left behind."""
+
+    def start(self) -> None:
+        """Begin. If broker and daemon lost power together, the broker still says online: not before it is true."""
+        self._started = self._clock.now()
+        self._mirror.put([bridge_offline(self._topics)])
+
+    def connected(self, protocol: Protocol) -> None:
+        """Record that there is a connection; for any thread."""
+        self._protocol = protocol
+        if self._online:
+            self._put_info()
+
+    def read_back(self) -> None:
+        """Record that it is known what was left behind; for any thread."""
+        self.has_read_back = True
+        self._may_ask_since = self._clock.now()
+
+    def tick(self) -> float:
+        """Do what is due now; return after how many seconds to come again."""
+        now = self._clock.now()
+        if not self._online:
+            if not self._may_be_online(now):
+                return (_FIRST_TICKS if self.has_read_back else _TICK) * self._clock.speed
+            self._online = True
+            self._put_what_is_missing()
+        self._put_info()
+        if now >= self._next:
+            self._next = now + _EVERY
+            self._mirror.put([bridge_online(self._topics, now + _EXPIRY)])
+        return min(_TICK * self._clock.speed, _EVERY / 4)
+
+    def _may_be_online(self, now: float) -> bool:
+        """Return whether all is known that ``online`` says, or was waited for: what was left behind, and Share."""
+        answered = all(poller.answered.is_set() for poller in self._pollers.values())
+        waited = self._clock.real(now - max(self._started, self._may_ask_since))
+        return self.has_read_back and (answered or waited >= _WAIT_FOR_SHARE)
+
+    def _put_what_is_missing(self) -> None:
+        """Declare every account without a current reading as such: what the broker still holds may be old."""
+        for key, account in self._accounts.items():
+            self._mirror.put(stale_messages(self._topics, key, without_reading(account)), only_missing=True)
+
+    def _put_info(self) -> None:
+        if self._started_at is None:
+            times = (poller.time.unix(self._started) for poller in self._pollers.values())
+            self._started_at = next((at for at in times if at is not None), None)
+        info = bridge_info(
+            self._topics,
+            version=version(),
+            started_at=self._started_at,
+            protocol=self._protocol,
+            accounts=self._pollers,
+        )
+        self._mirror.put([info])

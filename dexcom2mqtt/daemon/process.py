@@ -1,0 +1,63 @@
+"""The process of the daemon: its signals, its open files, its end.
+
+It knows nothing of what the daemon does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import threading
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import version
+from dexcom2mqtt.daemon.daemon import STOP, Daemon
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config import Settings
+
+_log = logging.getLogger(__name__)
+
+_STOP_SECONDS: Final = 1.8
+_FILES: Final = 64
+"""Open files that are none of an account: the broker's, those of names being looked up, and the like."""
+
+
+def _allow_open_files(count: int) -> None:
+    """Let that many files be open, as far as the system lets us: usually it starts a program with 1024.
+
+    All accounts may be asking Share at once, each by a connection of its own, or be looking up its name.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        with contextlib.suppress(OSError):  # then most of them still get through, and the others try again
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def run(settings: Settings, clock: Clock | None = None) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; return the exit code, or end the process with it after 1.8 s.
+
+    The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
+    waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
+    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    _allow_open_files(2 * len(settings.accounts) + _FILES)
+    daemon = Daemon(settings, clock)
+    _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
+    daemon.start()
+    daemon.answer_for_health()
+    signal.sigwait(STOP)
+    code = 1 if daemon.broken else 0
+    # Even writing to the log may hang, where nobody reads it.
+    at_last = threading.Timer(_STOP_SECONDS, os._exit, [code])
+    at_last.daemon = True
+    at_last.start()
+    daemon.stop()
+    _log.info("stopped")
+    return code
