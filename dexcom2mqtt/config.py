@@ -629,7 +629,7 @@ def _value(node: yaml.Node, budget: Iterator[int]) -> Any:  # noqa: ANN401  # di
 
 # --- the words for a mistake -------------------------------------------------------------------------------
 
-_SHOWN = {  # keys whose value cannot be a secret
+SHOWN = {  # keys whose value cannot be a secret
     *Ranges.model_fields,
     *Tls.model_fields,
     *HomeAssistant.model_fields,
@@ -670,7 +670,7 @@ def _found(error: ErrorDetails) -> str:
         return "missing, or empty"
     if isinstance(value, dict | list):
         return "found a clash" if error["type"] == "value_error" else "found keys or a list"
-    return f"found {str(value)[:60]!r}" if key in _SHOWN else "found a value not shown here, as it may be a secret"
+    return f"found {str(value)[:60]!r}" if key in SHOWN else "found a value not shown here, as it may be a secret"
 
 
 def _allowed(error: ErrorDetails) -> str:

@@ -117,7 +117,7 @@ def _check_account(key: str, account: Account, stale_after: float, clock: Clock)
 
 def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"], tuple[str, ...]]:
     if isinstance(error, CredentialsRejectedError):
-        return _sentence(str(error)), "failed", tuple(_rejected(account))
+        return _sentence(str(error)), "failed", tuple(causes_of_rejection(account))
     if isinstance(error, LockedOutError):
         return _sentence(str(error)), "failed", _LOCKED_OUT
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
@@ -125,7 +125,7 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
     return verdict.of_error(error).message, "failed", today
 
 
-def _rejected(account: Account) -> Iterator[str]:
+def causes_of_rejection(account: Account) -> Iterator[str]:
     """Yield why Share may not accept the credentials, what can be seen of them first; it does not say itself."""
     page = _ACCOUNT_PAGES[account.region]
     name = None if account.username is None else account.username.get_secret_value()

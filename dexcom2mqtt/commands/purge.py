@@ -70,7 +70,10 @@ def purge(
     removed = sorted(found.keys() & set(ours))
     if removed:
         return f"removed {len(removed)} retained messages: {_some(removed)}"
-    of = f"of {account}" if account else "of dexcom2mqtt"
+    return _nothing(f"of {account}" if account else "of dexcom2mqtt", topics, known)
+
+
+def _nothing(of: str, topics: Topics, known: Iterable[str]) -> str:
     return (
         f"nothing to remove: nothing {of} is retained below {topics.base}; accounts known: {', '.join(sorted(known))}"
     )

@@ -45,8 +45,8 @@ class Transport:
         self._clock = clock
         self._http = _Session()
         self._http.trust_env = False  # a .netrc would add credentials, and the daemon is to know its own way
-        self._http.mount("https://", _adapter())
-        self._http.mount("http://", _adapter())
+        self._http.mount("https://", adapter())
+        self._http.mount("http://", adapter())
         self.host = _host_of(self._base_url)
         """The server, with its port where it has one of its own."""
 
@@ -267,6 +267,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 @functools.cache
-def _adapter() -> _Adapter:
-    """Return the one adapter, made when it is first needed."""
+def adapter() -> _Adapter:
+    """Return the one adapter for all requests of the process, made when it is first needed."""
     return _Adapter()

@@ -641,55 +641,6 @@ def forms(secret: str) -> set[str]:
     }
 
 
-def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dexcom2mqtt", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environ or None)
-
-
-def test_mistakes_end_with_78_and_name_every_place(tmp_path: Path) -> None:
-    """A configuration with mistakes ends with 78, every mistake on standard error, no traceback and no secret."""
-    file = tmp_path / "config.yaml"
-    file.write_text("accounts:\n  anna:\n    username: a\n    pasword: hunter2\n    region: usa\nmqtt: {port: x}\n")
-    for arguments in (["--config", str(file)], ["run", "--config", str(file)], ["--config", str(file), "run"]):
-        done = run(*arguments)
-        assert done.returncode == 78
-        assert done.stdout == ""
-        for place in ("accounts.anna.region", "accounts.anna.pasword", "accounts.anna.password", "mqtt.port"):
-            assert place in done.stderr
-        assert "hunter2" not in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_a_tls_file_that_is_none_ends_with_78(tmp_path: Path) -> None:
-    """A CA file without a certificate is a mistake in the configuration, too."""
-    (tmp_path / "ca.pem").write_text("nothing")
-    config = {
-        "accounts": {"anna": {"username": "a", "password": "b"}},
-        "mqtt": {"tls": {"ca_file": str(tmp_path / "ca.pem")}},
-    }
-    done = run("--config", str(write_config(tmp_path / "config.yaml", config)))
-    assert done.returncode == 78
-    assert "mqtt.tls.ca_file" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_wrong_usage_ends_with_2() -> None:
-    """An unknown command, option or value is wrong usage."""
-    for arguments in (["fly"], ["--no-such"], ["--log-level", "loud"], ["demo", "--speed", "0"]):
-        assert run(*arguments).returncode == 2
-
-
-def test_small_commands_work_without_a_configuration() -> None:
-    """`--version`, `schema` and every help need no configuration."""
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
-    schema = json.loads(run("schema").stdout)
-    assert {"accounts", "mqtt", "home_assistant", "stale_after", "log_level"} == set(schema["properties"])
-    for arguments in (["--help"], ["run", "--help"], ["demo", "--help"], ["schema", "--help"]):
-        done = run(*arguments)
-        assert done.returncode == 0
-        assert "--config" in done.stdout
-
-
 def test_the_environment_alone_is_enough(
     mosquitto: Mosquitto, service: SimulatedShare, tmp_path: Path, stack: ExitStack
 ) -> None:
@@ -707,24 +658,6 @@ def test_the_environment_alone_is_enough(
         subscriber.wait_for("home/glucose/bridge/state", "online")
         assert subscriber.picture()["home/glucose/anna/availability"] == "online"
     assert "as home_glucose " in mosquitto.log()
-
-
-def test_the_demo_shows_readings_and_ends_by_itself() -> None:
-    """The demo needs nothing, shows every message, and ends with 0 when its time is over."""
-    done = run("demo", "--duration", "6", "--speed", "100")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("dexcom2mqtt/anna/value ") >= 2
-    assert "dexcom2mqtt/bridge/state online" in done.stdout
-    assert done.stderr == ""
-
-
-def test_the_demo_ends_on_a_signal(tmp_path: Path) -> None:
-    """Ctrl-C ends the demo cleanly."""
-    with Process([sys.executable, "-m", "dexcom2mqtt", "demo"], tmp_path / "log") as demo:
-        eventually(lambda: "dexcom2mqtt/anna/value " in demo.text())
-        demo.signal(signal.SIGINT)
-        assert demo.wait() == 0
-        assert "Traceback" not in demo.text()
 
 
 def test_more_accounts_than_open_files_are_allowed_at_the_start(stack: ExitStack, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.homeassistant import discovery_topic
 from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
 from dexcom2mqtt.messages.status import Status, status_message
-from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.readings import Reading, parse_record
 from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
 from tests.documents.test_examples import load as load_strictly
 from tests.e2e.test_debian import PYTHON_OF
@@ -507,7 +507,11 @@ def test_the_payloads_are_those_of_the_code() -> None:
     [
         ("state", "trend", readings.TRENDS),
         ("state", "range", readings.RANGES),
-        ("state", "direction", tuple(direction.word for direction in readings._DIRECTIONS)),  # noqa: SLF001  # all words
+        (
+            "state",
+            "direction",
+            tuple(parse_record({"WT": "Date(1)", "Value": 100, "Trend": n}).direction for n in range(10)),
+        ),
         ("state", "unit", ("mg/dL", "mmol/L")),
         ("status", "share", tuple(status.REMEDIES)),
     ],

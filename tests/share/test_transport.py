@@ -411,7 +411,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[trust
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    adapter = transport._adapter  # noqa: SLF001  # one context for the whole process, which has no other way to change
+    adapter = transport.adapter  # one context for the whole process, which has no other way to change
     adapter.cache_clear()
     yield authority
     adapter.cache_clear()
@@ -463,7 +463,7 @@ def test_trusts_no_other_authority() -> None:
 def test_trusts_the_usual_authorities_everywhere(authority: trustme.CA) -> None:
     """The authorities of certifi are trusted although the machine names others."""
     del authority
-    context = transport._adapter().poolmanager.connection_pool_kw["ssl_context"]  # noqa: SLF001  # no other way to look
+    context = transport.adapter().poolmanager.connection_pool_kw["ssl_context"]
     assert len(context.get_ca_certs()) > 50
 
 

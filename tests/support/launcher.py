@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from dexcom2mqtt import cli, share
+from dexcom2mqtt import cli
 from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.daemon import health, process
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
-from dexcom2mqtt.mqtt.link import BrokerLink
+from dexcom2mqtt.mqtt.inbox import Inbox
 from dexcom2mqtt.share import transport
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 _PLACES: dict[str, tuple[type, str]] = {
-    "share": (share.ShareClient, "_call"),
-    "broker": (BrokerLink, "_take_from"),
+    "share": (transport.Transport, "post"),
+    "broker": (Inbox, "take"),
     "heart": (Heartbeat, "tick"),
 }
 
