@@ -582,6 +582,23 @@ UNPUBLISHED: Final = {
 }
 
 
+def test_the_house_is_shown_as_it_is() -> None:
+    """Each folder of the package has its row, and each module that a row names is there."""
+    package = Path(readings.__file__).parent
+    page = section_of(text_of("docs/how-it-works.md"), "# How it works")
+    rows = {folder: codes_in(text) for folder, text in rows_of(page.partition("## ")[0]) if folder != "folder"}
+    shown = {folder.strip("`/"): [name for name in names if name.isidentifier()] for folder, names in rows.items()}
+    missing = [
+        f"{folder}/{name}"
+        for folder, names in shown.items()
+        for name in names
+        if not (package / (folder if folder != "beside them" else "") / f"{name}.py").exists()
+    ]
+    assert missing == []
+    folders = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert shown.keys() == folders - {"demo"} | {"beside them"}
+
+
 def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
     """The classifiers name the Pythons that parts of CI run on, and the oldest of them is the one that is enough."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
