@@ -42,8 +42,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from dexcom2mqtt.messages.history import history_message, source_of
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import yaml
@@ -51,6 +49,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
+from dexcom2mqtt.messages.history import history_message, source_of
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.topics import Topics
 from tests.support.processes import Mosquitto

@@ -126,7 +126,7 @@ class Poller:
         """Poll until the clock stops, then raise Stopped.
 
         An exception that nobody expected is a bug: it is logged without its text, which might hold a secret, and
-        the account starts anew after five minutes. The third within an hour is raised.
+        the account is restarted after five minutes. The third within an hour is raised.
         """
         bugs: list[float] = []
         while True:

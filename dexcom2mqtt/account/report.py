@@ -42,9 +42,9 @@ class Kept:
 class StatusReport:
     """The status of one account. The account's thread changes it; any thread may read it, and restore it once.
 
-    What a restart must not forget, such as rejected sign-ins, goes on in the first status that follows it. So nothing
-    is published until it is known what the last one said. From then on that is added for as long as ``Usage`` and
-    ``Kept`` do not count it yet.
+    What a restart must not forget, such as rejected sign-ins, is carried over into the first status after it. So
+    nothing is published until it is known what the last one said. From then on that is added for as long as ``Usage``
+    and ``Kept`` do not count it yet.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def of_batch(batch: Batch, found: Found) -> Verdict:
 
 
 def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
-    """Judge a failure; ``untried`` is whether it happened to the credentials of before a restart alone."""
+    """Judge a failure; ``untried`` is whether the present credentials have not been sent since the start."""
     share = STATES[type(error)]
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
     untried = untried and isinstance(error, CredentialsRejectedError)

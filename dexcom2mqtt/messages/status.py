@@ -144,7 +144,7 @@ class Status:
 
 
 def tell(happened: str, share: ShareState, *, wrong_clock: bool = False, untried: bool = False) -> str:
-    """Join what happened and what to do about it; ``untried``: it happened to credentials of before a restart."""
+    """Join what happened and what to do about it; ``untried``: the present credentials were not sent yet."""
     remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
     return f"{happened[:1].upper()}{happened[1:]}. {remedy}"
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.account.limits import LOCKED_OUT, DeadSession, SignIns, rate_limit
-from tests.support.builders import property_of
+from tests.support.builders import most_within, property_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 MINUTE = 60
 HOUR = 3600
@@ -23,12 +23,6 @@ DAY = 86400
 START = 10_000_000.0
 
 times = st.floats(0, 1e8) | st.integers(0, 10**12).map(lambda part: part / 9973)  # the latter have no round digits
-
-
-def most_within(events: Iterable[float], seconds: float) -> int:
-    """Count the events of the fullest window of that many seconds."""
-    events = sorted(events)
-    return max(sum(start <= at < start + seconds for at in events) for start in events)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support import share_faults
+from tests.support.builders import most_within
 from tests.support.jumping import JumpingClock
 
 if TYPE_CHECKING:
@@ -135,11 +136,6 @@ def make_world() -> Iterator[Callable[..., World]]:
     yield make
     for world in worlds:
         world.service.__exit__(None, None, None)
-
-
-def most_within(events: Iterable[float], seconds: float) -> int:
-    events = sorted(events)
-    return max((sum(start <= at < start + seconds for at in events) for start in events), default=0)
 
 
 def mean(values: Iterable[float]) -> float:

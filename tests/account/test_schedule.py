@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dexcom2mqtt.account import schedule
 from dexcom2mqtt.account.schedule import Rhythm, Timetable, backoff
-from tests.support.builders import property_of
+from tests.support.builders import most_within, property_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,12 +26,6 @@ DAY = 86400
 START = 10_000_000.0
 
 times = st.floats(0, 1e8) | st.integers(0, 10**12).map(lambda part: part / 9973)  # the latter have no round digits
-
-
-def most_within(events: Iterable[float], seconds: float) -> int:
-    """Count the events of the fullest window of that many seconds."""
-    events = sorted(events)
-    return max(sum(start <= at < start + seconds for at in events) for start in events)
 
 
 def test_keeps_the_intervals_that_were_promised() -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dexcom2mqtt.demo import share_service as share
-from tests.account.test_polling import DAY, HOUR, MINUTE, World, most_within
+from tests.account.test_polling import DAY, HOUR, MINUTE, World
 from tests.support import share_faults
+from tests.support.builders import most_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

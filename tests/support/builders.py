@@ -11,7 +11,7 @@ from dexcom2mqtt.config import Account, Ranges
 from dexcom2mqtt.readings import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 NOON = 1_745_064_000
 """An instant in Unix seconds: 2025-04-19, 12:00 UTC."""
@@ -40,3 +40,9 @@ def account(unit: Literal["mg/dL", "mmol/L"] = "mg/dL", ranges: Sequence[int] = 
     very_low, low, high, very_high = ranges
     limits = Ranges(very_low=very_low, low=low, high=high, very_high=very_high)
     return Account(username="anna@example.com", password="hunter2", unit=unit, ranges=limits)
+
+
+def most_within(events: Iterable[float], seconds: float) -> int:
+    """Count the events of the fullest window of that many seconds."""
+    events = sorted(events)
+    return max((sum(start <= at < start + seconds for at in events) for start in events), default=0)
