@@ -89,7 +89,7 @@ class Poller:
         self._report = report
         self._oddities = Oddities(key)
         self._timetable = Timetable(random.random)
-        self._due = clock.now()  # as far as this account alone is concerned
+        self._due = clock.now()
         self._last_poll = self._due - REFRESH_EVERY
         self._refresh_asked = False
         self._read_back = _ReadBack(clock)
@@ -208,9 +208,9 @@ class Poller:
         return gone_on
 
     def _publish_status(self, due: float) -> None:
-        self._due = due
+        self._due = max(due, self._client.not_before())  # once a limit is known it is kept, whatever follows
         self._report.publish(
-            next_poll=self.due,
+            next_poll=self._due,
             last_success=self._timetable.last_success,
             delay=self._timetable.delay,
             usage=self._client.usage(),

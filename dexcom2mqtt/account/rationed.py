@@ -134,6 +134,7 @@ class RationedClient:
 
     def worked_before(self) -> None:
         """Record that these credentials opened a session in the last 24 hours, before a restart."""
+        self._restore_when_told()  # first: what was rejected after they worked counts, and would not behind this
         self._sign_ins.worked_before()
 
     def usage(self) -> Usage:

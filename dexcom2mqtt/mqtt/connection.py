@@ -36,8 +36,8 @@ Protocol = Literal["5", "3.1.1"]
 Ending = Literal["protocol_refused", "closed_without_answer", "closed_idle", "closed_busy", "taken_over", "jammed"]
 """What is known of an attempt's or a connection's end, as far as something follows from it.
 
-``closed`` is what the broker did without a word, with or without something on its way; ``jammed`` is one that was there
-and acknowledged nothing.
+``closed_idle`` and ``closed_busy``: the broker closed it without a word, with nothing or with something on its way;
+``jammed``: the broker was there, and acknowledged nothing.
 """
 
 _CONNACK_SECONDS: Final = 10.0

@@ -9,6 +9,7 @@ import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -53,6 +54,7 @@ class World:
         self._password = password
         self.clock.before_wait = self._serve
         self.service.__enter__()
+        self.rate_limits = RateLimits()
         self.restart()
 
     @property
@@ -73,7 +75,7 @@ class World:
             put=self._mirror.put,
             stream=self.outgoing,
             stale_after=900,
-            rate_limits=RateLimits(),
+            rate_limits=self.rate_limits,
             back_by=self._take_back_by,
         )
         if broker:
@@ -475,3 +477,17 @@ def test_however_long_it_waits_it_is_back_by_when_it_said(
     least = {"nothing": 200, "stumbles": 200, "wrong password": 1200, "rate limit": 3600, "a bug": 290}
     assert longest >= least[fault]
     assert world.late < 1
+
+
+def test_a_limit_that_was_told_is_kept_although_another_account_is_told_a_shorter_one(
+    make_world: Callable[..., World],
+) -> None:
+    """An hour that Share asked of one account stays an hour, whatever it asks of another one a moment later."""
+    world = make_world()
+    world.live(HOUR)
+    world.service.fault = share_faults.status(429, {"Retry-After": "3600"})
+    world.live(10 * MINUTE)
+    due = world.poller.due
+    assert due > world.clock.now() + 45 * MINUTE
+    world.rate_limits.limit(urlsplit(world.service.base_url).netloc, world.clock.now(), 60)
+    assert world.poller.due == due

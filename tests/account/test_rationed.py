@@ -384,6 +384,14 @@ def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> 
     assert counter.client.usage().restored
 
 
+def test_what_worked_before_does_not_hide_what_was_rejected_since(counter: Counter) -> None:
+    """If both come late, what was rejected before the restart counts first: the password must not be sent at once."""
+    counter.share.tell_time()
+    counter.client.restore(Before(rejected=(NOON - 120,) * 5))
+    counter.client.worked_before()
+    assert counter.wait > 20 * MINUTE
+
+
 def test_what_worked_before_is_believed_longer(counter: Counter) -> None:
     """A rejection of what worked before the restart is followed by a try after 5 minutes, not 2."""
     counter.client.worked_before()
