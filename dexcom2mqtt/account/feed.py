@@ -1,7 +1,7 @@
 """From what Share lists to what the broker holds: the readings of one account, and which of them is current.
 
 It joins the ledger (what is new), the stamps (what can be believed), the stream (every reading, once) and the mirror
-(the newest one). It knows no session, no schedule and no status.
+(the newest one). It knows neither the session nor the schedule, and does not say how it is going.
 """
 
 from __future__ import annotations
@@ -145,17 +145,14 @@ class Feed:
             late=now < self._late_at + self._stale_after,
         )
 
-    def go_on(self) -> bool:
-        """Go on from what was published before the start, as soon as it is there and the time is known.
-
-        Return whether that was done just now.
-        """
+    def go_on(self) -> None:
+        """Go on from what was published before the start, as soon as it is there and the time is known."""
         today, published = self._today(), self._published
         if today is None or published is None or self._streaming:
-            return False
+            return
         history = self._read(published.history, today)
         if history is None:
-            return False
+            return
         self.published_before = any(
             reading.date >= (today - DAY) * 1000 for reading in (*history.readings, *history.doubtful)
         )
@@ -171,7 +168,6 @@ class Feed:
         self._stream.open(self._key, self._source, known, history.doubtful)
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
-        return True
 
     def _read(self, published: bytes | None, today: float) -> History | None:
         """Read a history back; None if it has to wait, since it is the time that may be wrong."""
@@ -184,7 +180,7 @@ class Feed:
             return History()
 
     def _today(self) -> float | None:
-        """Return the time of day in Unix seconds; if Share tells none, it is no earlier than its readings."""
+        """Return the time of day in Unix seconds; until Share tells it, that of its newest reading."""
         return self._time.now() or self._latest_seen
 
     def _note_first_seen(self, new: list[Reading], now: float) -> None:
@@ -230,7 +226,7 @@ class Feed:
     def _show(self, newest: Reading | None) -> None:
         """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that.
 
-        It is None if the one that is shown has turned out to be doubtful, and there is no other.
+        ``newest`` is None if the one shown has turned out to be doubtful and there is no other.
         """
         if newest is None:
             self._shown = None

@@ -144,7 +144,8 @@ class Poller:
                 self._alarm.sleep(_AFTER_A_BUG)
 
     def _run(self) -> None:
-        while (left := self._read_back.left()) > 0:
+        began = self._clock.now()
+        while (left := self._read_back.left(began)) > 0:
             self._alarm.wait(left)
         while True:
             self._wait()
@@ -164,8 +165,9 @@ class Poller:
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)
-            if self._go_on():
-                self._publish_status(self._due)
+            if self._read_back.is_over and not self._feed.kept().restored:
+                self._go_on()
+                self._publish_status(self._due)  # also if it cannot go on yet: what came may have brought limits
 
     def poll(self) -> float:
         """Ask Share, and publish what came of it. Return when the next poll is due, without the limits."""
@@ -175,19 +177,18 @@ class Poller:
             batch = self._client.fetch(minutes, timetable.tries)
         except ShareError as error:
             return self._take_failure(error)
+        timetable.succeeded(began, self._clock.now())
         _say_fetched(self.key, minutes, batch)
         self._oddities.tell(batch, whole=minutes == WHOLE_DAY)
         found = self._feed.take(batch)
         self._go_on()
         self._report.become(verdict.of_batch(batch, found))
-        in_doubt = found.withheld or self.time.jumped
         return timetable.after_batch(
-            began=began,
             asked=self._client.asked_at,
             now=self._clock.now(),
             newest=None if found.newest is None else self.time.at(found.newest.date / 1000),
             new=found.new,
-            settles_at=self.time.settles_at if in_doubt else None,
+            settles_at=self.time.settles_at if found.withheld or self.time.jumped else None,
         )
 
     def _take_failure(self, error: ShareError) -> float:
@@ -200,12 +201,11 @@ class Poller:
             sign_in_at=self._client.signs_in_at,
         )
 
-    def _go_on(self) -> bool:
-        """Go on from what was published before the start, once that is possible; return whether it was just now."""
-        gone_on = self._feed.go_on()
+    def _go_on(self) -> None:
+        """Go on from what was published before the start, once that is possible."""
+        self._feed.go_on()
         if self._feed.published_before:
             self._client.worked_before()
-        return gone_on
 
     def _publish_status(self, due: float) -> None:
         self._due = max(due, self._client.not_before())  # once a limit is known it is kept, whatever follows
@@ -227,16 +227,13 @@ class _ReadBack:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._began: float | None = None
         self.has_begun = False
         self.is_over = False
 
-    def left(self) -> float:
-        """Return for how many seconds of the clock to wait, counted from the first time that it is asked."""
-        if self._began is None:
-            self._began = self._clock.now()
+    def left(self, began: float) -> float:
+        """Return for how many seconds of the clock to wait, if that began then."""
         most = _WAIT_FOR_BROKER * self._clock.speed * (2 if self.has_begun else 1)
-        return 0.0 if self.is_over else self._began + most - self._clock.now()
+        return 0.0 if self.is_over else began + most - self._clock.now()
 
 
 def _read(key: str, retained_status: bytes | None) -> Before:

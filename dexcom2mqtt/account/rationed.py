@@ -151,7 +151,7 @@ class RationedClient:
         )
 
     def _learn_the_time(self) -> None:
-        """Ask Share for the time alone, if only that can tell whether the password may be sent after a restart."""
+        """Ask Share for just the time, if that decides whether the password may be sent after a restart."""
         before, client = self._before, self._client
         rationed = before is not None and (before.rejected or before.locked_until is not None)
         if rationed and not client.time.known and not client.signed_in:

@@ -1,6 +1,6 @@
 """How one account is doing: the one status, what the log says of its changes, and a summary for systemd.
 
-It owns what the topic ``status`` holds. It judges nothing itself, and knows neither Share nor the schedule.
+It owns what the topic ``status`` holds. It judges nothing itself, asks nobody, and does not know the schedule.
 """
 
 from __future__ import annotations

@@ -218,17 +218,20 @@ class Timetable:
         """Return how many minutes to read: ``needed``, but a whole day if nobody can tell, and once an hour."""
         return WHOLE_DAY if needed is None or self._is_whole_day_due(now) else needed
 
-    def after_batch(  # noqa: PLR0913  # by name, and each is a moment of the same poll
-        self, *, began: float, asked: float, now: float, newest: float | None, new: bool, settles_at: float | None
-    ) -> float:
-        """Record a poll that worked, and return when the next one is due.
-
-        All times are of the clock: when it ``began``, last ``asked``, and ended; when the ``newest`` reading was taken,
-        ``new`` if this poll found it; from when on one more answer may settle the time, None if it is not in doubt.
-        """
+    def succeeded(self, began: float, now: float) -> None:
+        """Record that Share answered a poll with a list; what came of that does not matter here."""
         if self._is_whole_day_due(began):
             self._whole_day_at = began
         self.last_success, self._failures = now, 0
+
+    def after_batch(
+        self, *, asked: float, now: float, newest: float | None, new: bool, settles_at: float | None
+    ) -> float:
+        """Learn from a poll that succeeded, and return when the next one is due.
+
+        All times are of the clock: when it last ``asked``, and ended; when the ``newest`` reading was taken, ``new`` if
+        this poll found it; from when on one more answer may settle the time, None if it is not in doubt.
+        """
         before, self._asked = self._asked, asked
         if before is not None and newest is not None and new:
             self._rhythm.learn(missed=before - newest, found=asked - newest)

@@ -48,7 +48,7 @@ class FutureError(ForeignError):
 
 
 def is_ours(account: str, leaf: str, payload: bytes) -> bool:
-    """Tell whether a retained message can be nobody else's: a status or a history, by its keys."""
+    """Return whether a retained message is plainly ours: a status or a history, by its keys."""
     if leaf not in _MARKS or not re.fullmatch(ACCOUNT_KEY, account):
         return False
     try:

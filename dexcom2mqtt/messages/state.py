@@ -76,7 +76,7 @@ def without_reading(account: Account) -> State:
 
 
 def stale(state: State) -> State:
-    """Write what remains of a state when its reading is no longer current: when it was, and the unit."""
+    """Write a state whose reading is no longer current: all null but when it was taken, and the unit."""
     return cast("State", {key: value if key in _LASTING else None for key, value in state.items()})
 
 

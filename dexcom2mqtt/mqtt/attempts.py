@@ -84,7 +84,7 @@ class Attempts:
         return self._all_is_well()
 
     def suspects_another(self, failure: Failure) -> bool:
-        """Tell whether another client may have come with our id although nobody said so: then it is worth a look.
+        """Return whether another client may be using our id although the broker did not say so: it is worth a look.
 
         A broker may also close a connection because it cannot stand what we sent. So this is suspected only if
         nothing was on its way, or if the last connection was taken over and the other client is back at once.

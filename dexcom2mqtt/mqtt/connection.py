@@ -189,7 +189,7 @@ class Connection:
         return not self._unconfirmed
 
     def probe(self, topic: str) -> bool:
-        """Publish to ourselves, if the broker has confirmed every subscription, and not before; tell whether it has.
+        """Publish to ourselves once the broker has confirmed every subscription; return whether it was published.
 
         MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
         one client side by side may take the probe first, and then it never comes back.

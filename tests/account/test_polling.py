@@ -16,13 +16,16 @@ import pytest
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import Poller, poller_for
 from dexcom2mqtt.account.rationed import client_of
-from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.clock import Stopped, parse_iso
 from dexcom2mqtt.config import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages import status, stream
+from dexcom2mqtt.messages.history import history_message, source_of
 from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.topics import Topics
 from tests.support import share_faults
 from tests.support.builders import most_within
@@ -491,3 +494,62 @@ def test_a_limit_that_was_told_is_kept_although_another_account_is_told_a_shorte
     assert due > world.clock.now() + 45 * MINUTE
     world.rate_limits.limit(urlsplit(world.service.base_url).netloc, world.clock.now(), 60)
     assert world.poller.due == due
+
+
+def test_a_bug_behind_an_answer_does_not_make_the_answer_a_failure(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Share did answer, and the status says when; the bug is ours."""
+    world = make_world()
+
+    def fail(*_: object) -> NoReturn:
+        raise ArithmeticError
+
+    monkeypatch.setattr(stream, "state_of", fail)
+    world.live(MINUTE)
+    assert world.status["share"] == "unexpected_response"
+    assert world.status["last_success_at"] is not None
+
+
+def test_after_a_bug_the_broker_is_waited_for_again(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it is not known what was rejected before, no start of the account asks at once."""
+    world = make_world()
+    world.restart(broker=False)
+    polls: list[float] = []
+
+    def poll(_: Poller) -> NoReturn:
+        polls.append(world.clock.now())
+        raise ArithmeticError
+
+    monkeypatch.setattr(Poller, "poll", poll)
+    began = world.clock.now()
+    world.live(6 * MINUTE)
+    assert polls == pytest.approx([began + 10, began + 10 + 300 + 10], abs=1)
+
+
+def test_a_limit_that_is_read_back_late_is_in_the_status_although_the_history_has_to_wait(
+    make_world: Callable[..., World],
+) -> None:
+    """A history that seems to come from the future waits for the time to settle; what else came is told at once."""
+    world = make_world()
+    world.restart(broker=False)
+    ahead = Reading(100, "Flat", round((world.unix + HOUR) * 1000), 0)
+    history = history_message(TOPICS, "anna", source_of("us", "anna@example.com"), [ahead]).payload.encode()
+    locked = Status(share="locked_out", next_poll_at=world.unix + 600)
+    before = status_message(TOPICS, "anna", locked).payload.encode()
+    told: list[str] = []
+    serve = world.clock.before_wait
+
+    def read_back() -> None:
+        serve()
+        if world.poller.answered.is_set() and not told:
+            world.poller.take_read_back(history, before)
+            serve()
+            told.append(world.status["share"])
+
+    world.clock.before_wait = read_back
+    world.live(20)
+    assert (told, world.status["share"]) == (["locked_out"], "ok")
+    assert parse_iso(world.status["next_poll_at"]) == pytest.approx(BEGIN + 5000 + 600, abs=5)

@@ -329,7 +329,8 @@ def always(chance: float = 1.0) -> Timetable:
 
 def polled(timetable: Timetable, now: float, **facts: Any) -> float:
     """Record a poll that worked, began and asked a second earlier, and found nothing that is new."""
-    told = {"began": now - 1, "asked": now - 1, "newest": None, "new": False, "settles_at": None}
+    told = {"asked": now - 1, "newest": None, "new": False, "settles_at": None}
+    timetable.succeeded(began=now - 1, now=now)
     return timetable.after_batch(now=now, **(told | facts))
 
 
