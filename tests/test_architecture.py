@@ -35,6 +35,8 @@ THIRD_PARTY = {
 PURE = {
     "readings",
     "mqtt/attempts",
+    "mqtt/outcome",
+    "mqtt/trouble",
     "mqtt/patience",
     "topics",
     "messages",

@@ -165,7 +165,7 @@ class Feed:
         self._ledger.restore(history.readings, today)
         kept = self._ledger.readings
         known = [reading for reading in kept if reading.date in dates]
-        self._stream.open(self._key, self._source, known, history.doubtful)
+        self._stream.open(self._key, self._source, known, history.doubtful, history.since)
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
 

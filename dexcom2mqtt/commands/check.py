@@ -10,18 +10,22 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
+from dexcom2mqtt import version
 from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import day, system_time
 from dexcom2mqtt.messages import status
-from dexcom2mqtt.messages.history import TOLERANCE
+from dexcom2mqtt.messages.history import TOLERANCE, history_message
+from dexcom2mqtt.messages.homeassistant import discovery_messages
 from dexcom2mqtt.messages.message import Message, cleared
 from dexcom2mqtt.messages.state import in_words
 from dexcom2mqtt.mqtt import dialling
 from dexcom2mqtt.mqtt.visit import Visit
+from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.topics import Topics
 
@@ -70,6 +74,16 @@ _LOCKED_OUT: Final = (
 )
 _DENIED: Final = (
     "The broker's access control list has to let the user of this daemon read and write there: examples/mosquitto/acl."
+)
+_BURST: Final = 20
+_QUOTA: Final = "Allow this client 20 messages in a second. Until then the daemon sends more slowly."
+_SIZE: Final = (
+    "Allow larger messages: max_packet_size and message_size_limit, as Mosquitto calls it. Until then the daemon keeps a "
+    "shorter history there, and what cannot be shortened is missing."
+)
+_NO_WILDCARDS: Final = (
+    "It hands out nothing retained for subscriptions with wildcards. The daemon needs none; programs that subscribe to "
+    "all topics below one see a value only when the next reading comes."
 )
 _UNTOLD: Final = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
 
@@ -258,22 +272,56 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
     try:
         visit.publish([Message(left_there, "check", clock.now() + _GONE)])
         kept = left_there in visit.retained([left_there], probe)
+        wildcards = not kept or left_there in visit.retained([topics.sync("+")], probe)
     finally:
         visit.publish([cleared(left_there)])
     yield _written(topics.of("bridge", "#"), taken=kept)
+    if not wildcards:
+        yield Step("broker", _NO_WILDCARDS, "note")
     for key in settings.accounts:
-        yield _written(topics.of(key, "#"), taken=all(visit.try_out(cleared(topics.of(key, "check")), probe)))
+        yield _written(topics.of(key, "#"), taken=all(visit.try_out(cleared(topics.of(key, "check")))))
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
         yield Step("broker", f"A daemon is online below {topics.base}.", "note")
+    if kept:
+        yield from _check_sizes(settings, visit, topics)
+
+
+def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[Step]:
+    """Send as much at once as the daemon will, and as large: many brokers allow less, and 3.1.1 drops it in silence."""
+    where = topics.sync(f"{settings.mqtt.client_id}-check")
+    if visit.publish([Message(where, str(number), retain=False) for number in range(_BURST)]):
+        yield Step(
+            "broker", f"It refuses some of {_BURST} messages at once, as many as a reading is.", "note", (_QUOTA,)
+        )
+    sizes = {"the history of a day": _history_bytes(topics)}
+    if settings.home_assistant.discovery:
+        discovery = discovery_messages(settings, topics, version())
+        sizes["a discovery"] = max(len(message.payload.encode()) for message in discovery)
+    for what, size in sorted(sizes.items(), key=itemgetter(1)):
+        try:
+            if size > visit.most_bytes(where) or not all(visit.try_out(Message(where, "x" * size, retain=False))):
+                yield Step("broker", f"It does not take {size} bytes at once, as {what} has.", "failed", (_SIZE,))
+                return
+        except dialling.BrokerError:
+            yield Step("broker", f"It hangs up when {size} bytes come at once, as {what} has.", "failed", (_SIZE,))
+            return
+    yield Step("broker", f"It takes messages as large as {what}: {size} bytes.")
+
+
+def _history_bytes(topics: Topics) -> int:
+    day = [
+        Reading(mg_dl=100, direction="FortyFiveDown", date=10**12 + 300_000 * n, offset_min=-100) for n in range(288)
+    ]
+    return len(history_message(topics, "a", "0" * 8, day).payload)
 
 
 def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Iterator[Step]:
     prefix, status_topic = settings.home_assistant.discovery_prefix, settings.home_assistant.status_topic
     # Home Assistant takes an empty message for the removal of a device that it does not have, and says nothing.
     device = f"{prefix}/device/{settings.mqtt.base_topic.replace('/', '_')}-check/config"
-    taken, came_back = visit.try_out(cleared(device), probe)
+    taken, came_back = visit.try_out(cleared(device))
     # The daemon need not read there, but only MQTT 5 tells whether it may write.
     untold = () if visit.protocol == "5" else (_UNTOLD,)
     yield _written(f"{prefix}/device/+/config", *untold, taken=taken and (came_back or not untold))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Settings
 
 _NAMED: Final = 3
+_BRIDGE_SECONDS: Final = 2.0
+"""How much later than the probe may come what a daemon left; it has to be known whether one is online."""
 
 
 class PurgeError(Exception):
@@ -44,18 +46,25 @@ def purge(
     topics = Topics(base_topic or settings.mqtt.base_topic)
     prefix = discovery_prefix or settings.home_assistant.discovery_prefix
     probe = topics.sync(f"{settings.mqtt.client_id}-purge")
+    bridge = [topics.bridge_state, topics.bridge_info]
     filters = [topics.of("+", "+"), homeassistant.discovery_topics(prefix)]
     with Visit(settings.mqtt, clock, "purge") as visit:
-        found = visit.retained(filters, probe)
-        if found.get(topics.bridge_state) == b"online":
+        there = visit.retained(bridge, probe, lambda found, _: 0.0 if len(found) == len(bridge) else _BRIDGE_SECONDS)
+        if there.get(topics.bridge_state) == b"online":
             raise PurgeError(
                 f"{topics.bridge_state} is online: stop the daemon first, for it would publish everything again. If "
                 "none runs, its broker lost power with it: start it once, and stop it"
             )
+        listed = visit.retained(filters, probe)
+        lists = not there or bool(listed.keys() & there.keys())
+        found = {**listed, **there}
         known = {*settings.accounts, *accounts_in(found, topics, prefix)}
         ours = _owned(topics, prefix, known if account is None else {account})
         if account is None:
             ours.append(topics.bridge_state)
+        if not lists:  # RabbitMQ, for one, hands out nothing retained for wildcards
+            filters = ours
+            found |= visit.retained(filters, probe)
         # What cannot be read may be there all the same, so all of it is cleared, and not only what was found.
         refused = visit.publish([cleared(topic) for topic in ours])
         left = {*refused, *ours} & {*refused, *visit.retained(filters, probe)}
@@ -69,7 +78,8 @@ def purge(
         )
     removed = sorted(found.keys() & set(ours))
     if removed:
-        return f"removed {len(removed)} retained messages: {_some(removed)}"
+        unlisted = "" if lists else f"; this broker lists nothing, so only accounts known: {', '.join(sorted(known))}"
+        return f"removed {len(removed)} retained messages: {_some(removed)}{unlisted}"
     return _nothing(f"of {account}" if account else "of dexcom2mqtt", topics, known)
 
 

@@ -7,6 +7,7 @@ their health, and the main thread waits for a signal. All are daemon threads: th
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -22,27 +23,30 @@ from dexcom2mqtt.daemon.discovery import Discovery
 from dexcom2mqtt.daemon.health import Health
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.logs import redacted_traceback
-from dexcom2mqtt.messages.bridge import bridge_offline, parse_info
+from dexcom2mqtt.messages.bridge import awaited, bridge_offline, parse_info
 from dexcom2mqtt.messages.message import ForeignError
 from dexcom2mqtt.messages.mirror import Mirror
-from dexcom2mqtt.messages.state import account_cleared, unavailable
+from dexcom2mqtt.messages.state import account_cleared, guarded, unavailable, unprotected
 from dexcom2mqtt.messages.stream import Stream
-from dexcom2mqtt.mqtt.inbox import ReadBack
+from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS, ReadBack
 from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.config import Account, Settings
-    from dexcom2mqtt.mqtt.connection import Protocol, Received
+    from dexcom2mqtt.mqtt.connection import Received
+    from dexcom2mqtt.mqtt.outcome import Protocol
 
 _log = logging.getLogger(__name__)
 
 STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 """The signals that end the daemon."""
 
+_ANYTHING_SECONDS: Final = 2.0
+_NO_REFRESH: Final = "asking for a reading by a message to refresh will not work"
 _SUMMARIES: Final = 10
 """Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
 
@@ -57,7 +61,7 @@ class Daemon:
         self._clock = clock or Clock()
         self._topics = Topics(settings.mqtt.base_topic)
         self._settings = settings
-        self._mirror = Mirror(last=self._topics.bridge_state, changed=self._wake)
+        self._mirror = Mirror(self._topics.bridge_state, self._wake, functools.partial(guarded, self._topics))
         self._stream = Stream(self._topics, changed=self._wake)
         self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
         self._rate_limits = RateLimits()
@@ -85,23 +89,35 @@ class Daemon:
         )
 
     def _broker_link(self) -> BrokerLink:
-        left_behind = (self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status"))
+        left_behind = [self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")]
         return BrokerLink(
             self._settings.mqtt,
             self._clock,
             self._mirror,
             self._stream,
             will=bridge_offline(self._topics),
+            unprotected=lambda aside: unprotected(self._topics, aside),
             read_back=ReadBack(
-                topics=frozenset({self._topics.bridge_info, *left_behind, *self._discovery.leftovers}),
+                topics=(self._topics.bridge_info, *left_behind, *self._discovery.leftovers),
                 probe=self._topics.sync(self._settings.mqtt.client_id),
                 done=self._take_read_back,
+                still=self._still,
             ),
-            subscriptions=(*self._refreshes, *self._discovery.subscriptions),
+            subscriptions={self._topics.of("+", "refresh"): _NO_REFRESH} | self._discovery.subscriptions,
             connected=self._on_connected,
             received=self._on_message,
             back_by=self._health.loop("the broker's connection"),
         )
+
+    def _still(self, found: Mapping[str, bytes], asked: Collection[str]) -> float:
+        """Return for how many seconds to wait for what a daemon left behind: at a first start there is nothing."""
+        match awaited(self._topics, found, asked):
+            case "anything":
+                return self._clock.real(_ANYTHING_SECONDS)
+            case "the rest":
+                return READ_BACK_SECONDS
+            case "nothing":
+                return 0.0
 
     def start(self) -> None:
         """Start the threads."""

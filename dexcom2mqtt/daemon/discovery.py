@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
 
 _BIRTH_SPREAD: Final = 3.0
+_AGAIN: Final = 3600.0
+"""A broker may forget what it had, or begin to let us write there, and never say so."""
+_NO_BIRTH: Final = "after a restart of Home Assistant its devices may be missing for up to an hour"
 
 
 class Discovery:
@@ -36,14 +39,15 @@ class Discovery:
         self._on = settings.home_assistant.discovery
         self._sent = -math.inf
         self._due = math.inf
+        self._hourly = math.inf
         self._born = False  # Home Assistant, and not yet seen by tick
         self.topics = [self._topic(key) for key in settings.accounts]
         """The discovery topic of each account."""
 
     @property
-    def subscriptions(self) -> tuple[str, ...]:
-        """What to subscribe to: where Home Assistant says that it has started."""
-        return (self._settings.home_assistant.status_topic,) if self._on else ()
+    def subscriptions(self) -> dict[str, str]:
+        """What to subscribe to, with what will not work without: where Home Assistant says that it has started."""
+        return {self._settings.home_assistant.status_topic: _NO_BIRTH} if self._on else {}
 
     @property
     def leftovers(self) -> tuple[str, ...]:
@@ -53,14 +57,7 @@ class Discovery:
     def put(self) -> None:
         """Describe the accounts to Home Assistant, unless it is not to know of them."""
         if self._on:
-            stale_after = self._settings.stale_after_seconds
-            prefix = self._settings.home_assistant.discovery_prefix
-            self._mirror.put(
-                homeassistant.discovery_message(
-                    prefix, self._topics, key, account, stale_after=stale_after, version=version()
-                )
-                for key, account in self._settings.accounts.items()
-            )
+            self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version()))
 
     def clear(self, account: str, found: Container[str]) -> None:
         """Take an account back from Home Assistant if it is one no more, or if discovery is switched off."""
@@ -71,6 +68,7 @@ class Discovery:
     def connected(self) -> None:
         """Record that everything is sent now, as after a connect; for any thread."""
         self._sent, self._due = self._clock.now(), math.inf
+        self._hourly = self._sent + _AGAIN
 
     def is_birth(self, topic: str, payload: bytes) -> bool:
         """Return whether a message says that Home Assistant has started."""
@@ -81,7 +79,7 @@ class Discovery:
         self._born = True
 
     def tick(self) -> float:
-        """Send the discovery again after a birth message: at some moment of the next 3 seconds.
+        """Send the discovery again once an hour, and after a birth message: at some moment of the next 3 seconds.
 
         Then not all programs answer at once. It never follows the last time closer than that either: while Home
         Assistant still works on a device, it loses parts of the same device sent again. Return after how many seconds
@@ -96,7 +94,10 @@ class Discovery:
             self._due = math.inf
             self._sent = now
             self._mirror.send_again(self.topics)
-        return self._due - now
+        if now >= self._hourly:
+            self._sent, self._hourly = now, now + _AGAIN
+            self._mirror.send_again([*self.topics, self._topics.bridge_info])
+        return min(self._due, self._hourly) - now
 
     def _topic(self, account: str) -> str:
         return homeassistant.discovery_topic(self._settings.home_assistant.discovery_prefix, self._topics, account)

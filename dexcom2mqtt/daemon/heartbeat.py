@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Account
     from dexcom2mqtt.messages.mirror import Mirror
-    from dexcom2mqtt.mqtt.connection import Protocol
+    from dexcom2mqtt.mqtt.outcome import Protocol
     from dexcom2mqtt.topics import Topics
 
 _WAIT_FOR_SHARE: Final = 10.0

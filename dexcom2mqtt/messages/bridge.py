@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from dexcom2mqtt.clock import iso
 from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
 from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from dexcom2mqtt.topics import Topics
 
@@ -56,3 +56,30 @@ def parse_info(payload: bytes) -> list[str]:
     if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
         raise ForeignError("its accounts have names that none can have")
     return accounts
+
+
+def awaited(
+    topics: Topics, found: Mapping[str, bytes], asked: Collection[str]
+) -> Literal["anything", "the rest", "nothing"]:
+    """Tell what is still to come of what a daemon left behind, going by what was found of the topics that were asked.
+
+    ``bridge/info`` names the accounts; each has a ``status``, and a ``history`` once it had a reading.
+    """
+    if topics.bridge_info not in found:
+        return "anything"
+    try:
+        accounts = parse_info(found[topics.bridge_info])
+    except ForeignError:
+        return "nothing"
+    expected = [topics.of(key, "status") for key in accounts]
+    expected += [
+        topics.of(key, "history") for key in accounts if _has_readings(found.get(topics.of(key, "status"), b""))
+    ]
+    return "the rest" if any(topic in asked and topic not in found for topic in expected) else "nothing"
+
+
+def _has_readings(status: bytes) -> bool:
+    try:
+        return parse_object(status).get("last_reading_at") is not None
+    except ForeignError:
+        return False

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
 from dexcom2mqtt.readings import MalformedRecordError, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from dexcom2mqtt.topics import Topics
 
@@ -26,10 +28,47 @@ def source_of(region: str, user: str) -> str:
     return hashlib.sha256(f"{region}:{user.strip().casefold()}".encode()).hexdigest()[:8]
 
 
-def history_message(
-    topics: Topics, account: str, source: str, readings: Iterable[Reading], doubtful: Iterable[Reading] = ()
+def shortened(  # noqa: PLR0913  # by name, and each has its user
+    topics: Topics,
+    account: str,
+    source: str,
+    readings: Sequence[Reading],
+    doubtful: Sequence[Reading] = (),
+    *,
+    since: int = 0,
+    most_bytes: float = math.inf,
 ) -> Message:
-    """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from."""
+    """Write a history of at most that many bytes, with the newest readings that fit.
+
+    ``since`` says from when on the readings are complete, before any is left out.
+    """
+    while True:
+        newest = max((reading.date for reading in (*readings, *doubtful)), default=since)
+        complete = since if since > newest - DAY * 1000 else 0  # a day later there is nothing older any more
+        message = history_message(topics, account, source, readings, doubtful, since=complete)
+        excess = len(message.payload.encode()) - most_bytes
+        if excess <= 0 or not (readings or doubtful):
+            return message
+        dates = sorted(reading.date for reading in (*readings, *doubtful))
+        dropped = min(math.ceil(excess / (len(message.payload) / len(dates))), len(dates))
+        since = dates[dropped] if dropped < len(dates) else dates[-1] + 1
+        readings = [reading for reading in readings if reading.date >= since]
+        doubtful = [reading for reading in doubtful if reading.date >= since]
+
+
+def history_message(  # noqa: PLR0913  # by name, and each has its user
+    topics: Topics,
+    account: str,
+    source: str,
+    readings: Iterable[Reading],
+    doubtful: Iterable[Reading] = (),
+    *,
+    since: int = 0,
+) -> Message:
+    """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from.
+
+    If it had to be shortened, it is complete from ``since`` (Unix milliseconds) on.
+    """
     marked: list[tuple[Reading, dict[str, bool]]] = [(reading, {}) for reading in readings]
     if false := [(reading, {"doubtful": True}) for reading in doubtful]:
         marked = sorted(marked + false, key=lambda pair: pair[0].date)
@@ -43,7 +82,8 @@ def history_message(
         }
         for reading, mark in marked
     ]
-    history = {"version": HISTORY_VERSION, "source": source, "readings": entries}
+    shorter = {"since": since} if since else {}
+    history = {"version": HISTORY_VERSION, "source": source, **shorter, "readings": entries}
     return Message(topics.of(account, "history"), to_json(history))
 
 
@@ -54,6 +94,8 @@ class History:
     readings: tuple[Reading, ...] = ()
     doubtful: tuple[Reading, ...] = ()
     """Those whose stamp may be false."""
+    since: int = 0
+    """Unix milliseconds from which on it is complete; what is older counts as published."""
 
 
 def parse_history(payload: bytes, source: str, now: float) -> History:
@@ -66,6 +108,11 @@ def parse_history(payload: bytes, source: str, now: float) -> History:
     entries = history.get("readings")
     if not isinstance(entries, list):
         raise ForeignError("its readings are no list")
+    since = history.get("since", 0)
+    if type(since) is not int:
+        raise ForeignError("it is complete since no sensible time")
+    if since > (now + TOLERANCE) * 1000:
+        raise FutureError("it is complete since a time of the future")
     readings = [(_parse_entry(entry), entry.get("doubtful", False)) for entry in entries]
     if any(reading.date > (now + TOLERANCE) * 1000 for reading, _ in readings):
         raise FutureError("it has readings of the future")
@@ -74,6 +121,7 @@ def parse_history(payload: bytes, source: str, now: float) -> History:
     return History(
         tuple(reading for reading, doubtful in readings if not doubtful),
         tuple(reading for reading, doubtful in readings if doubtful),
+        since,
     )
 
 

@@ -17,7 +17,7 @@ from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config import Account, Settings
     from dexcom2mqtt.topics import Topics
 
 _ORIGIN: Final = "dexcom2mqtt"
@@ -45,6 +45,15 @@ def account_of(prefix: str, topics: Topics, topic: str, payload: bytes) -> str |
         return None
     ours = origin == _ORIGIN and base == topics.base and topic == discovery_topic(prefix, topics, account)
     return account if ours and re.fullmatch(ACCOUNT_KEY, account) else None
+
+
+def discovery_messages(settings: Settings, topics: Topics, version: str) -> list[Message]:
+    """Describe every account to Home Assistant."""
+    prefix, stale_after = settings.home_assistant.discovery_prefix, settings.stale_after_seconds
+    return [
+        discovery_message(prefix, topics, key, account, stale_after=stale_after, version=version)
+        for key, account in settings.accounts.items()
+    ]
 
 
 def discovery_message(  # noqa: PLR0913  # by name, and each has its place in the message

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from dexcom2mqtt.messages.message import Message
 
@@ -27,16 +27,25 @@ class Mirror:
     """The picture of all retained messages. Any thread may put; one thread takes.
 
     ``last`` is the topic that is sent only when all others are. ``changed`` is called after a put that
-    gave something to send.
+    gave something to send. ``guard`` says what takes a message's place while the broker does not take some topics, so
+    that nothing stays current there by mistake; mostly that is the message itself.
     """
 
-    def __init__(self, last: str, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        last: str,
+        changed: Callable[[], None] = lambda: None,
+        guard: Callable[[Message, Collection[str]], Message] = lambda message, _: message,
+    ) -> None:
         self._last = last
         self._changed = changed
+        self._guard = guard
         self._lock = threading.Lock()
         self._picture: dict[str, Message] = {}  # in the order in which it was put
         self._announced: dict[str, Message] = {}  # as they were when they were last to be sent
         self._unsent: dict[str, None] = {}  # topics, in the order in which they are to go
+        self._held: dict[str, float] = {}  # topics that are not to be sent before that time
+        self._aside: frozenset[str] = frozenset()
         self._closed = False
         self._next_expiry = math.inf  # no message expires before that
 
@@ -53,9 +62,31 @@ class Mirror:
 
     @property
     def unsent(self) -> bool:
-        """Whether there is something to send that was put but not taken."""
+        """Whether there is something to send that was put but not taken, and that is not held."""
         with self._lock:
-            return bool(self._unsent)
+            return bool(self._unsent.keys() - self._held.keys())
+
+    def hold(self, topic: str, until: float) -> None:
+        """Send this once more, but not before that: the broker did not take it."""
+        with self._lock:
+            if topic in self._picture:
+                self._held[topic] = until
+                self._unsent[topic] = None
+
+    def size(self, topic: str) -> int:
+        """Return how many bytes the payload of a topic has, 0 if there is none."""
+        with self._lock:
+            return len(self._picture[topic].payload.encode()) if topic in self._picture else 0
+
+    def set_aside(self, topics: frozenset[str]) -> None:
+        """Guard the picture against what the broker does not take now, and send what that changes."""
+        with self._lock:
+            before, self._aside = self._aside, topics
+            if before == topics:
+                return
+            for topic, message in self._picture.items():
+                if self._guard(message, before) != self._guard(message, topics):
+                    self._unsent[topic] = None
 
     def send_all(self) -> None:
         """Send the whole picture anew, as after a connect; whatever was under way may have been lost."""
@@ -74,19 +105,28 @@ class Mirror:
         """Return at most that many messages to send now, and take them for sent."""
         with self._lock:
             self._expire(now)
-            topics = list(islice((topic for topic in self._unsent if topic != self._last), most))
-            if self._last in self._unsent and len(topics) == len(self._unsent) - 1 < most:
-                topics.append(self._last)
+            held = self._still_held(now)
+            ready = (topic for topic in self._unsent if topic != self._last and topic not in held)
+            topics = list(islice(ready, most))
+            if self._last in self._unsent and self._last not in held:
+                waiting = len(self._unsent) - len(self._unsent.keys() & held.keys()) - 1
+                if len(topics) == waiting < most:
+                    topics.append(self._last)
             for topic in topics:
                 del self._unsent[topic]
             if not self._unsent:
                 self._unsent.clear()  # else it keeps the room of the largest picture, and every take walks through it
-            return [self._picture[topic] for topic in topics]
+            return [self._guard(self._picture[topic], self._aside) for topic in topics]
 
-    def next_expiry(self) -> float:
-        """Return when to take again even if nothing was put: no message expires before that."""
+    def next_at(self) -> float:
+        """Return when to take again even if nothing was put: nothing expires, and nothing held is due, before that."""
         with self._lock:
-            return self._next_expiry
+            return min(self._next_expiry, min(self._held.values(), default=math.inf))
+
+    def _still_held(self, now: float) -> dict[str, float]:
+        if self._held:
+            self._held = {topic: until for topic, until in self._held.items() if until > now}
+        return self._held
 
     def _put(self, messages: Iterable[Message], *, only_missing: bool, last: bool) -> None:
         changed = False

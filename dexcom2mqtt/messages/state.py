@@ -11,6 +11,8 @@ from dexcom2mqtt.readings import convert_delta, range_of
 from dexcom2mqtt.topics import RETAINED, STATE_KEYS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from dexcom2mqtt.config import Account
     from dexcom2mqtt.readings import Reading, Unit
     from dexcom2mqtt.topics import Topics
@@ -97,6 +99,36 @@ def fresh_messages(topics: Topics, account: str, state: State, expires_at: float
 def stale_messages(topics: Topics, account: str, state: State) -> list[Message]:
     """Publish that no reading is current, with what remains of ``state``."""
     return [unavailable(topics, account), *_values(topics, account, stale(state))]
+
+
+def guarded(topics: Topics, message: Message, aside: Collection[str]) -> Message:
+    """Return what is to take a message's place while the broker does not take the topics ``aside``.
+
+    A value is current only with its ``availability``: so if one of the two may hold something old, the other says that
+    nothing is current.
+    """
+    account, leaf = _account_and_leaf(topics, message.topic) if aside else ("", "")
+    if leaf == "availability" and _values_of(topics, account) & set(aside):
+        return unavailable(topics, account)
+    if leaf in {"state", *STATE_KEYS} and topics.of(account, "availability") in aside:
+        return message.successor or message
+    return message
+
+
+def unprotected(topics: Topics, aside: Collection[str]) -> bool:
+    """Return whether only ``bridge/state``, as the last will has it, can still say that nothing is current."""
+    accounts = {_account_and_leaf(topics, topic)[0] for topic in aside if topic.endswith("/availability")}
+    return topics.bridge_state in aside or any(_values_of(topics, account) & set(aside) for account in accounts)
+
+
+def _account_and_leaf(topics: Topics, topic: str) -> tuple[str, str]:
+    """Return the last two levels of a topic below the base, two empty texts for others."""
+    levels = topic.removeprefix(f"{topics.base}/").split("/")
+    return (levels[0], levels[1]) if len(levels) == 2 and topic.startswith(f"{topics.base}/") else ("", "")  # noqa: PLR2004
+
+
+def _values_of(topics: Topics, account: str) -> set[str]:
+    return {topics.of(account, leaf) for leaf in ("state", *STATE_KEYS)}
 
 
 def unavailable(topics: Topics, account: str) -> Message:

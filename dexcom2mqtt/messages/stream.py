@@ -18,7 +18,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dexcom2mqtt.clock import DAY
-from dexcom2mqtt.messages.history import history_message
+from dexcom2mqtt.messages.history import shortened
 from dexcom2mqtt.messages.state import reading_message, state_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ It is also how many may be out before a history has them: so many are repeated w
 """
 
 _HISTORY_EVERY: Final = 1.0
-_REFUSED_AGAIN: Final = 300.0
+_LEAST_HISTORY: Final = 512
+"""Bytes: a history of less is of no use."""
 _DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
@@ -74,6 +75,8 @@ class _Account:
     waiting: dict[Key, Offer] = field(default_factory=dict)  # in order
     sent: set[Key] = field(default_factory=set)  # those on their way
     not_before: float = 0.0
+    since: int = 0  # what is older than this date counts as published
+    most_bytes: float = math.inf  # of a history
     history_sent: float = -math.inf
 
     @property
@@ -84,6 +87,17 @@ class _Account:
         """Return what was published, the right readings and the doubtful ones."""
         right = [reading for (_, doubtful), reading in self.published.items() if not doubtful]
         return right, [reading for (_, doubtful), reading in self.published.items() if doubtful]
+
+    def history(self, topics: Topics, key: str) -> Message:
+        """Write the history, as much of it as the broker takes."""
+        right, doubtful = self.split()
+        return shortened(topics, key, self.source, right, doubtful, since=self.since, most_bytes=self.most_bytes)
+
+    def shorten(self, most_bytes: float) -> None:
+        """Write the history anew, of at most that many bytes."""
+        self.most_bytes = most_bytes
+        self.unsaved = max(self.unsaved, 1)
+        self.history_sent = -math.inf
 
     def may_send(self, now: float, *, backfill: bool) -> bool:
         """Whether there may be something to send, given whether backfill may go now."""
@@ -103,21 +117,24 @@ class Stream:
         self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two may be the same to the letter
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
-    def open(self, key: str, source: str, history: Iterable[Reading], doubtful: Iterable[Reading] = ()) -> None:
+    def open(
+        self, key: str, source: str, history: Iterable[Reading], doubtful: Iterable[Reading] = (), since: int = 0
+    ) -> None:
         """Begin with an account, of which ``history`` and ``doubtful`` were published before. Nothing goes out earlier.
 
-        The history is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
+        What is older than ``since`` (Unix milliseconds) counts as published as well: there was no room for it in the
+        history. That is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
         """
         before = {(reading.date, False): reading for reading in history}
         published = _of_the_last(_DAY_MS, before | {(reading.date, True): reading for reading in doubtful})
         with self._lock:
-            self._accounts[key] = _Account(source, published, unsaved=len(published))
+            self._accounts[key] = _Account(source, published, unsaved=len(published), since=since)
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
         """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
         with self._lock:
             account = self._accounts[key]
-            new = {offer.key: offer for offer in offers}
+            new = {offer.key: offer for offer in offers if offer.reading.date >= account.since}
             account.waiting = _of_the_last(2 * _DAY_MS, account.waiting | new)
         self._changed()
 
@@ -143,7 +160,7 @@ class Stream:
             due = [(key, account) for key, account in accounts if account.unsaved and account.history_due <= now]
             for _, account in due:
                 account.unsaved, account.history_sent = 0, now
-            return [history_message(self._topics, key, account.source, *account.split()) for key, account in due]
+            return [account.history(self._topics, key) for key, account in due]
 
     def next_at(self, now: float) -> float:
         """Return when there is something to take again, if nothing is offered or acknowledged before that."""
@@ -170,15 +187,39 @@ class Stream:
             account.published = _of_the_last(_DAY_MS, account.published | {offer.key: offer.reading})
             account.unsaved += 1
 
-    def refused(self, message: Message, now: float) -> None:
-        """Take note that the broker does not take a message: it stays unpublished, and is tried again calmly."""
+    def refused(self, message: Message, until: float) -> None:
+        """Record that the broker does not take a message: it stays unpublished, and is tried again after that time."""
         with self._lock:
             arrived = self._arrived(message)
             if arrived is not None:
                 key, offer = arrived
                 account = self._accounts[key]
                 account.sent.discard(offer.key)
-                account.not_before = now + _REFUSED_AGAIN
+                account.not_before = until
+
+    def hold(self, topic: str, until: float) -> None:
+        """Publish no reading on this topic before that: the broker did not take one."""
+        with self._lock:
+            for key, account in self._accounts.items():
+                if topic == self._topics.of(key, "reading"):
+                    account.not_before = until
+
+    def fit(self, most_bytes: Callable[[str], float]) -> None:
+        """Keep every history as small as this broker wants the payload of its topic."""
+        with self._lock:
+            for key, account in self._accounts.items():
+                most = most_bytes(self._topics.of(key, "history"))
+                if most < account.most_bytes:
+                    account.shorten(most)
+
+    def shorten(self, topic: str, most_bytes: float) -> bool:
+        """Write a history of at most that many bytes; return whether the topic is one's, and that much is of use."""
+        with self._lock:
+            for key, account in self._accounts.items():
+                if topic == self._topics.of(key, "history") and most_bytes >= _LEAST_HISTORY:
+                    account.shorten(most_bytes)
+                    return True
+            return False
 
     def lost(self) -> None:
         """Take note that the connection ended: what was not acknowledged is unpublished."""

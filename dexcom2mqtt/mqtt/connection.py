@@ -11,49 +11,59 @@ from __future__ import annotations
 import math
 import select
 import ssl
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt import dialling, patience
+from dexcom2mqtt.mqtt.outcome import Failure, Place, Refusal
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Mqtt
     from dexcom2mqtt.messages.message import Message
-
-Protocol = Literal["5", "3.1.1"]
-Ending = Literal["protocol_refused", "closed_without_answer", "closed_idle", "closed_busy", "taken_over", "jammed"]
-"""What is known of an attempt's or a connection's end, as far as something follows from it.
-
-``closed_idle`` and ``closed_busy``: the broker closed it without a word, with nothing or with something on its way;
-``jammed``: the broker was there, and acknowledged nothing.
-"""
+    from dexcom2mqtt.mqtt.outcome import Ending, Protocol, Reason
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
 """How long it takes at most to open a connection, looking up the broker's name aside."""
-READ_BACK_SECONDS: Final = 10.0
-"""How long what is retained may take to arrive: a broker that lets us write but not read returns nothing."""
 _WINDOW: Final = 20
 """Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
 _PROTOCOL_REFUSED: Final = 0x84
 _SESSION_TAKEN_OVER: Final = 0x8E
 _CLOSED: Final = 0x80  # paho's word for a connection that ended without one
 _FAILURE: Final = 0x80
+_QOS_NOT_SUPPORTED: Final = 0x9B
+_RETAIN_NOT_SUPPORTED: Final = 0x9A
+_REASONS: Final[dict[int, Reason]] = {
+    0x87: "rights", 0x90: "rights", 0x8F: "rights",  # not authorized; topic name, topic filter invalid
+    0x95: "size", 0x99: "size",  # packet too large; payload format invalid
+    0x93: "quota", 0x96: "quota", 0x97: "quota",  # receive maximum exceeded; message rate too high; quota exceeded
+}  # fmt: skip
+_FILTERS_A_PACKET: Final = 8
+"""As many as AWS IoT Core takes in one SUBSCRIBE."""
+_OVERHEAD: Final = 16
+"""Bytes of a PUBLISH beside its topic and payload: header, length, packet identifier, and the one property of ours."""
 _BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
+_BAD_CLIENT_ID: Final = 0x85
 _POLL_SECONDS: Final = 1.0
 """How long paho works at most without a look at its keep-alive."""
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Return whether a subscription to a filter is one to a topic."""
+    return paho.topic_matches_sub(topic_filter, topic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +76,16 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a connection came to nothing, or to an end, in words for a person."""
+class Will:
+    """What the broker publishes when the connection ends without a farewell, and how it lets us."""
 
-    text: str
-    causes: tuple[str, ...] = ()
-    ending: Ending | None = None
+    message: Message
+    qos: int = 1
+    retain: bool = True
+
+
+def _refusal(reason: ReasonCode) -> Refusal | None:
+    return Refusal(_REASONS.get(reason.value, "other"), str(reason)) if reason.value >= _FAILURE else None
 
 
 class _Client(paho.Client):
@@ -82,7 +96,7 @@ class _Client(paho.Client):
         self._send_simple_command(MessageType.PINGREQ)
 
 
-def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None) -> _Client:
+def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Will | None) -> _Client:
     client = _Client(
         CallbackAPIVersion.VERSION2,
         client_id=mqtt.client_id,
@@ -92,7 +106,7 @@ def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will
     client.connect_timeout = dialling.CONNECT_SECONDS
     client.max_inflight_messages_set(_WINDOW)
     if will is not None:
-        client.will_set(will.topic, will.payload, qos=1, retain=True)
+        client.will_set(will.message.topic, will.message.payload, qos=will.qos, retain=will.retain)
     if mqtt.username is not None:
         password = None if mqtt.password is None else mqtt.password.get_secret_value()
         client.username_pw_set(mqtt.username.get_secret_value(), password)
@@ -105,16 +119,28 @@ def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will
 class Connection:
     """One connection of one paho client, from its opening to its end."""
 
-    def __init__(self, mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Message | None = None) -> None:
+    def __init__(
+        self, mqtt: Mqtt, clock: Clock, protocol: Protocol, tls: ssl.SSLContext | None, will: Will | None = None
+    ) -> None:
         self._mqtt = mqtt
+        self._clock = clock
         self.protocol = protocol
         self._place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._answered = False
         self._window = _WINDOW
+        self._qos = 1
+        self._largest = math.inf
+        self.retains = True
+        """Whether the broker keeps what is retained."""
+        self.careful = False
+        """Whether one thing is sent at a time, each only when the one before it is acknowledged."""
         self._on_their_way: dict[int, Message] = {}
         self._received: list[Received] = []
-        self._answers: list[tuple[Message, str | None]] = []
-        self._unconfirmed: set[int | None] = set()
+        self._answers: list[tuple[Message, Refusal | None]] = []
+        self._wanted: list[str] = []  # filters to subscribe to
+        self._unconfirmed: dict[int | None, list[str]] = {}
+        self._subscriptions: list[tuple[str, Refusal | None]] = []
+        self._heard_at = self._clock.now()
         self.failure: Failure | None = None
         self._patience = patience.Patience()
         self._client = client = _new_client(mqtt, protocol, tls, will)
@@ -132,19 +158,20 @@ class Connection:
         if sock is not None:
             sock.close()
 
-    def open(self, clock: Clock) -> Failure | None:
+    def open(self) -> Failure | None:
         """Connect and wait for the broker's answer. Return why it came to nothing, or None."""
         try:
             self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
             why, causes = dialling.explain(error, tls=self._mqtt.tls is not None)
             return Failure(f"cannot connect to {self._place}: {why}", causes)
-        until = clock.now() + _CONNACK_SECONDS * clock.speed
+        until = self._clock.now() + _CONNACK_SECONDS * self._clock.speed
         while not self._answered and self.failure is None:
-            left = clock.real(until - clock.now())
+            left = self._clock.real(until - self._clock.now())
             if left <= 0:
-                return Failure(f"{self._place} takes connections but does not answer; is it overloaded or frozen?")
-            if clock.stopped:
+                text = f"{self._place} takes connections but does not answer; is it overloaded or frozen?"
+                return Failure(text, ending="silent")
+            if self._clock.stopped:
                 raise Stopped
             self.work(left)
         return self.failure
@@ -156,6 +183,8 @@ class Connection:
     @property
     def room(self) -> int:
         """How many more messages may be on their way."""
+        if self.careful:
+            return int(self.idle and self.subscribed)
         return self._window - len(self._on_their_way)
 
     @property
@@ -163,30 +192,54 @@ class Connection:
         """Whether every message that was sent is acknowledged."""
         return not self._on_their_way
 
-    def publish(self, message: Message, clock: Clock) -> None:
-        """Send a message, QoS 1, with the expiry that is left to it."""
+    def most_bytes(self, topic: str) -> float:
+        """Return how large a payload on this topic may be, as the broker said; mostly that is infinite."""
+        return self._largest - _OVERHEAD - len(topic.encode())
+
+    def publish(self, message: Message) -> None:
+        """Send a message, with the expiry that is left to it; at QoS 1, unless the broker knows 0 alone."""
         properties = None
         if self.protocol == "5" and message.expires_at is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            left = clock.real(message.expires_at - clock.now())
+            left = self._clock.real(message.expires_at - self._clock.now())
             properties.MessageExpiryInterval = max(1, math.ceil(left))
-        info = self._client.publish(message.topic, message.payload, 1, message.retain, properties)
-        self._on_their_way[info.mid] = message
+        retain = message.retain and self.retains
+        info = self._client.publish(message.topic, message.payload, self._qos, retain, properties)
+        if self._qos:
+            self._on_their_way[info.mid] = message
+        else:  # there is no acknowledgement to wait for
+            self._answers.append((message, None))
+        self._heard_at = self._clock.now()
 
     def subscribe(self, filters: Iterable[str]) -> None:
         """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
-        for topic in filters:
-            self._unconfirmed.add(self._client.subscribe(topic, qos=0)[1])
+        self._wanted += filters
+        self._send_subscriptions()
 
     def unsubscribe(self, filters: Iterable[str]) -> None:
         """Want no more of these."""
-        for topic in filters:
-            self._client.unsubscribe(topic)
+        wanted = list(filters)
+        self._wanted = [topic for topic in self._wanted if topic not in wanted]
+        for start in range(0, len(wanted), _FILTERS_A_PACKET):
+            self._client.unsubscribe(wanted[start : start + _FILTERS_A_PACKET])
 
     @property
     def subscribed(self) -> bool:
         """Whether the broker has answered to every subscription, be it by a refusal."""
-        return not self._unconfirmed
+        return not self._unconfirmed and not self._wanted
+
+    def take_subscriptions(self) -> list[tuple[str, Refusal | None]]:
+        """Return the filters that the broker answered to since the last call; with the reason if it refused one."""
+        taken, self._subscriptions = self._subscriptions, []
+        return taken
+
+    def _send_subscriptions(self) -> None:
+        """Send what is wanted, as many in a packet as any broker takes; if careful, one, when nothing is on its way."""
+        most = 1 if self.careful else _FILTERS_A_PACKET
+        while self._wanted and not (self.careful and (self._unconfirmed or not self.idle)):
+            filters, self._wanted = self._wanted[:most], self._wanted[most:]
+            asked = [(topic, SubscribeOptions(qos=0)) for topic in filters] if self.protocol == "5" else None
+            self._unconfirmed[self._client.subscribe(asked or [(topic, 0) for topic in filters])[1]] = filters
 
     def probe(self, topic: str) -> bool:
         """Publish to ourselves once the broker has confirmed every subscription; return whether it was published.
@@ -209,6 +262,7 @@ class Connection:
         if wake is not None:
             poll.register(wake, select.POLLIN)
         pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        self._send_subscriptions()
         ready = dict(poll.poll(0 if pending else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
         if wake is not None and wake.fileno() in ready:
             wake.recv(4096)
@@ -216,12 +270,15 @@ class Connection:
         try:
             if pending or events & ~select.POLLOUT:
                 self._client.loop_read()
+                self._heard_at = self._clock.now()
                 self._patience.alive()  # after what an acknowledgement that was read has done
             if events & select.POLLOUT:
                 self._client.loop_write()
             self._client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            self._end(Failure(f"{self._place} sent something that is no MQTT ({type(error).__name__})"))
+            ending: Ending | None = None if self._answered else "answered_wrongly"
+            text = f"{self._place} sent something that is no MQTT ({type(error).__name__})"
+            self._end(Failure(text, ending=ending))
 
     def bear_with(self, seconds: float) -> None:
         """Count these seconds if an acknowledgement is owed, and end the connection if the broker jams."""
@@ -243,14 +300,20 @@ class Connection:
         taken, self._received = self._received, []
         return taken
 
-    def take_answers(self) -> list[tuple[Message, str | None]]:
+    def take_answers(self) -> list[tuple[Message, Refusal | None]]:
         """Return what the broker acknowledged since the last call; with the reason where it did not take it."""
         taken, self._answers = self._answers, []
         return taken
 
+    def give_up(self, why: str) -> None:
+        """End it, so that the will speaks: what must not stay current cannot be taken back otherwise."""
+        self._end(Failure(why, ending="unprotected"))
+
     def _end(self, failure: Failure) -> None:
         if self.failure is None:
-            self.failure = failure
+            places = [Place(message.topic) for message in self._on_their_way.values()]
+            places += [Place(topic, "subscribe") for filters in self._unconfirmed.values() for topic in filters]
+            self.failure = replace(failure, at=tuple(places))
 
     def _on_connect(
         self, _client: object, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
@@ -258,11 +321,19 @@ class Connection:
         self._answered = True
         if not reason.is_failure:
             self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+            self._qos = getattr(properties, "MaximumQoS", 1)
+            self._largest = getattr(properties, "MaximumPacketSize", math.inf)
+            self.retains = bool(getattr(properties, "RetainAvailable", True))
         elif reason.value == _PROTOCOL_REFUSED:
             text = f"{self._place} does not take MQTT {self.protocol}"
             self._end(Failure(text, dialling.OTHER_MQTT, ending="protocol_refused"))
         elif reason.value in _BAD_CREDENTIALS:
             text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
+            self._end(Failure(text, dialling.REFUSED))
+        elif reason.value in {_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED}:
+            self._end(Failure(f"{self._place} does not take the last will ({reason})", ending="will_refused"))
+        elif reason.value == _BAD_CLIENT_ID:
+            text = f"{self._place} does not admit the client id {self._mqtt.client_id} ({reason}): mqtt.client_id"
             self._end(Failure(text, dialling.REFUSED))
         else:
             self._end(Failure(f"{self._place} refuses the connection ({reason}); its log says why"))
@@ -276,20 +347,35 @@ class Connection:
             causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
             self._end(Failure(text, causes, ending="closed_without_answer"))
         elif flags.is_disconnect_packet_from_server:
-            taken_over = reason.value == _SESSION_TAKEN_OVER
-            self._end(Failure(f"{lost} ({reason})", dialling.BROKE_OFF, "taken_over" if taken_over else None))
+            self._end(self._told_to_leave(f"{lost} ({reason})", reason))
+        elif reason.value == _CLOSED:
+            busy = self._on_their_way or self._unconfirmed
+            idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
+            self._end(Failure(lost, dialling.BROKE_OFF, "closed_busy" if busy else "closed_idle", idle=idle))
         else:
-            closed: Ending = "closed_idle" if self.idle else "closed_busy"
-            self._end(Failure(lost, dialling.BROKE_OFF, closed if reason.value == _CLOSED else None))
+            self._end(Failure(lost, dialling.BROKE_OFF))
+
+    @staticmethod
+    def _told_to_leave(text: str, reason: ReasonCode) -> Failure:
+        """Say what a DISCONNECT of the broker means: some are about what was sent last."""
+        if reason.value == _SESSION_TAKEN_OVER:
+            return Failure(text, dialling.BROKE_OFF, "taken_over", certain=True)
+        about = _REASONS.get(reason.value)
+        if about is None and reason.value not in {_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED}:
+            return Failure(text, dialling.BROKE_OFF)
+        return Failure(text, dialling.BROKE_OFF, "closed_busy", reason=about or "other")
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)
         if message is not None:
             self._patience.acknowledged()
-            self._answers.append((message, str(reason) if reason.value >= _FAILURE else None))
+            self._answers.append((message, _refusal(reason)))
 
-    def _on_subscribe(self, _client: object, _data: object, mid: int, *_: object) -> None:
-        self._unconfirmed.discard(mid)
+    def _on_subscribe(
+        self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], _properties: object
+    ) -> None:
+        filters = self._unconfirmed.pop(mid, [])
+        self._subscriptions += zip(filters, map(_refusal, reasons), strict=False)
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))

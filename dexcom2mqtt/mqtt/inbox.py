@@ -7,10 +7,10 @@ connection until the read-back is over, and from then on the subscriptions alone
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.mqtt.connection import READ_BACK_SECONDS
+from dexcom2mqtt.mqtt.connection import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,19 +18,108 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.mqtt.connection import Connection, Received
 
+    Still = Callable[[Mapping[str, bytes], Collection[str]], float]
+    """For how many real seconds after the probe to wait for more, given what was found and which filters were asked."""
+
+READ_BACK_SECONDS: Final = 10.0
+"""How long what is retained may take to arrive: a broker that lets us write but not read returns nothing."""
+_BATCH: Final = 40
+"""Filters at a time: with the other subscriptions these are fewer than the 50 that AWS IoT Core allows."""
+
+
+class Gathering:
+    """What a broker retains at some topics, gathered once on one connection.
+
+    The probe is a message to ourselves, sent once all subscriptions are confirmed. MQTT does not promise that what is
+    retained comes before it, and some brokers don't keep that order: so once it is back, ``still`` says how much longer
+    to wait. A broker that lets us write but not read returns nothing, and is waited for 10 s.
+    """
+
+    def __init__(self, connection: Connection, clock: Clock, filters: Sequence[str], probe: str, still: Still) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._probe = probe
+        self._still = still
+        self._batches = [filters[start : start + _BATCH] for start in range(0, len(filters), _BATCH)] or [filters]
+        self._asked: list[str] = []
+        self.found: dict[str, bytes] = {}
+        """What is retained, by topic."""
+        self.over = False
+        """Whether all that is to be expected is here."""
+        self.marks_live = False
+        """Whether the broker marks live messages as retained."""
+        self.came_back = False
+        """Whether the probe was sent back to us, as to everybody who may read there."""
+        self._impatient = False  # whether the time to wait for what is missing was used up before
+        connection.subscribe([probe])
+        self._begin()
+
+    @property
+    def due(self) -> float:
+        """When to ``step`` although nothing came."""
+        return math.inf if self.over else self._until
+
+    def step(self, received: Sequence[Received]) -> list[Received]:
+        """Take what came, and return what belongs to others."""
+        others = []
+        for each in received:
+            if each.topic == self._probe:
+                self.marks_live |= each.retained
+                self._back = self.came_back = True
+            elif not any(matches(topic, each.topic) for topic in self._asked):
+                others.append(each)
+            elif each.retained:
+                self.found[each.topic] = each.payload
+        self._go_on()
+        return others
+
+    def end(self) -> None:
+        """Want no more of it."""
+        self._connection.unsubscribe((*self._batches[0], self._probe))
+
+    def _begin(self) -> None:
+        self._asked += self._batches[0]
+        self._connection.subscribe(self._batches[0])
+        self._probed_at = math.inf
+        self._back = False
+        self._back_at = math.inf
+        self._until = self._clock.now() + self._seconds(READ_BACK_SECONDS)
+
+    def _go_on(self) -> None:
+        now = self._clock.now()
+        if self._probed_at == math.inf and self._connection.probe(self._probe):
+            self._probed_at = now
+            self._until = now + self._seconds(READ_BACK_SECONDS)
+        if self._back:
+            self._back_at = min(self._back_at, now)
+            patience = 0.0 if self._impatient else self._still(self.found, self._asked)
+            self._until = self._back_at + self._seconds(patience)
+            if now >= self._until and patience:
+                self._impatient = True
+        if now < self._until:
+            return
+        if len(self._batches) == 1:
+            self.over = True
+        else:
+            self._connection.unsubscribe(self._batches.pop(0))
+            self._begin()
+
+    def _seconds(self, real: float) -> float:
+        return real * self._clock.speed
+
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
     """What to read from the broker once after the start, before anything is published there.
 
     ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
-    back, or after 10 s: a broker that lets us write but not read returns nothing. The probe is sent once the broker
-    has confirmed the subscriptions.
+    back and ``still`` (see Gathering) expects no more, or after 10 s.
     """
 
-    topics: Collection[str]
+    topics: Sequence[str]
     probe: str
     done: Callable[[Mapping[str, bytes]], None]
+    still: Still = lambda _found, _asked: 0.0
 
 
 class Inbox:
@@ -50,48 +139,35 @@ class Inbox:
         self._subscriptions = subscriptions
         self._received = received
         self._read_back: ReadBack | None = read_back  # until it is over
-        self._found: dict[str, bytes] = {}
-        self._probed = False
-        self.due = math.inf
-        """When to ``take`` although nothing came."""
+        self._gathering: Gathering | None = None
+        self._marks_live = False
 
-    def subscribe(self, connection: Connection) -> None:
-        """Begin on a new connection."""
-        connection.subscribe(self._subscriptions)
+    @property
+    def due(self) -> float:
+        """When to ``take`` although nothing came."""
+        return math.inf if self._gathering is None else self._gathering.due
+
+    def subscribe(self, connection: Connection, *, but: Collection[str] = ()) -> None:
+        """Begin on a new connection, without those subscriptions that are set aside."""
+        connection.subscribe([topic for topic in self._subscriptions if topic not in but])
         if self._read_back is not None:
-            self._found.clear()
-            self._probed = False
-            self.due = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
-            connection.subscribe((*self._read_back.topics, self._read_back.probe))
+            topics = [topic for topic in self._read_back.topics if topic not in but]
+            self._gathering = Gathering(connection, self._clock, topics, self._read_back.probe, self._read_back.still)
 
     def take(self, connection: Connection) -> None:
-        """Hand on what came since the last call, and end the read-back if its probe is back or its time is over."""
-        now = self._clock.now()
-        if self._read_back is not None and not self._probed:
-            self._probed = connection.probe(self._read_back.probe)
-        for received in connection.take_received():
-            if not self._reads_back(connection, received):
-                self._received(received)
-        if self.due <= now:
-            self._end(connection)
+        """Hand on what came since the last call, and end the read-back if all is there or its time is over."""
+        received = connection.take_received()
+        if self._gathering is not None:
+            received = self._gathering.step(received)
+            self._end_if_over(self._gathering)
+        for each in received:
+            # Some brokers mark whatever they send as retained; then that says nothing.
+            self._received(replace(each, retained=each.retained and not self._marks_live))
 
-    def _reads_back(self, connection: Connection, received: Received) -> bool:
-        """Take a message if it belongs to the read-back; tell whether it did."""
-        if self._read_back is None:
-            return False
-        if received.topic == self._read_back.probe:
-            self._end(connection)
-            return True
-        if received.topic in self._read_back.topics:
-            if received.retained:
-                self._found[received.topic] = received.payload
-            return True
-        return False
-
-    def _end(self, connection: Connection) -> None:
-        if self._read_back is not None:
-            connection.unsubscribe((*self._read_back.topics, self._read_back.probe))
-            self._read_back.done(self._found)
-        self._read_back = None
-        self._found = {}
-        self.due = math.inf
+    def _end_if_over(self, gathering: Gathering) -> None:
+        if not gathering.over or self._read_back is None:
+            return
+        gathering.end()
+        self._marks_live = gathering.marks_live
+        self._read_back.done(gathering.found)
+        self._read_back = self._gathering = None

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from dexcom2mqtt.mqtt.connection import READ_BACK_SECONDS, Connection, Received
+from dexcom2mqtt.mqtt.connection import Connection
 from dexcom2mqtt.mqtt.dialling import BrokerError, tls_context
+from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS, Gathering
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Mqtt
     from dexcom2mqtt.messages.message import Message
-    from dexcom2mqtt.mqtt.connection import Failure, Protocol
+    from dexcom2mqtt.mqtt.inbox import Still
+    from dexcom2mqtt.mqtt.outcome import Failure, Protocol
 
 _T = TypeVar("_T")
+_NO_MQTT_5: Final = frozenset({"protocol_refused", "answered_wrongly", "closed_without_answer", "silent"})
+_LATE_SECONDS: Final = 0.5
+"""How much later than the probe what is retained may come, unless more is known."""
 
 
 class Visit:
@@ -37,7 +42,7 @@ class Visit:
 
     def __enter__(self) -> Self:
         failure = self._connect("3.1.1" if self._mqtt.protocol == "3.1.1" else "5")
-        no_mqtt_5 = failure is not None and failure.ending in {"protocol_refused", "closed_without_answer"}
+        no_mqtt_5 = failure is not None and failure.ending in _NO_MQTT_5
         if no_mqtt_5 and self._mqtt.protocol == "auto":
             failure = self._connect("3.1.1")
         if failure is not None:
@@ -45,8 +50,8 @@ class Visit:
         return self
 
     def _connect(self, protocol: Protocol) -> Failure | None:
-        self._connection = Connection(self._mqtt, protocol, self._tls)
-        failure = self._connection.open(self._clock)
+        self._connection = Connection(self._mqtt, self._clock, protocol, self._tls)
+        failure = self._connection.open()
         if failure is not None:
             with self._connection:  # which closes it
                 pass
@@ -61,22 +66,44 @@ class Visit:
         """The protocol of the connection."""
         return self._connection.protocol
 
-    def retained(self, filters: Sequence[str], probe: str) -> dict[str, bytes]:
+    @property
+    def most_bytes(self) -> Callable[[str], float]:
+        """How large a payload on a topic may be, as the broker said; mostly that is infinite."""
+        return self._connection.most_bytes
+
+    @property
+    def keeps_retained(self) -> bool:
+        """Whether the broker keeps what is retained, as far as it said."""
+        return self._connection.retains
+
+    def retained(self, filters: Sequence[str], probe: str, still: Still | None = None) -> dict[str, bytes]:
         """Return what the broker retains at these topics, which may have wildcards.
 
-        What is retained has arrived once ``probe``, a topic of its own, has come back.
+        ``probe`` is a topic of its own, and ``still`` says how long to wait after it has come back (see Gathering):
+        if nothing is known, a moment for what is not there yet.
         """
-        with self._subscribed(*filters):
-            return {heard.topic: heard.payload for heard in self._heard_before(probe) if heard.retained}
+        gathering = Gathering(self._connection, self._clock, filters, probe, still or _a_moment)
+        while not gathering.over:
+            self._work(gathering.due)
+            gathering.step(self._connection.take_received())
+        gathering.end()
+        if not gathering.came_back:
+            raise self._no_answer()
+        return gathering.found
 
-    def try_out(self, message: Message, probe: str) -> tuple[bool, bool]:
+    def try_out(self, message: Message) -> tuple[bool, bool]:
         """Publish a message; return whether the broker takes it, and whether it sends it back to us.
 
-        With MQTT 3.1.1 it seems to take everything. What is sent back has arrived before ``probe``.
+        With MQTT 3.1.1 it seems to take everything.
         """
         with self._subscribed(message.topic):
             refused = self.publish([message])
-            came_back = any(heard.topic == message.topic for heard in self._heard_before(probe))
+            until = self._clock.now() + _LATE_SECONDS * self._clock.speed
+            came_back = False
+            while not (came_back or refused) and self._clock.now() < until:
+                came_back = any(heard.topic == message.topic for heard in self._connection.take_received())
+                if not came_back:
+                    self._work(until)
         return not refused, came_back
 
     @contextlib.contextmanager
@@ -85,15 +112,6 @@ class Visit:
         self._until(lambda: self._connection.subscribed)
         yield
         self._connection.unsubscribe(filters)
-
-    def _heard_before(self, probe: str) -> list[Received]:
-        """Return what arrives until the probe comes back."""
-        heard = list[Received]()
-        with self._subscribed(probe):
-            self._connection.probe(probe)
-            while not any(received.topic == probe for received in heard):
-                heard += self._until(self._connection.take_received)
-        return heard
 
     def publish(self, messages: Sequence[Message]) -> list[str]:
         """Publish these, and wait until the broker has answered to all; return the topics that it refused.
@@ -104,7 +122,7 @@ class Visit:
         while waiting or not self._connection.idle:
             room = self._connection.room
             for message in waiting[:room]:
-                self._connection.publish(message, self._clock)
+                self._connection.publish(message)
             del waiting[:room]
             answers = self._until(self._connection.take_answers)
             refused += [message.topic for message, refusal in answers if refusal is not None]
@@ -114,12 +132,22 @@ class Visit:
         """Work until there is something to take, or something is true, and return it."""
         until = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
         while not (taken := take()):
-            self._connection.work(math.inf)
-            if self._connection.failure is not None:
-                raise BrokerError(self._connection.failure.text, self._connection.failure.causes)
+            self._work(math.inf)
             if self._clock.now() > until:
-                raise BrokerError(
-                    f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Either it is frozen, or its "
-                    "access control list does not let the user of this daemon read and write all of its topics"
-                )
+                raise self._no_answer()
         return taken
+
+    def _no_answer(self) -> BrokerError:
+        return BrokerError(
+            f"the broker at {self._mqtt.host}:{self._mqtt.port} does not answer. Either it is frozen, or its access "
+            "control list does not let the user of this daemon read and write all of its topics"
+        )
+
+    def _work(self, until: float) -> None:
+        self._connection.work(self._clock.real(until - self._clock.now()))
+        if self._connection.failure is not None:
+            raise BrokerError(self._connection.failure.text, self._connection.failure.causes)
+
+
+def _a_moment(found: Mapping[str, bytes], asked: Collection[str]) -> float:
+    return 0.0 if all(topic in found for topic in asked) else _LATE_SECONDS

@@ -250,8 +250,8 @@ def test_no_more_at_once_than_the_broker_takes(
     unanswered = []
     publish = Connection.publish
 
-    def watched(connection: Connection, message: Message, clock: Clock) -> None:
-        publish(connection, message, clock)
+    def watched(connection: Connection, message: Message) -> None:
+        publish(connection, message)
         unanswered.append(3 - connection.room)
 
     monkeypatch.setattr(Connection, "publish", watched)

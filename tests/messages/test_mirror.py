@@ -48,7 +48,7 @@ def test_holds_nothing_at_first() -> None:
     mirror = Mirror(last=LAST)
     assert not is_waiting(mirror)
     assert mirror.take(0.0, EVERYTHING) == []
-    assert mirror.next_expiry() == math.inf
+    assert mirror.next_at() == math.inf
 
 
 def test_sends_in_the_order_given() -> None:
@@ -167,12 +167,12 @@ def test_expires_in_order_of_time() -> None:
 def test_expires_at_one_time_after_the_other() -> None:
     """Each message expires at its own time, not with the first."""
     mirror = mirror_of(mortal("a", 10.0), mortal("b", 20.0))
-    assert mirror.next_expiry() == 10.0
+    assert mirror.next_at() == 10.0
     assert mirror.take(15.0, EVERYTHING) == [Message("a", "stale")]
-    assert mirror.next_expiry() == 20.0
+    assert mirror.next_at() == 20.0
     assert mirror.take(19.0, EVERYTHING) == []
     assert mirror.take(20.0, EVERYTHING) == [Message("b", "stale")]
-    assert mirror.next_expiry() == math.inf
+    assert mirror.next_at() == math.inf
 
 
 def test_what_expired_before_it_could_be_sent_is_never_sent() -> None:
@@ -214,7 +214,7 @@ def test_a_successor_expires_too() -> None:
     """A successor that has an expiry of its own turns into its own successor at that time."""
     mirror = mirror_of(Message("a", "1", 10.0, Message("a", "2", 20.0, Message("a", "3"))))
     assert [message.payload for message in mirror.take(10.0, EVERYTHING)] == ["2"]
-    assert mirror.next_expiry() == 20.0
+    assert mirror.next_at() == 20.0
     assert [message.payload for message in mirror.take(20.0, EVERYTHING)] == ["3"]
 
 
@@ -372,7 +372,7 @@ def test_never_oversleeps_an_expiry(steps: list[tuple[str, int]]) -> None:
 
     def check(world: World) -> None:
         expiries = [message.expires_at for message in world.ought.values() if message.expires_at is not None]
-        assert world.mirror.next_expiry() <= min(expiries, default=math.inf)
+        assert world.mirror.next_at() <= min(expiries, default=math.inf)
 
     live(steps, then=check)
 

@@ -89,7 +89,7 @@ def respond(stream: Stream, message: Message, answer: str) -> None:
         case "acknowledged":
             stream.acknowledged(message)
         case "refused":
-            stream.refused(message, NOON)
+            stream.refused(message, NOON + 300)
 
 
 def kept_in(history: Message) -> list[float]:
@@ -290,11 +290,11 @@ def test_a_foreign_acknowledgement_means_nothing() -> None:
     (message,) = stream.take(NOON, EVERYTHING)
     for foreign in (replace(message, topic="other"), unavailable(TOPICS, ANNA)):
         stream.acknowledged(foreign)
-        stream.refused(foreign, NOON)
+        stream.refused(foreign, NOON + 300)
     assert stream.histories(NOON) == []
     stream.acknowledged(message)
     stream.acknowledged(message)
-    stream.refused(message, NOON)
+    stream.refused(message, NOON + 300)
     assert len(stream.histories(NOON)) == 1
     stream.offer(ANNA, [offer(reading(seconds=300))])
     assert publish(stream, NOON + 300) == [(ANNA, 300, False)]
@@ -340,7 +340,7 @@ def test_the_refused_stays_unpublished_and_is_tried_again_calmly() -> None:
     stream = opened(ANNA, BEN)
     stream.offer(ANNA, [offer(reading(seconds=-300)), offer(reading())])
     for message in stream.take(NOON, EVERYTHING):
-        stream.refused(message, NOON)
+        stream.refused(message, NOON + 300)
     assert stream.histories(NOON) == []
     stream.offer(ANNA, [offer(reading(seconds=60))])
     stream.offer(BEN, [offer(reading(seconds=60))])
@@ -505,7 +505,7 @@ class Delivery(RuleBasedStateMachine):
         message = self.on_their_way.pop(data.draw(st.integers(0, len(self.on_their_way) - 1)))
         key, seconds, _ = said([message])[0]
         if refuse:
-            self.stream.refused(message, self.now)
+            self.stream.refused(message, self.now + 300)
             self.excused[key, round((NOON + seconds) * 1000)] += 1  # it was not published: nobody got it
         else:
             self._acknowledge(message)

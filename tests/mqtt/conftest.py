@@ -46,7 +46,7 @@ class Running:
             self.stream,
             will=OFFLINE,
             read_back=ReadBack(("test/anna/history",), "test/bridge/sync/test", self.found.append),
-            subscriptions=subscriptions,
+            subscriptions=dict.fromkeys(subscriptions, "nothing is asked for"),
             connected=self.protocols.append,
             received=self.received.append,
         )

@@ -10,11 +10,10 @@ import pytest
 
 from dexcom2mqtt.mqtt import patience
 from dexcom2mqtt.mqtt.attempts import Attempts
-from dexcom2mqtt.mqtt.connection import Failure
+from dexcom2mqtt.mqtt.outcome import Failure
 
 if TYPE_CHECKING:
-    from dexcom2mqtt.mqtt.attempts import Line
-    from dexcom2mqtt.mqtt.connection import Ending, Protocol
+    from dexcom2mqtt.mqtt.outcome import Ending, Line, Protocol
 
 REFUSED = Failure("does not take MQTT 5", ending="protocol_refused")
 HUNG_UP = Failure("closed the connection without an answer", ending="closed_without_answer")

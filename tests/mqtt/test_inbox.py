@@ -53,7 +53,7 @@ class Script(Connection):
     """A connection on which happens what a test says, and nothing is sent."""
 
     def __init__(self) -> None:
-        super().__init__(Mqtt(), "5", None)
+        super().__init__(Mqtt(), JumpingClock(end=1e9), "5", None)
         self.filters: set[str] = set()
         self.probes = 0
         self.confirmed = True

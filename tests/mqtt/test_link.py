@@ -280,7 +280,7 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.wait_for(STATE, "online")
         # A socket that is closed with something unread is reset, and then the broker may not see the DISCONNECT.
-        eventually(lambda: mosquitto.log().count("Sending UNSUBACK to test\n") == 2)
+        eventually(lambda: mosquitto.log().count("Sending UNSUBACK to test\n") == 1)
         time.sleep(0.2)
         running.clock.stop()
         running.link.join()  # without a last put: there is nothing to acknowledge, so it leaves politely

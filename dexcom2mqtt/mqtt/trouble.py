@@ -1,0 +1,227 @@
+"""What the broker does not take, pinned to its place, so that it costs only itself.
+
+A broker may hang up at one topic, refuse it, or never acknowledge it, and take all the others. Which it is shows only
+if nothing else is on its way: so after two ends at an unknown place, one message is sent at a time. What happens a
+third time in a row at the same place is set aside: it waits, is tried again calmly, and everything else goes on.
+
+Pure: it is told how connections ended and what the broker said, and returns what to do and what to log. It knows no
+topic's meaning; what must not stay current because of it is decided by ``messages.state``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.mqtt.outcome import Line, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dexcom2mqtt.mqtt.outcome import Reason
+
+_TIMES: Final = 3
+_UNKNOWN_ENDS: Final = 2
+_CAREFUL: Final = 3600.0
+"""How long one message is sent at a time, once the broker has shown that it is necessary."""
+_SOON: Final = (2.0, 10.0)
+"""After how many seconds a refused message is tried again, the first and the second time."""
+_CALM: Final = 300.0
+_CALM_MOST: Final = 3600.0
+_QUOTA_MOST: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What becomes of a place: it is left alone until then, and what to say, if anything."""
+
+    place: Place
+    until: float
+    line: Line | None
+    too_large: bool
+    """Whether the message may be too large: the broker says so, or it was set aside without a word."""
+
+
+@dataclass(slots=True)
+class _Case:
+    reason: Reason
+    times: int = 0  # in a row
+    until: float = -math.inf
+    aside: bool = False
+    pauses: int = 0  # since it was set aside
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What one broker does not take. ``broker`` names it, ``purposes`` tells what each subscription is for.
+
+    All times are the caller's clock's. A place counts from the moment when nothing else was on its way.
+    """
+
+    broker: str
+    purposes: Mapping[str, str] = field(default_factory=dict)
+    quiet_until: float = -math.inf
+    """Nothing is sent before that: the broker's quota is used up."""
+    _cases: dict[Place, _Case] = field(default_factory=dict)
+    _said: dict[tuple[str, Reason], set[Place]] = field(default_factory=dict)
+    _unknown: int = 0  # ends in a row of which the place is unknown
+    _careful_until: float = -math.inf
+    _quota: int = 0  # refusals in a row
+
+    def careful(self, now: float) -> bool:
+        """Return whether one thing is to be sent at a time, each only when the one before it is acknowledged."""
+        on_trial = any(case.aside and case.until <= now for case in self._cases.values())
+        return on_trial or now < self._careful_until
+
+    @property
+    def aside(self) -> frozenset[str]:
+        """The topics that are set aside."""
+        return frozenset(place.topic for place, case in self._cases.items() if case.aside and place.kind == "publish")
+
+    def unsubscribed(self, now: float) -> frozenset[str]:
+        """Return the filters that are not to be subscribed to now."""
+        places = [(place, case) for place, case in self._cases.items() if place.kind == "subscribe"]
+        return frozenset(place.topic for place, case in places if case.aside and case.until > now)
+
+    def keeps_nothing(self) -> Line | None:
+        """Record that the broker keeps no retained messages; return what to say."""
+        return self._name(("", "other"), Place(""), logging.ERROR, f"{self.broker} {_KEEPS_NOTHING}")
+
+    def ended(self, at: Sequence[Place], reason: Reason, now: float) -> Ruling | None:
+        """Record that a connection ended without a word while these were on their way; return what follows."""
+        if not at:
+            return None
+        if len(at) > 1:
+            self._unknown += 1
+            if self._unknown >= _UNKNOWN_ENDS:
+                self._careful_until = now + _CAREFUL
+            return None
+        self._unknown = 0
+        self._forget_ends_elsewhere(at[0])
+        return self._count(at[0], reason, "", now)
+
+    def refused(self, place: Place, reason: Reason, words: str, now: float) -> Ruling:
+        """Record that the broker refused something, in its words; return what follows."""
+        if reason == "quota":
+            self._quota += 1
+            self._careful_until = now + _CAREFUL
+            self.quiet_until = now + min(2.0 ** (self._quota - 1), _QUOTA_MOST)
+        return self._count(place, reason, words, now)
+
+    def taken(self, place: Place) -> Line | None:
+        """Record that the broker took something; return what to say."""
+        self._quota = 0
+        self._cases.pop(place, None)
+        for key, places in tuple(self._said.items()):
+            places.discard(place)
+            if not places:
+                del self._said[key]
+                return Line(logging.INFO, f"{self.broker} now takes {_what(place)}")
+        return None
+
+    def settled(self) -> None:
+        """Record that nothing is on its way, and nothing waits to be sent."""
+        self._unknown = 0
+
+    def unreachable(self) -> None:
+        """Record that the broker did not take a new connection at once: then it was no matter of a place."""
+        self._unknown = 0
+        self._forget_ends_elsewhere(None)
+
+    def try_again(self, topics: frozenset[str]) -> None:
+        """Take these back from where they were set aside, one at a time; the next failure sets them aside anew."""
+        for place, case in self._cases.items():
+            if place.topic in topics and case.aside:
+                case.aside, case.until, case.times = False, -math.inf, _TIMES - 1
+                self._careful_until = math.inf
+
+    def _forget_ends_elsewhere(self, here: Place | None) -> None:
+        """Drop what was counted of other places: it was not in a row."""
+        for place, case in tuple(self._cases.items()):
+            if place != here and not case.aside and case.reason in {"hang_up", "silence"}:
+                del self._cases[place]
+
+    def _count(self, place: Place, reason: Reason, words: str, now: float) -> Ruling:
+        case = self._cases.setdefault(place, _Case(reason))
+        case.reason = reason
+        case.times += 1
+        ended = reason in {"hang_up", "silence"}
+        if case.times >= _TIMES:
+            case.aside = True
+            case.pauses += 1
+            calm = _QUOTA_MOST if reason == "quota" else min(_CALM * 2 ** min(case.pauses - 1, 8), _CALM_MOST)
+            case.until = now + calm
+        elif reason == "quota" or ended:
+            case.until = now
+        else:
+            case.until = now + _SOON[case.times - 1]
+        says = case.aside or not ended
+        line = self._say(place, reason, words) if says else None
+        return Ruling(place, case.until, line, too_large=reason == "size" or (ended and case.aside))
+
+    def _say(self, place: Place, reason: Reason, words: str) -> Line | None:
+        """Name a place once, and of the retained topics that are refused alike, one below each first level."""
+        where = place.topic.partition("/")[0] if reason in {"rights", "quota"} else place.topic
+        if place.kind == "subscribe":
+            purpose = self.purposes.get(place.topic, "")
+            text = f"{self.broker} {_SUBSCRIPTION[reason]} {place.topic}{_told(words)}: {purpose}. {_READ[reason]}"
+            return self._name((purpose, reason), place, logging.ERROR, text)
+        text = f"{self.broker} {_PUBLISH[reason].format(place.topic, _told(words))} {_WRITE[reason]}"
+        return self._name((where, reason), place, logging.WARNING if reason == "quota" else logging.ERROR, text)
+
+    def _name(self, key: tuple[str, Reason], place: Place, level: int, text: str) -> Line | None:
+        said_before = key in self._said
+        self._said.setdefault(key, set()).add(place)
+        return None if said_before else Line(level, text)
+
+
+def _what(place: Place) -> str:
+    return f"messages on {place.topic}" if place.kind == "publish" else f"the subscription to {place.topic}"
+
+
+def _told(words: str) -> str:
+    return f" ({words})" if words else ""
+
+
+_PUBLISH: Final[dict[Reason, str]] = {
+    "hang_up": "hangs up whenever something is published to {0}: it is left out for now, and tried again later; "
+    "everything else goes on.",
+    "silence": "never acknowledges what is published to {0}: it is left out for now, and tried again later; "
+    "everything else goes on.",
+    "rights": "does not take messages on {0}{1}:",
+    "size": "does not take the message on {0}{1}: it is too large.",
+    "quota": "takes no more messages for the moment{1}: they are sent again, more slowly.",
+    "other": "does not take messages on {0}{1}; they are tried again.",
+}
+_KEEPS_NOTHING: Final = (
+    "keeps no retained messages: subscribers see a value only when it is published, and a restart publishes the "
+    "readings of a day again"
+)
+_SUBSCRIPTION: Final[dict[Reason, str]] = {
+    "hang_up": "hangs up at the subscription to",
+    "silence": "never confirms the subscription to",
+    "rights": "refuses the subscription to",
+    "size": "refuses the subscription to",
+    "quota": "refuses the subscription to",
+    "other": "refuses the subscription to",
+}
+_ACL: Final = "its access control list must let the user of this daemon"
+_LOG: Final = "The broker's log may say why."
+_WRITE: Final[dict[Reason, str]] = {
+    "hang_up": f"Most likely {_ACL} write there, or the message is too large for it; its log says why.",
+    "silence": _LOG,
+    "rights": f"{_ACL} write there",
+    "size": "Allow larger ones: max_packet_size and message_size_limit, as Mosquitto calls it.",
+    "quota": "Allow this client about 20 messages in a burst.",
+    "other": _LOG,
+}
+_READ: Final[dict[Reason, str]] = {
+    "hang_up": f"Most likely {_ACL} read there.",
+    "silence": _LOG,
+    "rights": f"{_ACL[:1].upper()}{_ACL[1:]} read there.",
+    "size": _LOG,
+    "quota": "Allow this client about 50 subscriptions.",
+    "other": f"{_ACL[:1].upper()}{_ACL[1:]} read there.",
+}
