@@ -76,10 +76,11 @@ _DENIED: Final = (
     "The broker's access control list has to let the user of this daemon read and write there: examples/mosquitto/acl."
 )
 _BURST: Final = 20
+_RETAIN: Final = "Allow retained messages: retain_available, as Mosquitto calls it."
 _QUOTA: Final = "Allow this client 20 messages in a second. Until then the daemon sends more slowly."
 _SIZE: Final = (
-    "Allow larger messages: max_packet_size and message_size_limit, as Mosquitto calls it. Until then the daemon keeps a "
-    "shorter history there, and what cannot be shortened is missing."
+    "Allow larger messages: max_packet_size and message_size_limit, as Mosquitto calls it. Until then the daemon keeps "
+    "a shorter history there, and what cannot be shortened is missing."
 )
 _NO_WILDCARDS: Final = (
     "It hands out nothing retained for subscriptions with wildcards. The daemon needs none; programs that subscribe to "
@@ -254,6 +255,16 @@ def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
     with Visit(mqtt, clock, "check") as visit:
         whom = "us without a user name" if mqtt.username is None else "our user name and password"
         yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {whom}.")
+        if not visit.keeps_retained:
+            yield Step(
+                "broker",
+                "It keeps no retained messages, and so has no value when a program asks.",
+                "failed",
+                (_RETAIN,),
+            )
+            return
+        yield from _check_sizes(settings, visit, Topics(settings.mqtt.base_topic))
+        visit.mend()
         yield from _check_topics(settings, visit, clock)
 
 
@@ -284,13 +295,13 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
         yield Step("broker", f"A daemon is online below {topics.base}.", "note")
-    if kept:
-        yield from _check_sizes(settings, visit, topics)
 
 
 def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[Step]:
     """Send as much at once as the daemon will, and as large: many brokers allow less, and 3.1.1 drops it in silence."""
     where = topics.sync(f"{settings.mqtt.client_id}-check")
+    if not all(visit.try_out(Message(where, "check", retain=False))):
+        return  # it is not allowed at all, as another step tells
     if visit.publish([Message(where, str(number), retain=False) for number in range(_BURST)]):
         yield Step(
             "broker", f"It refuses some of {_BURST} messages at once, as many as a reading is.", "note", (_QUOTA,)

@@ -147,7 +147,7 @@ class BrokerLink:
         """Subscribe, and send the whole picture, on a new connection."""
         now = self._clock.now()
         if self._unprotected(self._trouble.aside):  # it is tried once more, and until then it does not say online
-            self._trouble.try_again(self._trouble.aside)
+            self._trouble.try_again(self._trouble.aside, now)
             self._mirror.set_aside(self._trouble.aside)
         connection.careful = self._trouble.careful(now)
         self._inbox.subscribe(connection, but=self._trouble.unsubscribed(now))

@@ -130,12 +130,12 @@ class Trouble:
         self._unknown = 0
         self._forget_ends_elsewhere(None)
 
-    def try_again(self, topics: frozenset[str]) -> None:
+    def try_again(self, topics: frozenset[str], now: float) -> None:
         """Take these back from where they were set aside, one at a time; the next failure sets them aside anew."""
         for place, case in self._cases.items():
             if place.topic in topics and case.aside:
                 case.aside, case.until, case.times = False, -math.inf, _TIMES - 1
-                self._careful_until = math.inf
+                self._careful_until = now + _CAREFUL
 
     def _forget_ends_elsewhere(self, here: Place | None) -> None:
         """Drop what was counted of other places: it was not in a row."""

@@ -49,6 +49,14 @@ class Visit:
             raise BrokerError(failure.text, failure.causes)
         return self
 
+    def mend(self) -> None:
+        """Connect anew if the broker has hung up. Raises BrokerError."""
+        if self._connection.failure is not None:
+            with self._connection:
+                failure = self._connect(self.protocol)
+            if failure is not None:
+                raise BrokerError(failure.text, failure.causes)
+
     def _connect(self, protocol: Protocol) -> Failure | None:
         self._connection = Connection(self._mqtt, self._clock, protocol, self._tls)
         failure = self._connection.open()

@@ -37,6 +37,7 @@ def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
         ("ok", "anna: This machine's clock agrees with Share's."),
         ("ok", f"broker: 127.0.0.1 port {mosquitto.port} takes connections, at 127.0.0.1."),
         ("ok", f"broker: It speaks MQTT {spoken} and accepts us without a user name."),
+        ("ok", "broker: It takes messages as large as the history of a day: 25682 bytes."),
         ("ok", "broker: Publishing to dexcom2mqtt/bridge/# is allowed."),
         ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed."),
         ("ok", "broker: Publishing to homeassistant/device/+/config is allowed."),

@@ -32,7 +32,13 @@ FUNCTIONS: Final = {"explain", "_describe", "ask", "look", "_exposed", "warnings
 """What returns or writes nothing but such messages."""
 NO_TROUBLE: Final = (
     *("It is good. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
-    *("takes connections, at", "It speaks MQTT", "is allowed.", "Home Assistant is there:"),
+    *(
+        "It takes messages as large as",
+        "takes connections, at",
+        "It speaks MQTT",
+        "is allowed.",
+        "Home Assistant is there:",
+    ),
     *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),

@@ -1,6 +1,7 @@
 """A relay between a client and a real broker that understands MQTT packets, and brings about what brokers do rarely.
 
-It passes whole packets on, and a rule of the test decides what becomes of each: it may be dropped, late, or the end.
+It passes whole packets on, and a rule of the test decides what becomes of each: it may be dropped, late, answered in
+the broker's place, another one, or the end.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Self
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from tests.support.processes import listening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 Kind = Literal[
     "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "SUBSCRIBE", "SUBACK", "UNSUBSCRIBE", "UNSUBACK",
@@ -32,33 +34,72 @@ HANG_UP: Final = -2.0
 
 
 @dataclass(frozen=True)
+class Instead:
+    """What is passed on in a packet's place."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back, as if by the other side, which does not get the packet."""
+
+    data: bytes
+
+
+Fate = float | Instead | Answer
+Rule = Callable[["Packet"], Fate]
+
+
+@dataclass(frozen=True)
 class Packet:
-    """One packet, whole, and when it came (by time.monotonic)."""
+    """One packet, whole, when it came (by time.monotonic), and with which connection, from 1 on."""
 
     kind: Kind
     from_client: bool
     data: bytes
     at: float
+    connection: int = 1
+
+    @property
+    def body(self) -> bytes:
+        """The packet without its first byte and its length."""
+        body = self.data[1:]
+        while body[0] & 0x80:  # the bytes of the length, but for the last
+            body = body[1:]
+        return body[1:]
+
+    @property
+    def mid(self) -> bytes:
+        """The packet identifier of a PUBLISH at QoS 1, SUBSCRIBE or PUBACK, as it stands there."""
+        return self.body[2 + len(self.topic.encode()) :][:2] if self.kind == "PUBLISH" else self.body[:2]
+
+    @property
+    def filters(self) -> list[str]:
+        """The filters of a SUBSCRIBE of MQTT 5 without properties, or of 3.1.1."""
+        rest, found = self.body[3 if self.body[2:3] == b"\x00" and self.body[3:4] == b"\x00" else 2 :], list[str]()
+        while self.kind == "SUBSCRIBE" and rest:
+            length = int.from_bytes(rest[:2])
+            found.append(rest[2 : 2 + length].decode())
+            rest = rest[3 + length :]
+        return found
 
     @property
     def topic(self) -> str:
         """The topic of a PUBLISH, else an empty text."""
         if self.kind != "PUBLISH":
             return ""
-        body = self.data[1:]
-        while body[0] & 0x80:  # the bytes of the length, but for the last
-            body = body[1:]
-        return body[3 : 3 + int.from_bytes(body[1:3])].decode()
+        return self.body[2 : 2 + int.from_bytes(self.body[:2])].decode()
 
 
 class Relay:
     """A port of loopback behind which is the broker at ``port``, for use in a ``with``.
 
-    ``rule`` says of each packet what becomes of it: ``PASS``, ``DROP``, ``HANG_UP``, or by how many seconds it is
-    late. Others are not held up by a late one. It may be changed at any time.
+    ``rule`` says of each packet what becomes of it: ``PASS``, ``DROP``, ``HANG_UP``, by how many seconds it is
+    late, ``Instead`` or ``Answer``. Others are not held up by a late one. It may be changed at any time.
     """
 
-    def __init__(self, port: int, rule: Callable[[Packet], float] = lambda _: PASS) -> None:
+    def __init__(self, port: int, rule: Rule = lambda _: PASS) -> None:
         self._upstream = port
         self.rule = rule
         self.packets: list[Packet] = []
@@ -88,29 +129,34 @@ class Relay:
 
     def _serve(self, client: socket.socket) -> None:
         self.connections += 1
+        number = self.connections
         with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._upstream)) as broker:
             self._open |= {client, broker}
-            back = threading.Thread(target=self._pass_on, args=(broker, client), daemon=True)
+            back = threading.Thread(target=self._pass_on, args=(broker, client, number), daemon=True)
             back.start()
-            self._pass_on(client, broker, from_client=True)
+            self._pass_on(client, broker, number, from_client=True)
             back.join()
             self._open -= {client, broker}
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, *, from_client: bool = False) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, number: int, *, from_client: bool = False) -> None:
         lock = threading.Lock()
 
-        def send(data: bytes) -> None:
+        def send(data: bytes, to: socket.socket = target) -> None:
             with lock, suppress(OSError):
-                target.sendall(data)
+                to.sendall(data)
 
         with suppress(OSError, EOFError):
             for kind, data in _packets(source):
-                packet = Packet(kind, from_client, data, time.monotonic())
+                packet = Packet(kind, from_client, data, time.monotonic(), number)
                 self.packets.append(packet)
                 fate = self.rule(packet)
                 if fate == HANG_UP:
                     break
-                if fate == PASS:
+                if isinstance(fate, Instead):
+                    send(fate.data)
+                elif isinstance(fate, Answer):
+                    send(fate.data, source)
+                elif fate == PASS:
                     send(data)
                 elif fate > 0:
                     late = threading.Timer(fate, send, (data,))
@@ -146,3 +192,15 @@ def _read(read: Callable[[int], bytes], count: int) -> bytes:
 def _hang_up(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def refused(packet: Packet, code: int) -> Answer:
+    """Refuse a PUBLISH at QoS 1 or a SUBSCRIBE of one filter with a reason code of MQTT 5."""
+    if packet.kind == "SUBSCRIBE":
+        return Answer(b"\x90\x04" + packet.mid + b"\x00" + bytes([code]))
+    return Answer(b"\x40\x04" + packet.mid + bytes([code]) + b"\x00")
+
+
+def acknowledged(packet: Packet) -> Answer:
+    """Acknowledge a PUBLISH at QoS 1, as a broker does that drops it in silence."""
+    return Answer(b"\x40\x02" + packet.mid)

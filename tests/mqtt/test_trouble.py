@@ -1,0 +1,199 @@
+"""What the broker does not take is pinned to its place; on a clock that is set, with nothing connected."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dexcom2mqtt.mqtt.outcome import Place
+from dexcom2mqtt.mqtt.trouble import Ruling, Trouble
+
+if TYPE_CHECKING:
+    from dexcom2mqtt.mqtt.outcome import Reason
+
+STATE, VALUE, HISTORY = Place("base/anna/state"), Place("base/anna/value"), Place("base/anna/history")
+REFRESH = Place("base/+/refresh", "subscribe")
+NOW = 1000.0
+
+
+def trouble() -> Trouble:
+    return Trouble("the broker at home:1883", {REFRESH.topic: "asking for a reading will not work"})
+
+
+def told(ruling: Ruling | None) -> str:
+    return "" if ruling is None or ruling.line is None else ruling.line.text
+
+
+def end_alone(told_of: Trouble, place: Place, times: int, reason: Reason = "hang_up", now: float = NOW) -> Ruling:
+    for _ in range(times):
+        ruling = told_of.ended([place], reason, now)
+    assert ruling
+    return ruling
+
+
+def test_one_at_a_time_after_two_ends_at_an_unknown_place() -> None:
+    """What was on its way together tells nothing; so from the second time on nothing goes together, for an hour."""
+    at_home = trouble()
+    assert at_home.ended([STATE, VALUE], "hang_up", NOW) is None
+    assert not at_home.careful(NOW)
+    assert at_home.ended([STATE, HISTORY], "silence", NOW) is None
+    assert at_home.careful(NOW)
+    assert at_home.careful(NOW + 3599)
+    assert not at_home.careful(NOW + 3600)
+
+
+@pytest.mark.parametrize("between", ["settled", "unreachable"])
+def test_ends_count_only_in_a_row(between: str) -> None:
+    """If all was taken in between, or the broker was gone, the count begins anew."""
+    at_home = trouble()
+    at_home.ended([STATE, VALUE], "hang_up", NOW)
+    getattr(at_home, between)()
+    at_home.ended([STATE, VALUE], "hang_up", NOW)
+    assert not at_home.careful(NOW)
+
+
+def test_nothing_on_its_way_is_no_trouble() -> None:
+    """A connection that ends while it is idle ends for another reason."""
+    at_home = trouble()
+    for _ in range(9):
+        assert at_home.ended([], "hang_up", NOW) is None
+    assert (at_home.aside, at_home.careful(NOW)) == (frozenset(), False)
+
+
+@pytest.mark.parametrize(("reason", "words"), [("hang_up", "hangs up whenever"), ("silence", "never acknowledges")])
+def test_the_third_end_at_a_place_sets_it_aside(reason: Reason, words: str) -> None:
+    """It is named then, and not before, and left alone for five minutes."""
+    at_home = trouble()
+    assert told(end_alone(at_home, STATE, 2, reason)) == ""
+    assert at_home.aside == frozenset()
+    ruling = end_alone(at_home, STATE, 1, reason)
+    assert (ruling.place, ruling.until, ruling.too_large) == (STATE, NOW + 300, True)
+    assert ruling.line
+    assert ruling.line.level == logging.ERROR
+    assert words in told(ruling)
+    assert STATE.topic in told(ruling)
+    assert at_home.aside == {STATE.topic}
+
+
+def test_only_the_same_place_counts() -> None:
+    """Two ends here and one there are not three in a row."""
+    at_home = trouble()
+    end_alone(at_home, STATE, 2)
+    end_alone(at_home, VALUE, 1)
+    end_alone(at_home, STATE, 2)
+    assert at_home.aside == frozenset()
+    at_home.unreachable()
+    end_alone(at_home, STATE, 2)
+    assert at_home.aside == frozenset()
+
+
+def test_what_was_taken_is_forgotten() -> None:
+    """A place that worked in between begins anew, and is said to work if it was said not to."""
+    at_home = trouble()
+    end_alone(at_home, STATE, 2)
+    assert at_home.taken(STATE) is None
+    end_alone(at_home, STATE, 2)
+    assert at_home.aside == frozenset()
+    end_alone(at_home, STATE, 1)
+    line = at_home.taken(STATE)
+    assert line
+    assert (line.level, line.text) == (logging.INFO, "the broker at home:1883 now takes messages on base/anna/state")
+    assert at_home.aside == frozenset()
+    assert at_home.taken(STATE) is None
+
+
+def test_what_is_set_aside_is_tried_alone_and_ever_more_calmly() -> None:
+    """When its time has come nothing else goes out beside it; one more end is enough, and it is not said again."""
+    at_home, now = trouble(), NOW
+    end_alone(at_home, STATE, 3)
+    for pause in (300, 600, 1200, 2400, 3600, 3600):
+        assert not at_home.careful(now + pause - 1)
+        now += pause
+        assert at_home.careful(now)
+        ruling = end_alone(at_home, STATE, 1, now=now)
+        assert told(ruling) == ""
+        assert ruling.until == now + min(2 * pause, 3600)
+
+
+def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> None:
+    """Rights may be set right at any time; what is refused alike below one level is one line."""
+    at_home = trouble()
+    first = at_home.refused(STATE, "rights", "Not authorized", NOW)
+    assert told(first) == (
+        "the broker at home:1883 does not take messages on base/anna/state (Not authorized): its access control list "
+        "must let the user of this daemon write there"
+    )
+    assert first.until == NOW + 2
+    assert not at_home.aside
+    second = at_home.refused(VALUE, "rights", "Not authorized", NOW)
+    assert told(second) == ""
+    assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 10
+    assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 300
+    assert at_home.aside == {STATE.topic}
+    assert at_home.taken(STATE) is None  # the other one is still refused
+    assert at_home.taken(VALUE) is not None
+
+
+def test_size_is_called_size() -> None:
+    """Each is named, since each is larger for a reason of its own."""
+    at_home = trouble()
+    for place in (STATE, HISTORY):
+        ruling = at_home.refused(place, "size", "25000 bytes", NOW)
+        assert ruling.too_large
+        assert f"does not take the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
+
+
+def test_quota_is_called_quota_and_waited_for() -> None:
+    """Nothing at all is sent until then: a second first, then longer; and one at a time, so that little is refused."""
+    at_home = trouble()
+    assert "takes no more messages for the moment" in told(at_home.refused(STATE, "quota", "Quota exceeded", NOW))
+    assert at_home.quiet_until == NOW + 1
+    assert at_home.careful(NOW + 3599)
+    at_home.refused(VALUE, "quota", "Quota exceeded", NOW)
+    assert at_home.quiet_until == NOW + 2
+    for _ in range(9):
+        at_home.refused(VALUE, "quota", "Quota exceeded", NOW)
+    assert at_home.quiet_until == NOW + 60
+    assert at_home.aside == {VALUE.topic}
+    at_home.taken(HISTORY)
+    at_home.refused(STATE, "quota", "Quota exceeded", NOW)
+    assert at_home.quiet_until == NOW + 1
+
+
+def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
+    """It is set aside like a topic, and is none of those that are published to."""
+    at_home = trouble()
+    text = told(at_home.refused(REFRESH, "rights", "Not authorized", NOW))
+    assert text == (
+        "the broker at home:1883 refuses the subscription to base/+/refresh (Not authorized): asking for a reading will "
+        "not work. Its access control list must let the user of this daemon read there."
+    )
+    assert at_home.unsubscribed(NOW) == frozenset()
+    for _ in range(2):
+        at_home.refused(REFRESH, "rights", "Not authorized", NOW)
+    assert at_home.unsubscribed(NOW) == {REFRESH.topic}
+    assert at_home.unsubscribed(NOW + 300) == frozenset()
+    assert at_home.aside == frozenset()
+
+
+def test_what_nothing_protects_is_tried_once_more_and_carefully() -> None:
+    """One failure more sets it aside again, and until then one thing is sent at a time."""
+    at_home = trouble()
+    end_alone(at_home, STATE, 3)
+    end_alone(at_home, HISTORY, 3)
+    at_home.try_again(frozenset({STATE.topic}), NOW)
+    assert at_home.aside == {HISTORY.topic}
+    assert at_home.careful(NOW + 3599)
+    end_alone(at_home, STATE, 1)
+    assert at_home.aside == {STATE.topic, HISTORY.topic}
+
+
+def test_a_broker_that_keeps_nothing_is_told_once() -> None:
+    """It is the same on each connection."""
+    at_home = trouble()
+    line = at_home.keeps_nothing()
+    assert line
+    assert "keeps no retained messages" in line.text
+    assert at_home.keeps_nothing() is None
