@@ -345,7 +345,8 @@ class Connection:
         if not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
             causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
-            self._end(Failure(text, causes, ending="closed_without_answer"))
+            ending: Ending = "closed_without_answer" if reason.value == _CLOSED else "answered_wrongly"
+            self._end(Failure(text, causes, ending))
         elif flags.is_disconnect_packet_from_server:
             self._end(self._told_to_leave(f"{lost} ({reason})", reason))
         elif reason.value == _CLOSED:

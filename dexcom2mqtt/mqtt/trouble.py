@@ -104,7 +104,7 @@ class Trouble:
 
     def refused(self, place: Place, reason: Reason, words: str, now: float) -> Ruling:
         """Record that the broker refused something, in its words; return what follows."""
-        if reason == "quota":
+        if reason == "quota" and now >= self.quiet_until:  # else it was sent together with what was refused first
             self._quota += 1
             self._careful_until = now + _CAREFUL
             self.quiet_until = now + min(2.0 ** (self._quota - 1), _QUOTA_MOST)

@@ -151,15 +151,17 @@ def test_quota_is_called_quota_and_waited_for() -> None:
     assert "takes no more messages for the moment" in told(at_home.refused(STATE, "quota", "Quota exceeded", NOW))
     assert at_home.quiet_until == NOW + 1
     assert at_home.careful(NOW + 3599)
-    at_home.refused(VALUE, "quota", "Quota exceeded", NOW)
-    assert at_home.quiet_until == NOW + 2
-    for _ in range(9):
-        at_home.refused(VALUE, "quota", "Quota exceeded", NOW)
-    assert at_home.quiet_until == NOW + 60
+    at_home.refused(VALUE, "quota", "Quota exceeded", NOW + 0.5)
+    assert at_home.quiet_until == NOW + 1  # it was on its way by then
+    now = NOW
+    for pause in (2, 4, 8, 16, 32, 60, 60):
+        now = at_home.quiet_until
+        at_home.refused(VALUE, "quota", "Quota exceeded", now)
+        assert at_home.quiet_until == now + pause
     assert at_home.aside == {VALUE.topic}
     at_home.taken(HISTORY)
-    at_home.refused(STATE, "quota", "Quota exceeded", NOW)
-    assert at_home.quiet_until == NOW + 1
+    at_home.refused(STATE, "quota", "Quota exceeded", now + 60)
+    assert at_home.quiet_until == now + 61
 
 
 def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
@@ -167,8 +169,8 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
     at_home = trouble()
     text = told(at_home.refused(REFRESH, "rights", "Not authorized", NOW))
     assert text == (
-        "the broker at home:1883 refuses the subscription to base/+/refresh (Not authorized): asking for a reading will "
-        "not work. Its access control list must let the user of this daemon read there."
+        "the broker at home:1883 refuses the subscription to base/+/refresh (Not authorized): asking for a reading "
+        "will not work. Its access control list must let the user of this daemon read there."
     )
     assert at_home.unsubscribed(NOW) == frozenset()
     for _ in range(2):
