@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -286,3 +286,137 @@ def test_another_client_is_suspected(ending: Ending | None, before: Failure | No
         told.ends(before)
     told.connects()
     assert told.attempts.suspects_another(Failure("", ending=ending)) is suspected
+
+
+# --- what is between, and what the broker cannot do ---------------------------------------------------------
+
+
+def cut(idle: float) -> Failure:
+    return Failure(LOST.text, ending="closed_idle", idle=idle)
+
+
+@pytest.mark.parametrize(
+    ("idles", "keepalive"),
+    [
+        ((50, 51, 49.5), 33),
+        ((50, 50), 60),
+        ((50, 50, 30), 60),
+        ((50, 30, 50, 50, 51), 33),
+        ((20, 20, 20), 13),
+        ((15, 15, 15), 10),
+        ((14, 14, 14), 60),
+        ((100, 100, 100), 60),
+    ],
+)
+def test_what_is_cut_at_the_same_idle_time_gets_a_shorter_keep_alive(idles: tuple[float, ...], keepalive: int) -> None:
+    """Three times in a row, within two seconds, after at least fifteen: two thirds of it, and never under ten."""
+    told = story()
+    for idle in idles:
+        told.ends(cut(idle), GOOD)
+    assert told.attempts.keepalive == keepalive
+    assert len([text for text in told.said if "without traffic" in text]) == (keepalive != 60)
+
+
+def test_other_ends_break_the_row_of_idle_cuts() -> None:
+    """A broker that was restarted in between tells nothing of what cuts."""
+    told = story()
+    for failure in (cut(50), cut(50), LOST, cut(50)):
+        told.ends(failure, GOOD)
+    assert told.attempts.keepalive == 60
+
+
+def test_a_third_cut_is_no_other_client() -> None:
+    """So nobody is asked, and the next connection does not wait for a minute."""
+    told = story()
+    for _ in range(2):
+        assert told.attempts.suspects_another(cut(50))
+        told.ends(replace(TAKEN_OVER, idle=50), GOOD)
+    told.connects()
+    assert not told.attempts.suspects_another(cut(50))
+    told.ends(cut(50), GOOD)
+    assert told.pauses[-1] == 1
+
+
+def test_another_client_that_the_broker_names_is_given_way() -> None:
+    """If it is certain, the pause grows from a minute to ten, and begins anew after a good while."""
+    told = story()
+    for _ in range(6):
+        told.ends(replace(TAKEN_OVER, certain=True))
+    assert told.pauses == [60, 120, 240, 480, 600, 600]
+    told.ends(replace(TAKEN_OVER, certain=True), LONG)
+    assert told.pauses[-1] == 60
+
+
+WRONG = Failure("sent something that is no MQTT", ending="answered_wrongly")
+SILENT = Failure("does not answer", ending="silent")
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ((WRONG,), "5 3.1.1"),
+        ((WRONG, WRONG, WRONG), "5 3.1.1 5 3.1.1"),
+        ((SILENT, SILENT), "5 5 3.1.1"),
+        ((SILENT, HUNG_UP, SILENT), "5 5 3.1.1 5"),
+    ],
+)
+def test_mqtt_5_that_is_not_answered_in_words_is_left(failures: tuple[Failure, ...], expected: str) -> None:
+    """At once if the answer is wrong, after two attempts if there is none; and 3.1.1, if it is no better."""
+    told = story()
+    told.fails(*failures)
+    assert " ".join([*told.protocols, told.attempts.protocol]) == expected
+    assert not any(
+        pause == 0 and protocol == "3.1.1" for pause, protocol in zip(told.pauses, told.protocols, strict=True)
+    )
+
+
+@pytest.mark.parametrize("failure", [WRONG, SILENT, HUNG_UP])
+def test_mqtt_5_is_tried_first_on_every_later_connection(failure: Failure) -> None:
+    """The broker has not refused it; but once is enough then."""
+    told = story()
+    told.fails(*[failure] * (1 if failure == WRONG else 2))
+    tried = len(told.protocols)
+    for _ in range(3):
+        told.ends(LOST, GOOD)
+        told.fails(failure)
+    assert told.protocols[tried:] == ["3.1.1", "5"] * 3
+
+
+@pytest.mark.parametrize("failure", [WRONG, SILENT, HUNG_UP])
+def test_mqtt_5_that_worked_is_not_left_without_a_word(failure: Failure) -> None:
+    """The port of a broker that is being restarted behaves strangely."""
+    told = story()
+    told.ends(LOST, GOOD)
+    told.fails(*[failure] * 5)
+    assert told.attempts.protocol == "5"
+
+
+def test_a_will_is_made_as_the_broker_takes_it() -> None:
+    """First at QoS 0, then not retained, each at once; and then it is a failure."""
+    told = story()
+    refused = Failure("does not take the last will", ending="will_refused")
+    wills = []
+    for _ in range(3):
+        wills.append((told.attempts.will_qos, told.attempts.will_retain))
+        told.fails(refused)
+    assert wills == [(1, True), (0, True), (0, False)]
+    assert told.pauses == [0, 0, 1]
+    assert told.said == [refused.text]
+
+
+def test_what_cannot_be_protected_is_tried_again_after_a_minute() -> None:
+    """And it is one line however often."""
+    told = story()
+    given_up = Failure("does not take what says that a value is no longer current", ending="unprotected")
+    for _ in range(3):
+        told.ends(given_up)
+    assert told.pauses == [60, 60, 60]
+    assert told.said == [WELL, given_up.text]
+
+
+def test_what_hangs_up_again_and_again_is_said_three_times() -> None:
+    """By then it is a pattern: what it is about is said by the one who finds out."""
+    told = story()
+    for _ in range(9):
+        told.ends(LOST)
+    assert told.said.count(LOST.text) == 3

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+import pytest
 
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.mqtt.connection import Connection, Received
-from dexcom2mqtt.mqtt.inbox import Inbox, ReadBack
+from dexcom2mqtt.mqtt.inbox import Gathering, Inbox, ReadBack
 from tests.mqtt.conftest import STATE, SUBACKS_LATE, is_late
 from tests.support.jumping import JumpingClock
 from tests.support.processes import Mosquitto, Subscriber, eventually
@@ -157,3 +160,96 @@ def test_a_read_back_that_was_interrupted_begins_anew() -> None:
     assert scripted.inbox.due == scripted.clock.now() + 10
     scripted.take(Received("status", b"2", retained=True), PROBE)
     assert scripted.found == [{"status": b"2"}]
+
+
+# A broker that keeps no order
+
+
+class Unordered:
+    """A gathering of ``info``, ``status`` and ``history`` at a broker that sends them when it likes."""
+
+    def __init__(self, *filters: str, still: dict[int, float] | None = None) -> None:
+        self.clock = JumpingClock(end=1e9)
+        self.connection = Script()
+        waits = still or {}
+        self.gathering = Gathering(
+            self.connection,
+            self.clock,
+            filters or ("info", "status", "history"),
+            "probe",
+            lambda found, _: waits.get(len(found), 0.0),
+        )
+
+    def step(self, *coming: Received, after: float = 0.0) -> bool:
+        self.clock.time += after
+        self.gathering.step(coming)
+        return self.gathering.over
+
+
+def retained_at(topic: str) -> Received:
+    return Received(topic, b"x", retained=True)
+
+
+def test_what_comes_after_the_probe_is_waited_for() -> None:
+    """As long as something is missing, and no longer."""
+    slow = Unordered(still={0: 2.0, 1: 10.0, 2: 10.0})
+    assert not slow.step(PROBE)
+    assert not slow.step(retained_at("status"), after=1.9)
+    assert not slow.step(retained_at("info"), after=7)
+    assert slow.step(retained_at("history"), after=1)
+    assert slow.gathering.found.keys() == {"info", "status", "history"}
+    assert slow.gathering.came_back
+
+
+@pytest.mark.parametrize(("found", "seconds"), [((), 2.0), (("status",), 10.0)])
+def test_what_is_missing_is_waited_for_only_so_long(found: tuple[str, ...], seconds: float) -> None:
+    """It counts from the return of the probe."""
+    slow = Unordered(still={0: 2.0, 1: 10.0})
+    slow.step(after=3)
+    assert not slow.step(PROBE, *map(retained_at, found))
+    assert slow.gathering.due == slow.clock.time + seconds
+    assert not slow.step(after=seconds - 0.1)
+    assert slow.step(after=0.1)
+    assert slow.gathering.due == math.inf
+
+
+def test_the_probe_has_ten_seconds_once_it_was_sent() -> None:
+    """Before that, the confirmation of the subscriptions has as long."""
+    slow = Unordered()
+    slow.connection.confirmed = False
+    assert not slow.step(after=9)
+    slow.connection.confirmed = True
+    assert not slow.step()
+    assert not slow.step(after=9.9)
+    assert slow.step(after=0.1)
+    assert not slow.gathering.came_back
+
+
+def test_many_topics_are_gathered_in_batches() -> None:
+    """Never more than 40 filters and the probe at a time; each batch has its own probe, and all is found."""
+    topics = [f"topic/{number}" for number in range(100)]
+    many = Unordered(*topics)
+    for batch in (topics[:40], topics[40:80], topics[80:]):
+        assert many.connection.filters == {*batch, "probe"}
+        assert not many.step(*map(retained_at, batch))
+        many.step(PROBE)
+    assert many.gathering.over
+    assert many.connection.probes == 3
+    assert many.gathering.found.keys() == {*topics}
+
+
+def test_a_broker_that_is_slow_in_one_batch_is_not_waited_for_in_each() -> None:
+    """A thousand accounts would take an hour."""
+    many = Unordered(*(f"topic/{number}" for number in range(100)), still={0: 10.0})
+    many.step(PROBE)
+    many.step(after=10)
+    assert not many.gathering.over
+    many.step(PROBE)
+    assert many.step(PROBE)
+
+
+def test_others_get_what_is_theirs() -> None:
+    """Filters may have wildcards; what none of them covers is handed back."""
+    slow = Unordered("a/+/status")
+    assert slow.gathering.step([retained_at("a/anna/status"), REFRESH]) == [REFRESH]
+    assert slow.gathering.found == {"a/anna/status": b"x"}

@@ -1,0 +1,139 @@
+"""What must not stay current while the broker does not take some topics, and what is sent of it when."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+
+from dexcom2mqtt.messages.bridge import bridge_offline, bridge_online
+from dexcom2mqtt.messages.message import Message
+from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.state import fresh_messages, guarded, stale_messages, state_of, unavailable, unprotected
+from dexcom2mqtt.topics import STATE_KEYS, Topics
+from tests.support.builders import account, reading
+
+TOPICS = Topics("home/dexcom")
+STATE, VALUE, AVAILABILITY = (TOPICS.of("anna", leaf) for leaf in ("state", "value", "availability"))
+EVERYTHING = 1000
+FRESH = fresh_messages(TOPICS, "anna", state_of(reading(), None, account()), 900.0)
+NULLS = {
+    message.topic: message.payload for message in stale_messages(TOPICS, "anna", state_of(reading(), None, account()))
+}
+
+
+def mirror_of(*messages: Message) -> Mirror:
+    """Make a mirror of the daemon's kind that has sent these messages."""
+    mirror = Mirror(TOPICS.bridge_state, guard=partial(guarded, TOPICS))
+    mirror.put(messages)
+    mirror.take(0.0, EVERYTHING)
+    return mirror
+
+
+def sent(mirror: Mirror, now: float = 1.0) -> dict[str, str]:
+    return {message.topic: message.payload for message in mirror.take(now, EVERYTHING)}
+
+
+# --- guarded -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaf", ["state", *STATE_KEYS])
+def test_without_a_key_the_account_is_unavailable(leaf: str) -> None:
+    """The broker may hold an old one there: so nothing of the account counts, until it takes a newer one."""
+    mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
+    mirror.set_aside(frozenset({TOPICS.of("anna", leaf)}))
+    assert sent(mirror) == {AVAILABILITY: "offline"}
+    mirror.set_aside(frozenset())
+    assert sent(mirror) == {AVAILABILITY: "online"}
+
+
+def test_without_the_availability_no_value_is_there() -> None:
+    """It may still say online, and then the state says that there is nothing; no reading that comes later is shown."""
+    mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
+    mirror.set_aside(frozenset({AVAILABILITY}))
+    shown = sent(mirror)
+    assert shown == {topic: payload for topic, payload in NULLS.items() if shown.get(topic)}
+    assert shown.keys() >= {STATE, VALUE}
+    mirror.put(fresh_messages(TOPICS, "anna", state_of(reading(200), None, account()), 1200.0))
+    assert {payload for topic, payload in sent(mirror).items() if topic != AVAILABILITY} <= {*NULLS.values()}
+    mirror.set_aside(frozenset())
+    assert '"value": 200' in sent(mirror)[STATE]
+
+
+@pytest.mark.parametrize(
+    "topic", [TOPICS.of("ben", "state"), TOPICS.of("anna", "history"), TOPICS.of("anna", "reading"), "homeassistant/x"]
+)
+def test_what_is_no_part_of_a_value_changes_nothing(topic: str) -> None:
+    """Another account's, or a topic by which nobody judges what is current."""
+    mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
+    mirror.set_aside(frozenset({topic}))
+    assert sent(mirror) == {}
+
+
+@pytest.mark.parametrize(
+    ("aside", "alone"),
+    [
+        ({STATE}, False),
+        ({AVAILABILITY}, False),
+        ({AVAILABILITY, VALUE}, True),
+        ({AVAILABILITY, TOPICS.of("ben", "value")}, False),
+        ({TOPICS.bridge_state}, True),
+        ({TOPICS.bridge_info, "homeassistant/device/x/config", TOPICS.of("anna", "history")}, False),
+        (set(), False),
+    ],
+)
+def test_when_only_the_will_is_left(aside: set[str], *, alone: bool) -> None:
+    """If neither the value nor that it is gone can be told, or the daemon's own state cannot."""
+    assert unprotected(TOPICS, frozenset(aside)) is alone
+
+
+# --- held --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_waits_and_goes_as_it_is_then() -> None:
+    """The rest goes on, the last topic too, and it wakes by itself."""
+    mirror = mirror_of(Message("a", "1"), Message("b", "1"), bridge_offline(TOPICS))
+    mirror.hold("a", 50.0)
+    mirror.put([Message("a", "2"), Message("b", "2"), bridge_online(TOPICS, 180.0)])
+    assert list(sent(mirror)) == ["b", TOPICS.bridge_state]
+    assert mirror.next_at() == 50.0
+    assert not mirror.unsent
+    assert sent(mirror, 49.9) == {}
+    assert sent(mirror, 50.0) == {"a": "2"}
+    assert mirror.next_at() == 180.0
+
+
+def test_the_last_topic_may_be_held() -> None:
+    """Then it does not go with the others."""
+    mirror = mirror_of(Message("a", "1"), bridge_offline(TOPICS))
+    mirror.hold(TOPICS.bridge_state, 50.0)
+    mirror.put([Message("a", "2")])
+    assert list(sent(mirror)) == ["a"]
+    assert list(sent(mirror, 50.0)) == [TOPICS.bridge_state]
+
+
+def test_what_the_picture_has_not_is_not_held() -> None:
+    """Readings are not in it."""
+    mirror = mirror_of(Message("a", "1"))
+    mirror.hold("x", 50.0)
+    assert mirror.next_at() == math.inf
+
+
+def test_what_is_held_is_held_on_the_next_connection() -> None:
+    """The picture is sent again without it."""
+    mirror = mirror_of(Message("a", "1"), Message("b", "1"))
+    mirror.hold("a", 50.0)
+    mirror.send_all()
+    assert list(sent(mirror)) == ["b"]
+    assert mirror.size("a") == 1
+    assert mirror.size("x") == 0
+
+
+def test_a_farewell_goes_past_what_is_held() -> None:
+    """What cannot be sent now is not waited for."""
+    mirror = mirror_of(*FRESH)
+    mirror.hold(VALUE, math.inf)
+    mirror.close([unavailable(TOPICS, "anna")])
+    assert sent(mirror) == {AVAILABILITY: "offline"}
+    assert not mirror.unsent
