@@ -20,7 +20,7 @@ from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE
 from dexcom2mqtt.messages.message import Message, cleared
 from dexcom2mqtt.messages.state import in_words
-from dexcom2mqtt.mqtt import dialling
+from dexcom2mqtt.mqtt import dialling, tls_files
 from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.topics import Topics
@@ -88,7 +88,7 @@ class Step:
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
     if settings.mqtt.tls is not None:
-        dialling.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+        tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, settings.stale_after_seconds, clock)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt.attempts import Attempts
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, Connection, Failure
-from dexcom2mqtt.mqtt.dialling import tls_context
 from dexcom2mqtt.mqtt.inbox import Inbox
+from dexcom2mqtt.mqtt.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ class BrokerLink:
         self._inbox = Inbox(clock, read_back, subscriptions, received)
         self._connected = connected
         self._back_by = back_by
-        self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
+        self._tls = TlsFiles(mqtt.tls)
         self._alarm = clock.alarm(back_by)
         self._wake_out, self._wake_in = socket.socketpair()
         for end in (self._wake_out, self._wake_in):
@@ -111,7 +111,7 @@ class BrokerLink:
     def _connect_and_serve(self) -> Failure | None:
         """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
         self._back_by(self._clock.now() + OPEN_SECONDS * self._clock.speed)
-        with Connection(self._mqtt, self._attempts.protocol, self._tls, self._will) as connection:
+        with Connection(self._mqtt, self._attempts.protocol, self._tls.context(), self._will) as connection:
             failure = connection.open(self._clock)
             if failure is not None:
                 return failure
@@ -138,7 +138,7 @@ class BrokerLink:
         closes its port before its connections, and this comes at once: if it answers, it did not end.
         """
         other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
-        with Connection(other, self._attempts.protocol, self._tls) as connection:
+        with Connection(other, self._attempts.protocol, self._tls.context()) as connection:
             if connection.open(self._clock) is not None:
                 return False
             connection.leave()

@@ -10,7 +10,8 @@ import math
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from dexcom2mqtt.mqtt.connection import READ_BACK_SECONDS, Connection, Received
-from dexcom2mqtt.mqtt.dialling import BrokerError, tls_context
+from dexcom2mqtt.mqtt.dialling import BrokerError
+from dexcom2mqtt.mqtt.tls_files import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
