@@ -203,7 +203,7 @@ def _unaccepted(error: ssl.SSLCertVerificationError, *, authority_named: bool) -
         case 10:  # CERT_HAS_EXPIRED
             told = "the broker needs a new one, unless this machine's clock is wrong", _EXPIRED
         case 62:
-            told = "check mqtt.host", _OTHER_HOST
+            told = "check mqtt.host: the certificate is made for other names", _OTHER_HOST
         case 64:
             told = "check mqtt.host: an address has to be in the certificate", _OTHER_ADDRESS
         case 18:  # DEPTH_ZERO_SELF_SIGNED_CERT

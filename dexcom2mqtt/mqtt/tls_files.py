@@ -50,16 +50,18 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
 
 def _show(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
     """Let the broker see the client's certificate."""
-    where = f"mqtt.tls.cert_file, key_file: {cert_file} and {key_file}"
+    files = f"{cert_file} and {key_file}"
     try:
         # An empty password makes an encrypted key an error; without it, OpenSSL would ask on the terminal.
         context.load_cert_chain(cert_file, key_file, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise TlsFileError(f"{where} do not belong together") from None
-        raise TlsFileError(f"{where} are no certificate with its unencrypted key in PEM ({error})") from None
+            raise TlsFileError(f"mqtt.tls.cert_file, key_file: {files} do not belong together") from None
+        raise TlsFileError(
+            f"mqtt.tls.cert_file, key_file: {files} are no certificate with its unencrypted key in PEM ({error})"
+        ) from None
     except OSError as error:
-        raise TlsFileError(f"{where} cannot both be read ({error.strerror})") from None
+        raise TlsFileError(f"mqtt.tls.cert_file, key_file: {files} cannot both be read ({error.strerror})") from None
 
 
 class TlsFiles:
