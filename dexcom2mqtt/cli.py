@@ -155,11 +155,11 @@ def _run(given: argparse.Namespace) -> int:
     if settings is None:
         return MISCONFIGURED
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
-    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
+    from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
     try:
         code = process.run(settings)
-    except dialling.TlsFileError as error:
+    except tls_files.TlsFileError as error:
         return _complain([str(error)])
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
     # none run while the interpreter is taken apart, is what ends the process in time and with this code.
@@ -177,14 +177,14 @@ def _check(given: argparse.Namespace) -> int:
         return MISCONFIGURED
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
     from dexcom2mqtt.commands import check  # noqa: PLC0415  # only what a command needs
-    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
+    from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
     failed = 0
     try:
         for step in check.check(settings, Clock()):
             failed += step.verdict == "failed"
             _print_step(step)
-    except dialling.TlsFileError as error:
+    except tls_files.TlsFileError as error:
         return _complain([str(error)])
     if failed:
         return _fail(f"{failed} failed; see above for what to do")
@@ -239,7 +239,7 @@ def _purge(given: argparse.Namespace) -> int:
         return MISCONFIGURED
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
     from dexcom2mqtt.commands import purge  # noqa: PLC0415  # only what a command needs
-    from dexcom2mqtt.mqtt import dialling  # noqa: PLC0415
+    from dexcom2mqtt.mqtt import dialling, tls_files  # noqa: PLC0415
 
     try:
         print(
@@ -251,7 +251,7 @@ def _purge(given: argparse.Namespace) -> int:
                 discovery_prefix=given.discovery_prefix,
             )
         )
-    except dialling.TlsFileError as error:
+    except tls_files.TlsFileError as error:
         return _complain([str(error)])
     except (dialling.BrokerError, purge.PurgeError) as error:
         return _fail(str(error))

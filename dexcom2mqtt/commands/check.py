@@ -23,7 +23,7 @@ from dexcom2mqtt.messages.history import TOLERANCE, history_message
 from dexcom2mqtt.messages.homeassistant import discovery_messages
 from dexcom2mqtt.messages.message import Message, cleared
 from dexcom2mqtt.messages.state import in_words
-from dexcom2mqtt.mqtt import dialling
+from dexcom2mqtt.mqtt import dialling, tls_files
 from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
@@ -103,7 +103,7 @@ class Step:
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
     if settings.mqtt.tls is not None:
-        dialling.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+        tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, settings.stale_after_seconds, clock)

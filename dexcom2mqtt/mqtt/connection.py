@@ -8,6 +8,7 @@ be another one, is decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import ssl
@@ -89,7 +90,27 @@ def _refusal(reason: ReasonCode) -> Refusal | None:
 
 
 class _Client(paho.Client):
-    """A client that can ask the broker for a sign of life between those of the keep-alive."""
+    """A client that can ask the broker for a sign of life between those of the keep-alive, and keeps what TLS says."""
+
+    refusal: ssl.SSLError | None = None
+    """With TLS 1.3 a broker refuses our certificate only after the handshake; paho has nothing of it but a log line."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except ssl.SSLError as error:
+            self.refusal = error
+            raise
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError:  # the broker has hung up already, but what it said before that can still be read
+            with contextlib.suppress(OSError):
+                self._sock_recv(1)
+            raise
 
     def ping(self) -> None:
         """Send a PINGREQ that paho does not count: when the keep-alive ends a connection stays as it is."""
@@ -163,7 +184,7 @@ class Connection:
         try:
             self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
-            why, causes = dialling.explain(error, tls=self._mqtt.tls is not None)
+            why, causes = dialling.explain(error, tls=self._mqtt.tls)
             return Failure(f"cannot connect to {self._place}: {why}", causes)
         until = self._clock.now() + _CONNACK_SECONDS * self._clock.speed
         while not self._answered and self.failure is None:
@@ -342,7 +363,10 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
-        if not self._answered:
+        if not self._answered and self._client.refusal is not None:
+            why, causes = dialling.explain(self._client.refusal, tls=self._mqtt.tls)
+            self._end(Failure(f"cannot connect to {self._place}: {why}", causes))
+        elif not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
             causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
             ending: Ending = "closed_without_answer" if reason.value == _CLOSED else "answered_wrongly"

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt.attempts import Attempts
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, Connection, Will
-from dexcom2mqtt.mqtt.dialling import tls_context
 from dexcom2mqtt.mqtt.inbox import Inbox
 from dexcom2mqtt.mqtt.outcome import Place, Refusal
+from dexcom2mqtt.mqtt.tls_files import TlsFiles
 from dexcom2mqtt.mqtt.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class BrokerLink:
         self._unprotected = unprotected
         self._connected = connected
         self._back_by = back_by
-        self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
+        self._tls = TlsFiles(mqtt.tls)
         self._alarm = clock.alarm(back_by)
         self._wake_out, self._wake_in = socket.socketpair()
         for end in (self._wake_out, self._wake_in):
@@ -127,7 +127,7 @@ class BrokerLink:
         attempts = self._attempts
         mqtt = self._mqtt.model_copy(update={"keepalive": attempts.keepalive})
         will = Will(self._will, attempts.will_qos, attempts.will_retain)
-        with Connection(mqtt, self._clock, attempts.protocol, self._tls, will) as connection:
+        with Connection(mqtt, self._clock, attempts.protocol, self._tls.context(), will) as connection:
             failure = connection.open()
             if failure is not None:
                 self._trouble.unreachable()
@@ -169,7 +169,7 @@ class BrokerLink:
         closes its port before its connections, and this comes at once: if it answers, it did not end.
         """
         other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
-        with Connection(other, self._clock, self._attempts.protocol, self._tls) as connection:
+        with Connection(other, self._clock, self._attempts.protocol, self._tls.context()) as connection:
             if connection.open() is not None:
                 return False
             connection.leave()

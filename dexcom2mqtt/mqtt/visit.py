@@ -10,8 +10,9 @@ import math
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from dexcom2mqtt.mqtt.connection import Connection
-from dexcom2mqtt.mqtt.dialling import BrokerError, tls_context
+from dexcom2mqtt.mqtt.dialling import BrokerError
 from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS, Gathering
+from dexcom2mqtt.mqtt.tls_files import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

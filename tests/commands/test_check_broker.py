@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from tests.support.brokers import gatekeeper, login, secure
+from tests.support.certificates import by_the_manual, write
 from tests.support.checking import Bench, failed, remedies, steps, stopping_at
 from tests.support.processes import ROOT, Mosquitto, Subscriber, free_port, retained
 
@@ -109,23 +110,40 @@ def test_a_certificate_that_is_not_verified(
     assert ("note", "broker: Its certificate is not looked at: mqtt.tls.verify is false.") in steps(done.stdout)
 
 
-@pytest.mark.parametrize(("names", "trusted"), [((), False), (("other.example",), True)])
-def test_a_certificate_that_is_not_accepted(
-    bench: Bench,
-    start_mosquitto: Callable[..., Mosquitto],
-    tmp_path: Path,
-    authority: tuple[trustme.CA, Path],
-    names: tuple[str, ...],
-    trusted: bool,
+def test_a_certificate_of_an_unknown_authority(
+    bench: Bench, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path, authority: tuple[trustme.CA, Path]
 ) -> None:
-    """A certificate of an unknown authority, or of another name, is told with what to write."""
-    ca, ca_file = authority
-    broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, ca, ca_file, *names))
-    done = bench.check(broker.port, tls={"ca_file": str(ca_file)} if trusted else {})
+    """A certificate of an authority that is not known is told with the key that makes it known."""
+    broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, *authority))
+    done = bench.check(broker.port, tls={})
     assert "its certificate is not accepted" in broker_failure(done)
-    causes = remedies(done.stdout)
-    assert "mqtt.tls.ca_file" in causes[0]
-    assert "mqtt.host has to be a name" in causes[1]
+    assert "in mqtt.tls.ca_file" in remedies(done.stdout)[0]
+
+
+def test_a_certificate_of_another_name(
+    bench: Bench, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path, authority: tuple[trustme.CA, Path]
+) -> None:
+    """Where a certificate is of another name than the broker's, its names are told."""
+    names = ("other.example", "192.168.1.2")
+    broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, *authority, *names))
+    for host in ("127.0.0.1", "localhost"):
+        done = bench.check(broker.port, host=host, tls={"ca_file": str(authority[1])})
+        assert "; check mqtt.host" in broker_failure(done)
+        causes = remedies(done.stdout)
+        assert "The certificate is made for other.example, 192.168.1.2: write one of these into mqtt.host." in causes[0]
+        assert "as subjectAltName: docs/security.md" in causes[1]
+
+
+def test_a_certificate_with_a_common_name_alone(
+    bench: Bench, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """A certificate as mosquitto's manual makes it is good for a host name; for an address it is told why not."""
+    broker = start_mosquitto(*by_the_manual(tmp_path, "localhost"))
+    tls = {"ca_file": str(tmp_path / "ca.crt")}
+    assert bench.check(broker.port, host="localhost", tls=tls).returncode == 0
+    done = bench.check(broker.port, tls=tls)
+    broker_failure(done)
+    assert "has no subjectAltName, only the common name localhost" in remedies(done.stdout)[0]
 
 
 def test_tls_where_there_is_none(bench: Bench, mosquitto: Mosquitto) -> None:
@@ -164,13 +182,26 @@ def test_no_tls_where_there_is(
 def test_a_broker_that_wants_a_certificate_of_ours(
     bench: Bench, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path, authority: tuple[trustme.CA, Path]
 ) -> None:
-    """Where the client needs a certificate and has none, that is among the causes."""
+    """Where the client needs a certificate and has none, that is told, and what to do."""
     ca, ca_file = authority
     broker = start_mosquitto(*secure(tmp_path, ca, ca_file, client=True))
     done = bench.check(broker.port, tls={"ca_file": str(ca_file)})
-    broker_failure(done)
+    assert "wants a certificate of this client" in broker_failure(done)
     assert "mqtt.tls.cert_file" in remedies(done.stdout)[0]
-    assert "tls: {}" not in done.stdout
+    assert "mqtt.port" not in done.stdout
+
+
+def test_a_broker_that_does_not_accept_our_certificate(
+    bench: Bench, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path, authority: tuple[trustme.CA, Path]
+) -> None:
+    """Where the broker refuses the client's certificate, its reason is told, and what to do."""
+    ca, ca_file = authority
+    write(trustme.CA().issue_cert("anna@example.org"), tmp_path / "my.pem", tmp_path / "my.key")
+    broker = start_mosquitto(*secure(tmp_path, ca, ca_file, client=True))
+    ours = {"cert_file": str(tmp_path / "my.pem"), "key_file": str(tmp_path / "my.key")}
+    done = bench.check(broker.port, tls={"ca_file": str(ca_file), **ours})
+    assert "does not accept this client's certificate (unknown ca)" in broker_failure(done)
+    assert "cafile" in remedies(done.stdout)[0]
 
 
 # Rights

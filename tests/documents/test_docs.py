@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +32,7 @@ from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.homeassistant import discovery_topic
 from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
 from dexcom2mqtt.messages.status import Status, status_message
+from dexcom2mqtt.mqtt.tls_files import tls_context
 from dexcom2mqtt.readings import Reading, parse_record
 from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
 from tests.documents.test_examples import load as load_strictly
@@ -54,7 +57,7 @@ from tests.support.documents import (
     text_of,
     without_blocks,
 )
-from tests.support.processes import ROOT, eventually, retained
+from tests.support.processes import ROOT, eventually, free_port, retained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -413,7 +416,7 @@ def test_commands_do_what_they_should(document: str, world: World) -> None:
 
 def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
     """The commands of the page on security leave a broker that lets in nobody but the users."""
-    (block,) = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
+    block, _ = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
     world.run(block)
     broker = start_mosquitto(f"include_dir {world.folder}/mosquitto/conf.d")
 
@@ -424,6 +427,23 @@ def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[.
     assert publishes("-u", "dexcom2mqtt", "-P", "a password")
     assert not publishes("-u", "dexcom2mqtt", "-P", "another")
     assert not publishes()
+
+
+def test_the_broker_is_encrypted_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
+    """The commands of the page on security make certificates that a strict Python accepts, for host and address."""
+    users, certificates = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
+    port = free_port()
+    for old, new in (("broker.local", "localhost"), ("192.168.1.2", "127.0.0.1"), ("8883", f"{port} 127.0.0.1")):
+        assert old in certificates.text
+        certificates = replace(certificates, text=certificates.text.replace(old, new))
+    for block in (users, certificates):
+        world.run(block)
+    start_mosquitto(f"include_dir {world.folder}/mosquitto/conf.d")
+    context = tls_context(config.Tls(ca_file=world.folder / "ca.crt"))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    for host in ("localhost", "127.0.0.1"):
+        with socket.create_connection(("127.0.0.1", port)) as sock, context.wrap_socket(sock, server_hostname=host):
+            pass
 
 
 # --- what they say -----------------------------------------------------------------------------------------

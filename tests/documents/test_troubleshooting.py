@@ -28,7 +28,17 @@ CALLS: Final = {
     *("_fail", "Step", "print", "append"),
 }
 """What takes a message for a person: somewhere in its arguments, or in a name that is given to it."""
-FUNCTIONS: Final = {"explain", "_describe", "ask", "look", "_exposed", "warnings", "_found"}
+FUNCTIONS: Final = {
+    "explain",
+    "_describe",
+    "ask",
+    "look",
+    "_exposed",
+    "warnings",
+    "_found",
+    "_unaccepted",
+    "_unwelcome",
+}
 """What returns or writes nothing but such messages."""
 NO_TROUBLE: Final = (
     *("It is good. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),

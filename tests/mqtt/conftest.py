@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class Running:
         self.protocols: list[str] = []
         self.received: list[Received] = []
         self.link = BrokerLink(
-            Mqtt(host="127.0.0.1", port=port, base_topic="test", **settings),
+            Mqtt(port=port, base_topic="test", **({"host": "127.0.0.1"} | settings)),
             self.clock,
             self.mirror,
             self.stream,
@@ -90,6 +91,19 @@ def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
     path = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return authority, path
+
+
+@pytest.fixture
+def strict_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let any Python be as strict with certificates as 3.13."""
+    made = ssl.create_default_context
+
+    def strict(**arguments: Path | None) -> ssl.SSLContext:
+        context = made(**arguments)  # type: ignore[arg-type]
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
 
 
 SUBACKS_LATE = 0.3

@@ -34,7 +34,9 @@ _SECTIONS: Final = {
         "mqtt",
         "tls",
     ): "Encryption of the connection to the broker. `tls: {}` is enough where its certificate comes from a "
-    "well-known authority.",
+    "well-known authority. What `ca_file` names is trusted as it is, be it a root, one in between, or the broker's own "
+    "certificate. The files are read anew for each connection, so that renewing them needs no restart "
+    "([how to make and renew them](security.md#a-certificate-for-the-broker)).",
     ("home_assistant",): "Home Assistant finds the accounts by itself.",
     (): "These two stand by themselves, not indented.",
 }
