@@ -6,6 +6,7 @@ carry the host alone and are raised ``from None``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import io
@@ -27,7 +28,7 @@ from dexcom2mqtt.share.answers import CALL_BYTES, Reply
 from dexcom2mqtt.share.errors import ArgumentError, UnavailableError, UnexpectedResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 CALL_SECONDS: Final = 20.0
 """How long one call may take in real seconds, the look-up of the host's name aside."""
@@ -57,20 +58,20 @@ class Transport:
 
     def post(self, path: str, body: dict[str, str | None], query: dict[str, str | int | None] | None) -> Reply:
         """POST ``body`` and return the answer. Raises UnavailableError and UnexpectedResponseError."""
-        _limits.start_call(self._clock)
-        try:
-            response = self._http.post(
-                f"{self._base_url}/{path}",
-                params=query,
-                json=body,
-                timeout=(_CONNECT_SECONDS, CALL_SECONDS),
-                allow_redirects=False,  # a redirected password would be one given away
-                stream=True,
-            )
-            with response:
-                content = response.raw.read(CALL_BYTES + 1, decode_content=True)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
-            self._raise_unreachable(error)
+        with _limits.call(self._clock):
+            try:
+                response = self._http.post(
+                    f"{self._base_url}/{path}",
+                    params=query,
+                    json=body,
+                    timeout=(_CONNECT_SECONDS, CALL_SECONDS),
+                    allow_redirects=False,  # a redirected password would be one given away
+                    stream=True,
+                )
+                with response:
+                    content = response.raw.read(CALL_BYTES + 1, decode_content=True)
+            except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+                self._raise_unreachable(error)
         headers = response.headers
         return Reply(response.status_code, bytes(content), headers.get("Date"), headers.get("Retry-After"))
 
@@ -134,12 +135,25 @@ class _Limits(threading.local):
         self.bytes_left = 0
         self.sent = False
         """Whether the call has got as far as sending something."""
+        self.answers: list[http.client.HTTPResponse] = []
+        """What the call has begun to read."""
 
-    def start_call(self, clock: Clock) -> None:
+    @contextlib.contextmanager
+    def call(self, clock: Clock) -> Iterator[None]:
+        """Begin a call, and close its answers when it ends, however it ends.
+
+        An answer that ends with its connection is all that keeps the socket open, and urllib3 drops it unclosed where
+        it finds the head at fault, as with two lengths.
+        """
         self._clock = clock
         self._end = clock.now() + CALL_SECONDS * clock.speed
         self.bytes_left = CALL_BYTES
         self.sent = False
+        try:
+            yield
+        finally:
+            while self.answers:
+                self.answers.pop().close()
 
     def seconds_left(self) -> float:
         left = self._clock.real(self._end - self._clock.now())
@@ -198,6 +212,7 @@ class _LimitedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(_LimitedSocket(sock), debuglevel, method)  # type: ignore[arg-type]
         self._interim = 0
+        _limits.answers.append(self)
 
     def _read_status(self) -> tuple[str, int, str]:
         """Read a status line. Only some Pythons limit how many interim ones they pass over."""
@@ -219,9 +234,18 @@ def _connect(connection: urllib3.connection.HTTPConnection) -> socket.socket:
         except OSError as error:
             failure = error
         else:
-            sock.settimeout(_limits.seconds_left())  # for the TLS handshake
-            return sock
+            return _for_the_handshake(sock)
     raise failure
+
+
+def _for_the_handshake(sock: socket.socket) -> socket.socket:
+    """Give a new connection what is left of the call; close it where nothing is."""
+    try:
+        sock.settimeout(_limits.seconds_left())
+    except TimeoutError:
+        sock.close()
+        raise
+    return sock
 
 
 class _LimitedHTTPConnection(urllib3.connection.HTTPConnection):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import queue
 import socket
 import threading
 from dataclasses import replace
@@ -116,6 +117,25 @@ def test_a_head_that_breaks_off_is_no_batch(
     service.fault = read(raw(content, close=True))
     failure(UnavailableError, client.fetch)
     assert asked(service, client)[3:] == calls
+
+
+@pytest.mark.parametrize("lines", [("Connection: close", "Content-Length: 1"), ("Content-Length: -1",)], ids=str)
+def test_leaves_no_connection_to_the_collector(
+    service: SimulatedShare, client: ShareClient, lines: tuple[str, ...]
+) -> None:
+    """An answer whose head is at fault is closed at once, not when its error is forgotten."""
+    received: queue.Queue[bytes] = queue.Queue()
+
+    def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
+        connection.sendall(head(*lines, "Content-Length: 2") + b"[]")
+        received.put(connection.recv(1))
+        return False
+
+    service.fault = read(lambda _request, _respond: Response(delivery=deliver))
+    with pytest.raises(UnavailableError) as held:
+        client.fetch()
+    assert received.get(timeout=2) == b""
+    del held
 
 
 @pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
