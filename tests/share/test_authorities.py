@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import ssl
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import pytest
 import trustme
 from cryptography import x509
@@ -21,7 +26,6 @@ from tests.support.share_client import LittleServer, client_to, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OPENSSL = shutil.which("openssl")
 
@@ -96,6 +100,43 @@ def test_tells_what_is_no_certificate(
         transport.adapter()
 
 
+def test_tells_a_folder_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSL_CERT_FILE names a file, as for OpenSSL itself."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path))
+    with pytest.raises(VariableError, match=r"^SSL_CERT_FILE: .* cannot be read \(Is a directory\)$"):
+        transport.adapter()
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
+def test_tells_a_folder_that_cannot_be_read(own: trustme.CA, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """OpenSSL would pass over a folder that the daemon's user may not look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        usual = Path(folder) / "usual.pem"
+        own.cert_pem.write_to_path(usual)
+        monkeypatch.setattr(certifi, "where", lambda: str(usual))  # the real ones may be where only root can read
+        Path(folder).chmod(0o311)
+        monkeypatch.setenv(variable, folder)
+        with (
+            as_somebody(),
+            pytest.raises(VariableError, match=rf"^{variable}: {folder} cannot be read \(Permission denied\)$"),
+        ):
+            transport.adapter()
+        Path(folder).chmod(0o700)
+
+
+@contextlib.contextmanager
+def as_somebody() -> Iterator[None]:
+    """Be no root for a while: root reads everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
 def test_an_intermediate_will_do(own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An authority that is named need not be a root, with any Python."""
     child = own.create_child_ca()
@@ -107,25 +148,37 @@ def test_an_intermediate_will_do(own: trustme.CA, tmp_path: Path, monkeypatch: p
 
 def test_a_plain_authority_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An authority without the identifiers that Python wants from 3.13 on is trusted where it is named."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    today = datetime.now(UTC)
-    pem = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, today - timedelta(1), today + timedelta(1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (tmp_path / "plain.pem").write_bytes(pem)
-    (tmp_path / "plain.key").write_bytes(private)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "plain.pem"))
+    authority, plain = signed("authority", ca=True)
+    certificate, key = signed("localhost", plain)
+    for name, pem in {"authority.pem": authority, "localhost.pem": certificate, "localhost.key": pem_of(key)}.items():
+        (tmp_path / name).write_bytes(pem)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     with LittleServer() as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "plain.pem", tmp_path / "plain.key")
+        context.load_cert_chain(tmp_path / "localhost.pem", tmp_path / "localhost.key")
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.url = f"https://localhost:{server.server_address[1]}"
         assert client_to(server).fetch() == Batch()
+
+
+def signed(
+    name: str, by: ec.EllipticCurvePrivateKey | None = None, *, ca: bool = False
+) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """Return a certificate that says no more than it must, in PEM, and its key; by default it is signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject, issuer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, "authority"))
+    today = datetime.now(UTC)
+    days = today - timedelta(1), today + timedelta(1)
+    certificate = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number(), *days)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(by or key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key
+
+
+def pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

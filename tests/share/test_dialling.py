@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.share import ShareClient, UnavailableError, dialling, transport
+from dexcom2mqtt.share.bounds import bounds
 from tests.support.share_client import ANNA, client_of, failure, readings_of, takes
 
 if TYPE_CHECKING:
@@ -128,6 +130,28 @@ def test_the_last_address_has_all_that_is_left(full_server: int, monkeypatch: py
         client = ShareClient(username="a", password="b", base_url=f"http://many.test:{full_server}")
         with takes(1.1, 3):
             failure(UnavailableError, client.fetch)
+
+
+@pytest.mark.usefixtures("impatient", "short_calls")
+def test_a_connection_has_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an address has taken the connection, the handshake has the time of the call, though others are left."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        resolve(monkeypatch, "many.test", [("127.0.0.1", port), ("127.0.0.2", port)])
+        client = ShareClient(username="a", password="b", base_url=f"https://many.test:{port}")
+        with takes(0.4, 4):
+            failure(UnavailableError, client.fetch)
+
+
+def test_a_connection_has_its_options() -> None:
+    """What is asked of a connection, as to send small things at once, is so."""
+    option = socket.IPPROTO_TCP, socket.TCP_NODELAY
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        bounds.call(Clock(), 5, 0, None),
+        dialling.dial("127.0.0.1", server.getsockname()[1], [(*option, 1)]) as sock,
+    ):
+        assert sock.getsockopt(*option)
 
 
 @pytest.mark.usefixtures("short_calls")

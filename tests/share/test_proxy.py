@@ -10,7 +10,15 @@ from urllib.parse import quote
 
 import pytest
 
-from dexcom2mqtt.share import ArgumentError, Batch, ShareClient, ShareError, UnavailableError, UnexpectedResponseError
+from dexcom2mqtt.share import (
+    ArgumentError,
+    Batch,
+    ShareClient,
+    ShareError,
+    UnavailableError,
+    UnexpectedResponseError,
+    transport,
+)
 from dexcom2mqtt.share.bounds import bounds
 from dexcom2mqtt.share.errors import VariableError
 from tests.support import proxy as at_proxy
@@ -202,6 +210,15 @@ def test_a_call_through_the_proxy_ends_in_time(
     with takes(0.4, 4):
         error = failure(UnavailableError, far().fetch)
     assert str(error) == f"no answer from far.invalid through the proxy {proxy.name}: it took too long"
+
+
+def test_the_tunnel_counts(proxy: ConnectProxy, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the proxy took is taken off the time of the handshake."""
+    monkeypatch.setattr(transport, "CALL_SECONDS", 1.5)
+    proxy.delay = 1.2
+    proxy.to = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+    with takes(1.4, 2.4):
+        failure(UnavailableError, far().fetch)
 
 
 def test_an_answer_through_the_proxy_has_its_size(authority: trustme.CA, proxy: ConnectProxy) -> None:
