@@ -156,10 +156,11 @@ def _run(given: argparse.Namespace) -> int:
         return MISCONFIGURED
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
+    from dexcom2mqtt.share.errors import VariableError  # noqa: PLC0415
 
     try:
         code = process.run(settings)
-    except tls_files.TlsFileError as error:
+    except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
     # none run while the interpreter is taken apart, is what ends the process in time and with this code.
@@ -178,13 +179,14 @@ def _check(given: argparse.Namespace) -> int:
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
     from dexcom2mqtt.commands import check  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
+    from dexcom2mqtt.share.errors import VariableError  # noqa: PLC0415
 
     failed = 0
     try:
         for step in check.check(settings, Clock()):
             failed += step.verdict == "failed"
             _print_step(step)
-    except tls_files.TlsFileError as error:
+    except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
     if failed:
         return _fail(f"{failed} failed; see above for what to do")

@@ -55,6 +55,7 @@ PURE = {
     "account/verdict",
     "share/errors",
     "share/answers",
+    "share/route",
     "share/server_time",
 }
 NOW = {"now", "utcnow", "today"}

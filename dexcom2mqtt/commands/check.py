@@ -101,12 +101,15 @@ class Step:
 
 
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
-    """Try everything once, and yield each step as soon as it is done. Raises TlsFileError."""
+    """Try everything once, and yield each step as soon as it is done. Raises TlsFileError and VariableError."""
     if settings.mqtt.tls is not None:
         tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+    clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # nor one in a variable
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
+    for proxy in dict.fromkeys(client.proxy for client in clients.values() if client.proxy):
+        yield Step("configuration", f"Share is reached through the proxy {proxy}, which the environment names.")
     for key, account in settings.accounts.items():
-        yield from _check_account(key, account, settings.stale_after_seconds, clock)
+        yield from _check_account(key, account, clients[key], settings.stale_after_seconds)
     try:
         yield from _check_broker(settings, clock)
     except dialling.BrokerError as error:
@@ -116,8 +119,7 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
 # --- an account --------------------------------------------------------------------------------------------
 
 
-def _check_account(key: str, account: Account, stale_after: float, clock: Clock) -> Iterator[Step]:
-    client = client_of(account, clock)
+def _check_account(key: str, account: Account, client: ShareClient, stale_after: float) -> Iterator[Step]:
     try:
         client.sign_in()
         yield Step(key, f"Signed in to {client.host}, region {account.region}.")

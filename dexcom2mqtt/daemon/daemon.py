@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Account, Settings
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.outcome import Protocol
+    from dexcom2mqtt.share import ShareClient
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ _SUMMARIES: Final = 10
 class Daemon:
     """Everything that polls and publishes; ``start`` it, and ``stop`` it when one of ``STOP`` came.
 
-    Raises TlsFileError.
+    Raises TlsFileError and VariableError.
     """
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
@@ -65,7 +66,9 @@ class Daemon:
         self._stream = Stream(self._topics, changed=self._wake)
         self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
         self._rate_limits = RateLimits()
-        self._pollers = {key: self._poller(key, account) for key, account in settings.accounts.items()}
+        clients = {key: client_of(account, self._clock) for key, account in settings.accounts.items()}
+        self._proxies = dict.fromkeys(client.proxy for client in clients.values() if client.proxy)
+        self._pollers = {key: self._poller(key, account, clients[key]) for key, account in settings.accounts.items()}
         self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
         self._discovery = Discovery(settings, self._topics, self._clock, self._mirror)
         self._heartbeat = Heartbeat(self._topics, self._clock, self._mirror, settings.accounts, self._pollers)
@@ -74,11 +77,11 @@ class Daemon:
         self.broken = False
         """Whether a thread ended that must not."""
 
-    def _poller(self, key: str, account: Account) -> Poller:
+    def _poller(self, key: str, account: Account, client: ShareClient) -> Poller:
         return poller_for(
             key,
             account,
-            client_of(account, self._clock),
+            client,
             clock=self._clock,
             topics=self._topics,
             put=self._mirror.put,
@@ -122,6 +125,8 @@ class Daemon:
     def start(self) -> None:
         """Start the threads."""
         threading.excepthook = self._on_exception
+        for proxy in self._proxies:
+            _log.info("Share is reached through the proxy %s", proxy)
         self._heartbeat.start()
         self._discovery.put()
         for key, poller in self._pollers.items():

@@ -44,7 +44,7 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
 
     The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
     waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
-    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError.
+    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError and VariableError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     _allow_open_files(2 * len(settings.accounts) + _FILES)

@@ -57,7 +57,7 @@ class ShareClient:
     of the two. ``base_url`` takes the place of the region's server. Nothing is sent before the first reading is
     asked for.
 
-    Raises ArgumentError where these do not fit.
+    Raises ArgumentError where these do not fit, or where the environment's proxy or authorities are no good.
     """
 
     def __init__(  # noqa: PLR0913  # all but the password are optional, and by name
@@ -87,6 +87,8 @@ class ShareClient:
         self._transport = Transport(base_url or BASE_URLS[region], self._clock)
         self.host = self._transport.host
         """The server, with its port where it has one of its own."""
+        self.proxy = None if self._transport.proxy is None else str(self._transport.proxy)
+        """The proxy that leads to it, as host and port, where the environment names one."""
         self.time = ShareTime(self._clock)
         """The time of day, as this account's server tells it."""
         self.requests = 0

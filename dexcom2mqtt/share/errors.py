@@ -14,6 +14,10 @@ class ArgumentError(ShareError, ValueError):
     """The caller passed something that Share cannot take; nothing was sent."""
 
 
+class VariableError(ArgumentError):
+    """A variable of the environment about proxies or authorities cannot be used; the text names it."""
+
+
 class UnavailableError(ShareError):
     """Share could not be reached or is out of order: try again soon."""
 

@@ -1,17 +1,17 @@
 """One bounded POST: 20 s in all, 1 MiB, TLS that is verified, and what went wrong in words without a URL.
 
 It knows no session and no reading. The URL of a read holds the session id, and so do the libraries' texts: errors
-carry the host alone and are raised ``from None``.
+carry the host alone and are raised ``from None``. The environment's proxy and authorities are read here (by `route`)
+and not by requests, which would also take a .netrc's credentials.
 """
 
 from __future__ import annotations
 
 import functools
 import http.client
-import io
-import socket
+import os
 import ssl
-import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -20,71 +20,87 @@ import requests
 import requests.adapters
 import urllib3
 import urllib3.connection
-from urllib3.util.connection import create_connection
 
-from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.share.answers import CALL_BYTES, Reply
-from dexcom2mqtt.share.errors import ArgumentError, UnavailableError, UnexpectedResponseError
+from dexcom2mqtt.share.bounds import BoundedResponse, InterimError, bounds
+from dexcom2mqtt.share.dialling import ProxyError, dial, dial_through
+from dexcom2mqtt.share.errors import ArgumentError, UnavailableError, UnexpectedResponseError, VariableError
+from dexcom2mqtt.share.route import authorities, proxy_for
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
+
+    from dexcom2mqtt.clock import Clock
 
 CALL_SECONDS: Final = 20.0
 """How long one call may take in real seconds, the look-up of the host's name aside."""
-_CONNECT_SECONDS: Final = 5.0
-_MOST_INTERIM: Final = 10
+_IDLE_SECONDS: Final = 60.0
+"""By the clock: after that, whatever is between may have forgotten a connection, and drop what comes on it."""
 _CERTIFICATE_NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+_CREDENTIALS_WANTED: Final = 407
+_FAILURES: Final = range(500, 600)
 
 
 class Transport:
-    """The connection to one server, for one account at a time: cookies are kept. Raises ArgumentError."""
+    """The connection to one server, for one account at a time: cookies are kept.
+
+    Raises ArgumentError, and VariableError, which is one, where the environment's proxy or authorities are no good.
+    """
 
     def __init__(self, base_url: str, clock: Clock) -> None:
         self._base_url = base_url.rstrip("/")
         self._clock = clock
         self._http = _Session()
         self._http.trust_env = False  # a .netrc would add credentials, and the daemon is to know its own way
-        self._http.mount("https://", adapter())
-        self._http.mount("http://", adapter())
         self.host = _host_of(self._base_url)
         """The server, with its port where it has one of its own."""
+        self.proxy = proxy_for(self._base_url, os.environ)
+        """Through which the server is reached; None where directly."""
+        encrypted = self._base_url.lower().startswith("https:")
+        for scheme in ("https://", "http://"):
+            self._http.mount(scheme, adapter() if encrypted else _plain_adapter())
 
     @property
     def sent(self) -> bool:
         """Whether the last call of this thread has got as far as sending something."""
-        return _limits.sent
+        return bounds.sent
 
     def post(self, path: str, body: dict[str, str | None], query: dict[str, str | int | None] | None) -> Reply:
         """POST ``body`` and return the answer. Raises UnavailableError and UnexpectedResponseError."""
-        _limits.start_call(self._clock)
-        try:
-            response = self._http.post(
-                f"{self._base_url}/{path}",
-                params=query,
-                json=body,
-                timeout=(_CONNECT_SECONDS, CALL_SECONDS),
-                allow_redirects=False,  # a redirected password would be one given away
-                stream=True,
-            )
-            with response:
-                content = response.raw.read(CALL_BYTES + 1, decode_content=True)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
-            self._raise_unreachable(error)
+        with bounds.call(self._clock, CALL_SECONDS, CALL_BYTES, self.proxy):
+            try:
+                response = self._http.post(
+                    f"{self._base_url}/{path}",
+                    params=query,
+                    json=body,
+                    timeout=CALL_SECONDS,
+                    allow_redirects=False,  # a redirected password would be one given away
+                    stream=True,
+                )
+                with response:
+                    content = response.raw.read(CALL_BYTES + 1, decode_content=True)
+            except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+                self._raise_unreachable(error)
         headers = response.headers
         return Reply(response.status_code, bytes(content), headers.get("Date"), headers.get("Retry-After"))
 
     def _raise_unreachable(self, error: BaseException) -> NoReturn:
-        if _limits.bytes_left < 0:
+        causes = list(_causes(error))
+        if refused := next((cause for cause in causes if isinstance(cause, ProxyError)), None):
+            raise _of_proxy(refused, self.host) from None
+        if bounds.bytes_left < 0:
             raise UnexpectedResponseError(f"{self.host} answered more than 1 MiB") from None
-        for cause in _causes(error):
-            if isinstance(cause, _InterimError):
+        for cause in causes:
+            if isinstance(cause, InterimError):
                 raise UnexpectedResponseError(f"{self.host} put off its answer again and again") from None
             if isinstance(cause, ssl.SSLCertVerificationError):
                 dates = cause.verify_code in {_CERTIFICATE_NOT_YET_VALID, _CERTIFICATE_EXPIRED}
                 why = "outside its dates" if dates else "not one this machine trusts"
                 raise UnavailableError(f"the certificate of {self.host} is {why}", wrong_clock=dates) from None
-        raise UnavailableError(f"no answer from {self.host}: {_describe(error)}") from None
+        way = "" if self.proxy is None else f" through the proxy {self.proxy}"
+        raise UnavailableError(f"no answer from {self.host}{way}: {_describe(error)}") from None
 
 
 def _host_of(url: str) -> str:
@@ -111,6 +127,34 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
     return seen
 
 
+def _of_proxy(error: ProxyError, host: str) -> UnavailableError:
+    """Say what failed at the proxy, and what to do; nothing of it is Share's fault."""
+    proxy, status, cause = error.proxy, error.status, error.__cause__
+    # http.client has no class of its own for too many headers.
+    endless = isinstance(cause, InterimError | http.client.LineTooLong) or type(cause) is http.client.HTTPException
+    if endless or bounds.bytes_left < 0:
+        return UnavailableError(f"the proxy {proxy} answered without an end; is {proxy.variable} right?")
+    if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
+        return UnavailableError(
+            f"the proxy {proxy} answered with something that is no HTTP; is {proxy.variable} right?"
+        )
+    if status is None:
+        return UnavailableError(
+            f"no answer from the proxy {proxy}: {_describe(error)}; does it run, and is {proxy.variable} right?"
+        )
+    if status == _CREDENTIALS_WANTED:
+        return UnavailableError(
+            f"the proxy {proxy} wants a user name and a password, or others ({status}): write them into "
+            f"{proxy.variable}, as http://user:password@{proxy}"
+        )
+    if status in _FAILURES:
+        return UnavailableError(f"the proxy {proxy} cannot reach {host} ({status}); ask whoever runs it")
+    return UnavailableError(
+        f"the proxy {proxy} does not let this machine through to {host} ({status}): it has to allow that, or NO_PROXY "
+        "has to name the server"
+    )
+
+
 def _describe(error: BaseException) -> str:
     """Say what failed in words of our own: the libraries' texts hold the URL, and so the session id."""
     kinds = [type(cause).__name__ for cause in _causes(error)]
@@ -125,126 +169,40 @@ def _describe(error: BaseException) -> str:
     return "the connection or the answer broke off"
 
 
-class _Limits(threading.local):
-    """What the call that this thread is making may still use. Connections are shared, so they look here."""
+class _BoundedHTTPConnection(urllib3.connection.HTTPConnection):
+    response_class = BoundedResponse
+    used_at = 0.0
 
-    def __init__(self) -> None:
-        self._clock = Clock()
-        self._end = 0.0
-        self.bytes_left = 0
-        self.sent = False
-        """Whether the call has got as far as sending something."""
+    def _new_conn(self) -> socket.socket:
+        """Connect within the call's bounds; urllib3 gives each address the whole time again, and each read."""
+        host, port, options = self.host, int(self.port), self.socket_options or ()
+        if bounds.proxy is None:
+            return dial(host, port, options)
+        return dial_through(bounds.proxy, host, port, options)
 
-    def start_call(self, clock: Clock) -> None:
-        self._clock = clock
-        self._end = clock.now() + CALL_SECONDS * clock.speed
-        self.bytes_left = CALL_BYTES
-        self.sent = False
-
-    def seconds_left(self) -> float:
-        left = self._clock.real(self._end - self._clock.now())
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-    def use(self, count: int) -> int:
-        self.bytes_left -= count
-        if self.bytes_left < 0:
-            raise ConnectionAbortedError
-        return count
-
-
-_limits = _Limits()
-
-
-class _LimitedFile(io.RawIOBase):
-    """A socket's file whose every read gets the time that is left of the whole call.
-
-    A socket's own timeout bounds one read: a server that sends a byte each second would never time out.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__()
-        self._sock = sock
-        self._file = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed wants any buffer
-        self._sock.settimeout(_limits.seconds_left())
-        return _limits.use(self._file.readinto(buffer) or 0)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _LimitedSocket:
-    """What http.client wants of a socket in order to read an answer: a file."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_LimitedFile(self._sock))
-
-
-class _InterimError(http.client.HTTPException):
-    """Too many interim responses (100 Continue), for which nobody asked."""
-
-
-class _LimitedResponse(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
-        super().__init__(_LimitedSocket(sock), debuglevel, method)  # type: ignore[arg-type]
-        self._interim = 0
-
-    def _read_status(self) -> tuple[str, int, str]:
-        """Read a status line. Only some Pythons limit how many interim ones they pass over."""
-        version, status, reason = super()._read_status()  # type: ignore[misc]
-        if status == http.client.CONTINUE:
-            self._interim += 1
-            if self._interim > _MOST_INTERIM:
-                raise _InterimError
-        return version, status, reason
-
-
-def _connect(connection: urllib3.connection.HTTPConnection) -> socket.socket:
-    """Connect to the first of the host's addresses that answers; urllib3 gives each the whole time again."""
-    failure = OSError()
-    for *_, (address, port, *_) in socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM):
-        seconds = min(_CONNECT_SECONDS, _limits.seconds_left())
-        try:
-            sock = create_connection((str(address), int(port)), seconds, socket_options=connection.socket_options)
-        except OSError as error:
-            failure = error
-        else:
-            sock.settimeout(_limits.seconds_left())  # for the TLS handshake
-            return sock
-    raise failure
-
-
-class _LimitedHTTPConnection(urllib3.connection.HTTPConnection):
-    response_class = _LimitedResponse
-    _new_conn = _connect
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can be used again. A NAT tells nobody that it has forgotten a connection."""
+        return bounds.now() - self.used_at <= _IDLE_SECONDS and super().is_connected
 
     def send(self, data: Any) -> None:  # noqa: ANN401  # whatever http.client takes
         if self.sock is None:
             self.connect()
-        _limits.sent = True
+        bounds.sent = True
+        self.used_at = bounds.now()
         super().send(data)
 
 
-class _LimitedHTTPSConnection(_LimitedHTTPConnection, urllib3.connection.HTTPSConnection):
+class _BoundedHTTPSConnection(_BoundedHTTPConnection, urllib3.connection.HTTPSConnection):
     pass
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _LimitedHTTPConnection
+    ConnectionCls = _BoundedHTTPConnection
 
 
 class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _LimitedHTTPSConnection
+    ConnectionCls = _BoundedHTTPSConnection
 
 
 class _Session(requests.Session):
@@ -254,12 +212,14 @@ class _Session(requests.Session):
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections with limits, and one TLS context for all of them: loading the CAs takes a Pi a while."""
+    """Connections with bounds, and one TLS context for all of them: loading the CAs takes a Pi a while."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        super().__init__()
 
     def init_poolmanager(self, *args: object, **options: object) -> None:
-        context = ssl.create_default_context()
-        context.load_verify_locations(certifi.where())  # for a machine without CAs of its own
-        super().init_poolmanager(*args, ssl_context=context, **options)  # type: ignore[arg-type]
+        super().init_poolmanager(*args, ssl_context=self._context, **options)  # type: ignore[arg-type]
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def cert_verify(self, *_: object) -> None:
@@ -268,5 +228,39 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 @functools.cache
 def adapter() -> _Adapter:
-    """Return the one adapter for all requests of the process, made when it is first needed."""
-    return _Adapter()
+    """Return the one adapter for all encrypted requests, made when it is first needed. Raises VariableError."""
+    return _Adapter(_trusting_context())
+
+
+@functools.cache
+def _plain_adapter() -> _Adapter:
+    return _Adapter(None)
+
+
+def _trusting_context() -> ssl.SSLContext:
+    """Trust the machine's authorities, the usual ones, and those that the environment names. Raises VariableError.
+
+    OpenSSL reads two of the variables itself, and passes over what it cannot read.
+    """
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())  # for a machine without CAs of its own
+    named = authorities(os.environ)
+    for variable, path in named:
+        _trust(context, variable, path)
+    if named:  # an authority of one's own is taken as it is, by each Python alike
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _trust(context: ssl.SSLContext, variable: str, path: str) -> None:
+    try:
+        if Path(path).is_dir() and variable != "SSL_CERT_FILE":
+            next(Path(path).iterdir(), None)  # OpenSSL looks into it only when it needs to, and in silence
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        raise VariableError(f"{variable}: {path} holds no certificate in PEM") from None
+    except OSError as error:
+        raise VariableError(f"{variable}: {path} cannot be read ({error.strerror})") from None

@@ -8,10 +8,16 @@ import pytest
 
 from dexcom2mqtt.demo.share_service import SimulatedShare, accelerated
 from tests.support.checking import ANNA, BEN, Bench
+from tests.support.proxy import forget_variables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_variables(monkeypatch)
 
 
 @pytest.fixture

@@ -26,15 +26,13 @@ def share(clock: Clock) -> Iterator[SimulatedShare]:
 
 @pytest.fixture
 def anna(share: SimulatedShare) -> Iterator[Client]:
-    client = Client(share)
-    client.login()
-    with client.http:
+    with Client(share) as client:
+        client.login()
         yield client
 
 
 @pytest.fixture
 def ben(share: SimulatedShare) -> Iterator[Client]:
-    client = Client(share, BEN)
-    client.login()
-    with client.http:
+    with Client(share, BEN) as client:
+        client.login()
         yield client

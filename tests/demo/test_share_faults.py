@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -33,10 +34,9 @@ def test_warm_up_has_no_readings(anna: Client, clock: Clock, share: SimulatedSha
     share.distort(share_faults.during(NOON - 7200, NOON, share_faults.missing), ANNA.username)
     clock.time = NOON + 1800
     assert not [each for each in anna.times() if NOON - 7200 <= each / 1000 < NOON]
-    other = Client(share, BEN)
-    other.login()
-    assert [each for each in other.times() if NOON - 7200 <= each / 1000 < NOON]
-    other.http.close()
+    with Client(share, BEN) as other:
+        other.login()
+        assert [each for each in other.times() if NOON - 7200 <= each / 1000 < NOON]
 
 
 def test_two_devices_double_each_reading(anna: Client, share: SimulatedShare) -> None:
@@ -205,18 +205,17 @@ def test_hang_says_nothing(anna: Client, share: SimulatedShare) -> None:
 def test_close_ends_what_hangs(clock: Clock, fault: sim.Fault) -> None:
     """Closing the service takes less than a second, whatever hangs, and leaves no thread behind."""
     before = threading.active_count()
-    with SimulatedShare([ANNA], clock) as share:
-        client = Client(share)
-        client.login()
-        share.fault = fault
-        connections = [raw(client) for _ in range(5)]
-        while share.count(call="read") < 5:
-            time.sleep(0.01)
-        began = time.monotonic()
-    assert time.monotonic() - began < 1
-    for connection in connections:
-        connection.close()
-    client.http.close()
+    with contextlib.ExitStack() as connections:
+        with SimulatedShare([ANNA], clock) as share:
+            client = connections.enter_context(Client(share))
+            client.login()
+            share.fault = fault
+            for _ in range(5):
+                connections.enter_context(raw(client))
+            while share.count(call="read") < 5:
+                time.sleep(0.01)
+            began = time.monotonic()
+        assert time.monotonic() - began < 1
     deadline = time.monotonic() + 1
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import subprocess
@@ -43,10 +44,9 @@ def test_gives_a_reading_as_recorded_in_2025(anna: Client, clock: Clock, share: 
 def test_gives_a_reading_as_recorded_in_2015(clock: Clock) -> None:
     """The older format is that of the recording too: slashes, trends as numbers, an ST that is an hour off."""
     account = SimulatedAccount("old", "pw", zone_offset_min=-420, legacy=True)
-    with SimulatedShare([account], clock) as share:
+    with SimulatedShare([account], clock) as share, Client(share, account) as client:
         share.distort(share_faults.missing)
         share.add("old", Record(round(NOON * 1000), 101))
-        client = Client(share, account)
         client.login()
         shown = round(NOON * 1000) - 23_000
         assert client.readings() == [
@@ -171,15 +171,14 @@ def test_compresses_when_asked(anna: Client, accepted: str, encoding: str | None
 
 def test_keeps_the_connection(share: SimulatedShare) -> None:
     """One call after the other goes over one connection, errors included."""
-    connection = http.client.HTTPConnection(share.base_url.split("/")[2])
     sockets = set()
-    for _ in range(3):
-        connection.request("POST", "/ShareWebServices/Services/General/LoginPublisherAccountById", "{}")
-        connection.getresponse().read()
-        sockets.add(connection.sock)
+    with contextlib.closing(http.client.HTTPConnection(share.base_url.split("/")[2])) as connection:
+        for _ in range(3):
+            connection.request("POST", "/ShareWebServices/Services/General/LoginPublisherAccountById", "{}")
+            connection.getresponse().read()
+            sockets.add(connection.sock)
     assert len(sockets) == 1
     assert None not in sockets
-    connection.close()
 
 
 def test_knows_no_other_call(anna: Client) -> None:
@@ -201,11 +200,9 @@ def test_readings_come_every_five_minutes(anna: Client) -> None:
 
 def test_readings_differ_only_between_accounts(anna: Client, ben: Client, clock: Clock) -> None:
     """Another service has the same readings for the same account; another account has others."""
-    with SimulatedShare([ANNA], clock) as again:
-        client = Client(again)
+    with SimulatedShare([ANNA], clock) as again, Client(again) as client:
         client.login()
         assert client.readings() == anna.readings()
-        client.http.close()
     assert [each["Value"] for each in anna.readings()] != [each["Value"] for each in ben.readings()]
 
 
@@ -337,8 +334,7 @@ def test_success_forgets_rejections(anna: Client, ben: Client) -> None:
 
 def test_lock_is_configurable(clock: Clock) -> None:
     """Number and length are the test's to choose."""
-    with SimulatedShare([ANNA], clock, max_rejections=2, lock_seconds=60) as share:
-        client = Client(share)
+    with SimulatedShare([ANNA], clock, max_rejections=2, lock_seconds=60) as share, Client(share) as client:
         client.login(password="wrong")
         client.login(password="wrong")
         assert "MaxAttempts" in refused(client.login())[0]
@@ -382,8 +378,7 @@ def test_serves_many_at_once(clock: Clock) -> None:
     lengths: list[int] = []
 
     def use(share: SimulatedShare, account: SimulatedAccount) -> None:
-        client = Client(share, account)
-        with client.http:
+        with Client(share, account) as client:
             client.authenticate()
             client.login()
             lengths.append(len(client.times()))

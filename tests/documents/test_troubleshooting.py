@@ -23,7 +23,7 @@ MODULES: Final = sorted(Path(dexcom2mqtt.__file__).parent.rglob("*.py"))
 
 CALLS: Final = {
     *("warning", "error", "critical"),  # of a log
-    *("Failure", "BrokerError", "PurgeError", "TlsFileError", "ConfigError"),
+    *("Failure", "BrokerError", "PurgeError", "TlsFileError", "VariableError", "ConfigError"),
     *("UnavailableError", "CredentialsRejectedError", "LockedOutError", "RateLimitedError", "UnexpectedResponseError"),
     *("_fail", "Step", "print", "append"),
 }

@@ -273,8 +273,8 @@ def test_what_the_broker_says_last_is_never_lost(
     mqtt = Mqtt(host="127.0.0.1", port=broker.port, tls=Tls(ca_file=ca_file))
     told = []
     for _ in range(40):
-        with Connection(mqtt, "5", TlsFiles(mqtt.tls).context()) as connection:
-            told.append(connection.open(Clock()))
+        with Connection(mqtt, Clock(), "5", TlsFiles(mqtt.tls).context()) as connection:
+            told.append(connection.open())
     assert {failure is not None and "wants a certificate" in failure.text for failure in told} == {True}
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dexcom2mqtt.demo import share_service as sim
@@ -575,6 +575,7 @@ def test_survives_any_records(read_with: ReadWith, records: list[object], place:
 
 @settings(anything, max_examples=100)
 @given(lines=st.lists(st.tuples(NAMES, VALUES), max_size=6), content=st.binary(max_size=50))
+@example(lines=[("Content-Length", b"-1"), ("Content-Length", b"2")], content=b"[]")
 def test_survives_any_headers(read_with: ReadWith, lines: list[tuple[str, bytes]], content: bytes) -> None:
     """Whatever headers an answer has: they end in readings or in an error of the family."""
     written = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Self
 
 import requests
 
@@ -28,13 +28,19 @@ class Clock:
 
 
 class Client:
-    """Asks the service, as plainly as can be."""
+    """Asks the service, as plainly as can be; its connection is to be closed."""
 
     def __init__(self, share: SimulatedShare, account: SimulatedAccount = ANNA) -> None:
         self.share = share
         self.account = account
         self.http = requests.Session()
         self.session_id = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
 
     def post(self, path: str, fields: object = None, **params: object) -> requests.Response:
         url = f"{self.share.base_url}/{path}"

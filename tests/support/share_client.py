@@ -199,11 +199,15 @@ class LittleServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, certificate: trustme.LeafCert | None = None, *, drip: bool = False) -> None:
+    def __init__(self, certificate: trustme.LeafCert | None = None, *, drip: bool = False, more: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.drip = drip
+        self.more = more
+        """How many blanks follow each answer."""
         self.cookies: list[str] = []
         """What each request brought along."""
+        self.credentials: list[str | None] = []
+        """What each had in its header Authorization."""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -230,7 +234,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.cookies.append(self.headers.get("Cookie", ""))
+        self.server.credentials.append(self.headers.get("Authorization"))
         content = b"[]" if "Read" in self.path else json.dumps(ANNA.account_id).encode()
+        content += b" " * self.server.more
         self.send_response(200)
         self.send_header("Content-Length", str(len(content) + 100 * self.server.drip))
         self.send_header("Set-Cookie", f"n={len(self.server.cookies)}; path=/")

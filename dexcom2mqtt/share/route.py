@@ -1,0 +1,150 @@
+"""The way to a server as the environment describes it: through which proxy, and which authorities are trusted.
+
+Pure: it is given the variables, and neither looks up a name nor opens a file. A proxy's user and password may stand in
+its variable, so no text from here quotes one.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from dexcom2mqtt.share.errors import VariableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_EXEMPTING_VARIABLES: Final = ("no_proxy", "NO_PROXY")
+_SEVERAL: Final = "SSL_CERT_DIR"
+_AUTHORITY_VARIABLES: Final = ("SSL_CERT_FILE", _SEVERAL, "REQUESTS_CA_BUNDLE")
+_HTTPS_PORT: Final = 443
+_HTTP_PORT: Final = 80
+_OTHER_KINDS: Final = {"https", "socks", "socks4", "socks4a", "socks5", "socks5h"}
+_NAME: Final = re.compile(r"[\w.-]+")
+_WITH_PORT: Final = re.compile(r"(\[[^]]+\]|[^:]+):([0-9]+)")
+_ALLOWED: Final = (
+    "allowed: http://host:port, with user:password@ before the host if the proxy wants them; special characters in "
+    "these are written in hexadecimal, as %40 for @"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy of HTTP, which opens a tunnel (CONNECT). As a text it is its host and port."""
+
+    host: str
+    port: int
+    variable: str
+    """The variable that named it."""
+    authorization: str | None = field(default=None, repr=False)
+    """What it is to be shown of its user and password, as the header's value; a secret."""
+
+    def __str__(self) -> str:
+        return at(self.host, self.port)
+
+
+def at(host: str, port: int) -> str:
+    """Write a host and a port; an address of IPv6 goes into brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
+    """Return the proxy that leads to a URL; None if there is none, and always for http. Raises VariableError.
+
+    As with curl, the first of https_proxy, HTTPS_PROXY, all_proxy and ALL_PROXY that is set counts, and an empty one
+    means no proxy.
+    """
+    parts = urlsplit(url)
+    variable = _first_set(_PROXY_VARIABLES, environ)
+    value = environ.get(variable, "").strip()
+    if parts.scheme != "https" or not value:
+        return None
+    exempt = environ.get(_first_set(_EXEMPTING_VARIABLES, environ), "")
+    if is_exempt(parts.hostname or "", parts.port or _HTTPS_PORT, exempt):
+        return None
+    return _parsed(variable, value)
+
+
+def authorities(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return each file or folder of authorities that the environment names, with its variable."""
+    named = [(variable, environ[variable]) for variable in _AUTHORITY_VARIABLES if environ.get(variable)]
+    return [
+        (variable, path)
+        for variable, value in named
+        for path in (value.split(":") if variable == _SEVERAL else [value])
+        if path
+    ]
+
+
+def is_exempt(host: str, port: int, exempt: str) -> bool:
+    """Return whether NO_PROXY, with that value, says that a host is reached directly.
+
+    Its entries stand between commas or blanks: ``*`` for every host, a name for itself and all names that end in it
+    after a dot, an address, or a range of addresses as 192.168.0.0/16; each of them also with ``:port``.
+    """
+    host = host.lower().rstrip(".")
+    return any(_covers(entry, host, port) for entry in re.split(r"[\s,]+", exempt.lower()) if entry)
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    if with_port := _WITH_PORT.fullmatch(entry):
+        entry = with_port[1]
+        if int(with_port[2]) != port:
+            return False
+    entry = entry.strip("[]")
+    try:
+        addresses = ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        name = entry.removeprefix("*").strip(".")
+        return bool(name) and (host == name or host.endswith(f".{name}"))
+    try:
+        return ipaddress.ip_address(host) in addresses
+    except ValueError:
+        return False
+
+
+def _first_set(variables: tuple[str, ...], environ: Mapping[str, str]) -> str:
+    return next((variable for variable in variables if variable in environ), variables[0])
+
+
+def _parsed(variable: str, value: str) -> Proxy:
+    kind, marked, rest = value.partition("://")
+    if not marked:
+        kind, rest = "http", value
+    if kind.lower() in _OTHER_KINDS:
+        raise VariableError(f"{variable}: found a proxy of another kind, {kind.lower()}://; {_ALLOWED}")
+    malformed = VariableError(f"{variable}: found no proxy's address, or one not understood; {_ALLOWED}")
+    if kind.lower() != "http" or not value.isprintable() or " " in value:
+        raise malformed
+    try:
+        parts = urlsplit(f"http://{rest}")
+        host, port = parts.hostname or "", _HTTP_PORT if parts.port is None else parts.port
+    except ValueError:  # its text quotes the value
+        raise malformed from None
+    if not _is_host(host) or port == 0 or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise malformed
+    return Proxy(host, port, variable, _basic(parts.username, parts.password))
+
+
+def _is_host(host: str) -> bool:
+    if _NAME.fullmatch(host):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _basic(user: str | None, password: str | None) -> str | None:
+    if user is None:
+        return None
+    shown = f"{unquote(user)}:{unquote(password or '')}"
+    return f"Basic {base64.b64encode(shown.encode()).decode()}"
