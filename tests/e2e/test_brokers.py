@@ -98,7 +98,7 @@ class House:
         settings = {
             "accounts": accounts,
             "mqtt": {"host": "127.0.0.1", "port": self.network.port, **login, **mqtt},
-            "home_assistant": {"discovery_prefix": self.prefix},
+            "home_assistant": {"discovery_prefix": self.prefix, "status_topic": f"{self.prefix}/status"},
         }
         return write_config(self._folder / "config.yaml", settings)
 
@@ -274,6 +274,27 @@ def test_a_kill_repeats_at_most_a_second_and_loses_nothing(house: Build) -> None
     assert here.times().keys() >= here.given()
 
 
+def test_a_killed_daemon_is_offline_for_everybody(house: Build) -> None:
+    """Its last will reaches those who listen and those who come later."""
+    here = house()
+    running = here.start("anna")
+    running.kill()
+    here.subscriber.wait_for(here.topics.bridge_state, "offline", 5)
+    assert here.broker.held([here.topics.bridge_state]) == {here.topics.bridge_state: "offline"}
+
+
+def test_what_is_asked_of_the_daemon_reaches_it(house: Build) -> None:
+    """A message on `refresh` asks Share now, and Home Assistant's birth brings discovery again."""
+    here = house(SLOW)  # so that it asks by itself only once in a minute
+    here.start("anna")
+    asked = here.share.count(call="read")
+    here.subscriber.client.publish(here.topics.of("anna", "refresh"), "now")
+    eventually(lambda: here.share.count(call="read") > asked, 10)
+    here.subscriber.forget_all_but("reading")
+    here.subscriber.client.publish(f"{here.prefix}/status", "online")
+    here.subscriber.wait_for(discovery_topic(here.prefix, here.topics, "anna"), seconds=5)
+
+
 def test_an_account_taken_out_is_cleared(house: Build) -> None:
     """What is retained of an account that is no longer configured is gone after the next start, and nothing else is."""
     here = house()
@@ -300,9 +321,14 @@ def test_check_says_what_is_true(house: Build) -> None:
     for topics in (f"{base}/bridge/#", f"{base}/anna/#", f"{here.prefix}/device/+/config"):
         assert f"Publishing to {topics} is allowed." in said.stdout
     assert f"A daemon is online below {base}." in said.stdout
-    assert ("wildcard" in said.stdout) is not here.broker.kind.wildcards
     tried = {heard.topic for heard in here.subscriber.heard}
     assert here.broker.held(tried - set(here.picture("anna"))) == {}
+
+
+def test_check_says_whether_wildcards_are_given_what_is_retained(house: Build) -> None:
+    """At a broker that hands out nothing retained for wildcards it says so, and at no other."""
+    here = house(1.0)
+    assert ("wildcard" in here.command("check").stdout) is not here.broker.kind.wildcards
 
 
 def test_check_says_that_the_broker_refuses_the_password(house: Build) -> None:
