@@ -31,6 +31,8 @@ AEDES: Final = ROOT / ".aedes"
 """Where .ci/run lets npm install aedes."""
 
 _RABBITMQ: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_RABBITMQ_3: Final = list(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-3.*"))
+"""Whether it is that of Debian 12, which does not speak MQTT 5; that of Debian 13 does."""
 _EJABBERD: Final = Path("/usr/sbin/ejabberdctl")
 _OURS: Final = "DEXCOM2MQTT_TEST_BROKER"
 _START_SECONDS: Final = 90.0
@@ -209,7 +211,6 @@ def _rabbitmq(folder: Path, port: int) -> Launch:
     settings = [
         "listeners.tcp = none",
         f"mqtt.listeners.tcp.1 = 127.0.0.1:{port}",
-        "mqtt.allow_anonymous = false",
         f"default_user = {USER}",
         f"default_pass = {PASSWORD}",
         "log.console = true",
@@ -253,7 +254,7 @@ def _ejabberd(folder: Path, port: int) -> Launch:
         "EJABBERD_CONFIG_PATH": str(folder / "ejabberd.yml"),
         "EJABBERD_LOG_PATH": str(folder / "ejabberd.log"),
         "ERL_CRASH_DUMP": str(folder / "crash"),
-        "ERL_LIBS": "/usr/lib/x86_64-linux-gnu",
+        "ERL_LIBS": str(next(Path("/usr/lib").glob("*/ejabberd-*")).parent),
     }
     user = f'ejabberd_auth:try_register(<<"{USER}">>, <<"localhost">>, <<"{PASSWORD}">>).'
     # As ejabberdctl does, but without a name, so that it needs no epmd.
@@ -277,7 +278,13 @@ KINDS: Final = (
     Kind("aedes", _no_aedes, _aedes(0), keeps=False),
     # As with its persistence in a database, which the messages that are retained have to come from first.
     Kind("aedes_late", _no_aedes, _aedes(100), keeps=False),
-    Kind("rabbitmq", _installed("rabbitmq-server", _RABBITMQ), _rabbitmq, wildcards=False),
+    Kind(
+        "rabbitmq",
+        _installed("rabbitmq-server", _RABBITMQ),
+        _rabbitmq,
+        "3.1.1" if _RABBITMQ_3 else "5",
+        wildcards=False,
+    ),
     Kind("nats", _installed("nats-server", "nats-server"), _nats),
     Kind("ejabberd", _installed("ejabberd", _EJABBERD), _ejabberd, "5"),
 )
