@@ -117,15 +117,22 @@ class RealBroker:
         return ExactSubscriber(topics, self.port, protocol, seconds)
 
     def held(self, topics: Iterable[str]) -> dict[str, str]:
-        """Return what it retains at exactly these topics, as a new subscriber gets it."""
-        end = f"test/{time.monotonic_ns()}"
-        with self.subscriber(end) as first:
-            # The newest of all that is retained, and asked for last: so it comes last, at aedes too.
-            first.retain(end, "end")
-            with self.subscriber(*topics, end) as late:
-                late.wait_for(end)
-                heard = [each for each in late.heard if each.retained and each.topic != end]
-            first.retain(end, "")
+        """Return what it retains at exactly these topics, as a new subscriber gets it.
+
+        Two marks tell that all of it has come. aedes sends what is retained in the order of one subscription, but
+        two subscriptions side by side; ejabberd and RabbitMQ one subscription after the other, but each backwards.
+        """
+        marks = [f"test/{time.monotonic_ns()}/{number}" for number in range(2)]
+        with self.subscriber("test/nothing") as first:
+            for mark in marks:
+                first.retain(mark, "here")
+            with self.subscriber(*topics, marks[0]) as late:
+                late.wait_for(marks[0])
+                late.client.subscribe(marks[1])
+                late.wait_for(marks[1])
+                heard = [each for each in late.heard if each.retained and each.topic not in marks]
+            for mark in marks:
+                first.retain(mark, "")
         return {each.topic: each.payload for each in heard}
 
     def _run(self, command: Iterable[str | Path]) -> None:
