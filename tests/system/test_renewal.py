@@ -91,7 +91,7 @@ def test_everything_is_renewed_while_it_runs(place: Place) -> None:
     with Subscriber(place.broker.port) as subscriber:
         subscriber.wait_for(STATE, "online")
         subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
-    assert "mqtt.port" not in process.text()
+    assert "is mqtt.port the right one" not in process.text()
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
