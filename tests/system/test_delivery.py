@@ -236,7 +236,8 @@ def test_the_history_is_read_before_anything_is_published(system: System, mosqui
     for leaf in ("reading", "history"):
         assert f"Received PUBLISH from dexcom2mqtt (d0, q1, r{int(leaf == 'history')}" in log
         assert f"dexcom2mqtt/anna/{leaf}', ... (" not in log[:back]
-    assert log.count("Received UNSUBSCRIBE from dexcom2mqtt\n") == 4
+    for topic in (probe, *(f"dexcom2mqtt/{leaf}" for leaf in ("bridge/info", "anna/history", "anna/status"))):
+        assert f": \t{topic}\n" in log.split("Received UNSUBSCRIBE from dexcom2mqtt\n")[1]
     assert f"\t{probe}\n" in log[back:]
     assert probe not in retained(mosquitto.port)
 
