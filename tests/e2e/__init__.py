@@ -1,1 +1,1 @@
-"""The end-to-end parts: the project in a Debian of its own, as a user installs it, and at real brokers. Most need root."""
+"""The end-to-end parts: the project in a Debian of its own, as a user installs it, and at real brokers."""
