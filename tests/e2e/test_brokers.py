@@ -283,6 +283,19 @@ def test_a_killed_daemon_is_offline_for_everybody(house: Build) -> None:
     assert here.broker.held([here.topics.bridge_state]) == {here.topics.bridge_state: "offline"}
 
 
+def test_what_is_no_longer_fresh_goes_by_itself(house: Build) -> None:
+    """With MQTT 5 the broker drops what a daemon that is gone cannot take back; with 3.1.1 only the will tells."""
+    here = house(60.0)  # so that a value is fresh for 15 s
+    running = here.start("anna")
+    here.whole("anna")
+    running.kill()
+    fresh = [here.topics.of("anna", leaf) for leaf in ("state", "value", "availability")]
+    if here.broker.kind.protocol == "5":
+        eventually(lambda: not here.broker.held(fresh), 20, why="an old value is still there")
+    else:
+        assert set(here.broker.held(fresh)) == set(fresh)
+
+
 def test_what_is_asked_of_the_daemon_reaches_it(house: Build) -> None:
     """A message on `refresh` asks Share now, and Home Assistant's birth brings discovery again."""
     here = house(SLOW)  # so that it asks by itself only once in a minute

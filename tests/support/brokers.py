@@ -63,6 +63,6 @@ def secure(folder: Path, authority: trustme.CA, ca_file: Path, *names: str, clie
 def login(folder: Path, user: str, password: str) -> list[str]:
     """Return the lines that let nobody in but that user."""
     file = folder / "passwords"
-    file.touch()
+    file.touch(0o600)  # later versions of mosquitto will refuse one that others can read
     subprocess.run(["/usr/bin/mosquitto_passwd", "-b", str(file), user, password], check=True)
     return ["allow_anonymous false", f"password_file {file}"]

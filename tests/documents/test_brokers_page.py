@@ -1,0 +1,39 @@
+"""The page of the brokers: that it says what the suite of brokers holds them to."""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.documents import rows_of, text_of
+from tests.support.real_brokers import KINDS, Kind
+
+NAMES = {
+    "mosquitto": "Mosquitto",
+    "aedes": "aedes",
+    "aedes_late": "aedes",
+    "rabbitmq": "RabbitMQ",
+    "nats": "NATS",
+    "ejabberd": "ejabberd",
+}
+"""What the page calls them."""
+
+
+def row_of(kind: Kind) -> list[str]:
+    (row,) = [row for row in rows_of(text_of("docs/brokers.md")) if re.match(rf"{NAMES[kind.name]}\b", row[0])]
+    return row[1:]
+
+
+def test_each_broker_of_the_suite_has_its_row() -> None:
+    """The page says of each which MQTT it speaks, and what becomes of what is retained, as the suite expects it."""
+    for kind in KINDS:
+        _, protocol, keeps, wildcards = row_of(kind)
+        assert kind.protocol in re.split("[; ]", protocol)
+        assert keeps.startswith("yes") is kind.keeps
+        assert (wildcards == "yes") is kind.wildcards
+
+
+def test_the_aedes_of_the_page_is_the_one_that_is_installed() -> None:
+    """The version on the page is the one that .ci/run pins."""
+    (pinned,) = re.findall(r"aedes@([\d.]+)", text_of(".ci/run"))
+    (kind,) = [kind for kind in KINDS if kind.name == "aedes"]
+    assert row_of(kind)[0] == pinned
