@@ -43,6 +43,7 @@ _WINDOW: Final = 20
 _PROTOCOL_REFUSED: Final = 0x84
 _SESSION_TAKEN_OVER: Final = 0x8E
 _CLOSED: Final = 0x80  # paho's word for a connection that ended without one
+_NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
 _FAILURE: Final = 0x80
 _QOS_NOT_SUPPORTED: Final = 0x9B
 _RETAIN_NOT_SUPPORTED: Final = 0x9A
@@ -342,14 +343,17 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
+        busy = bool(self._on_their_way or self._unconfirmed)
         if not self._answered:
             text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
             causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
             self._end(Failure(text, causes, ending="closed_without_answer"))
         elif flags.is_disconnect_packet_from_server:
             self._end(self._told_to_leave(f"{lost} ({reason})", reason))
+        elif busy and reason.value == _NOT_UNDERSTOOD:
+            # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
+            self._end(Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy"))
         elif reason.value == _CLOSED:
-            busy = self._on_their_way or self._unconfirmed
             idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
             self._end(Failure(lost, dialling.BROKE_OFF, "closed_busy" if busy else "closed_idle", idle=idle))
         else:
