@@ -274,7 +274,7 @@ class BrokerLink:
             return
         topic = ruling.place.topic
         if ruling.too_large and self._stream.shorten(topic, self._mirror.size(topic) / 2):
-            self._trouble.taken(ruling.place)
+            self._trouble.shortened(ruling.place, self._clock.now())
             return
         self._say(ruling.line)
         if ruling.place.kind == "publish":

@@ -121,6 +121,12 @@ class Trouble:
                 return Line(logging.INFO, f"{self.broker} now takes {_what(place)}")
         return None
 
+    def shortened(self, place: Place, now: float) -> None:
+        """Record that less is sent there from now on: a single end tells whether that is taken, if it is alone."""
+        self.taken(place)
+        self._cases[place] = _Case("size", times=_TIMES - 1)
+        self._careful_until = now + _CAREFUL
+
     def settled(self) -> None:
         """Record that nothing is on its way, and nothing waits to be sent."""
         self._unknown = 0

@@ -145,6 +145,19 @@ def test_size_is_called_size() -> None:
         assert f"does not take the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
 
 
+def test_what_was_shortened_is_aside_again_after_one_end() -> None:
+    """Where the place is known, each size needs one try and not three; it is tried alone, and named only at the end."""
+    at_home = trouble()
+    assert end_alone(at_home, HISTORY, 3).too_large
+    at_home.shortened(HISTORY, NOW)
+    assert at_home.aside == frozenset()
+    assert at_home.careful(NOW)
+    ruling = end_alone(at_home, HISTORY, 1)
+    assert ruling.too_large
+    assert HISTORY.topic in told(ruling)
+    assert at_home.aside == {HISTORY.topic}
+
+
 def test_quota_is_called_quota_and_waited_for() -> None:
     """Nothing at all is sent until then: a second first, then longer; and one at a time, so that little is refused."""
     at_home = trouble()
