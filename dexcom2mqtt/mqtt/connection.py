@@ -282,8 +282,8 @@ class Connection:
             self._end(Failure(text, ending=ending))
 
     def bear_with(self, seconds: float) -> None:
-        """Count these seconds if an acknowledgement is owed, and end the connection if the broker jams."""
-        if self.idle:
+        """Count these seconds if an acknowledgement is owed, of a subscription too; end it if the broker jams."""
+        if self.idle and not self._unconfirmed:
             return
         self._patience.passed(seconds)
         if self._patience.exhausted:
@@ -378,6 +378,7 @@ class Connection:
     def _on_subscribe(
         self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], _properties: object
     ) -> None:
+        self._patience.acknowledged()
         filters = self._unconfirmed.pop(mid, [])
         self._subscriptions += zip(filters, map(_refusal, reasons), strict=False)
 

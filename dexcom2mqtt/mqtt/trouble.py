@@ -85,6 +85,11 @@ class Trouble:
         places = [(place, case) for place, case in self._cases.items() if place.kind == "subscribe"]
         return frozenset(place.topic for place, case in places if case.aside and case.until > now)
 
+    def overdue(self, now: float) -> frozenset[str]:
+        """Return the filters that were not taken, and that are to be subscribed to once more now."""
+        cases = self._cases.items()
+        return frozenset(place.topic for place, case in cases if place.kind == "subscribe" and case.until <= now)
+
     def keeps_nothing(self) -> Line | None:
         """Record that the broker keeps no retained messages; return what to say."""
         return self._name(("", "other"), Place(""), logging.ERROR, f"{self.broker} {_KEEPS_NOTHING}")

@@ -180,14 +180,18 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
     at_home = trouble()
     text = told(at_home.refused(REFRESH, "rights", "Not authorized", NOW))
     assert text == (
-        "the broker at home:1883 refuses the subscription to base/+/refresh (Not authorized): asking for a reading will "
-        "not work. Its access control list must let the user of this daemon read there."
+        "the broker at home:1883 refuses the subscription to base/+/refresh (Not authorized): asking for a reading "
+        "will not work. Its access control list must let the user of this daemon read there."
     )
     assert at_home.unsubscribed(NOW) == frozenset()
     for _ in range(2):
         at_home.refused(REFRESH, "rights", "Not authorized", NOW)
     assert at_home.unsubscribed(NOW) == {REFRESH.topic}
     assert at_home.unsubscribed(NOW + 300) == frozenset()
+    assert at_home.overdue(NOW + 299) == frozenset()
+    assert at_home.overdue(NOW + 300) == {REFRESH.topic}
+    at_home.taken(REFRESH)
+    assert at_home.overdue(NOW + 300) == frozenset()
     assert at_home.aside == frozenset()
 
 
