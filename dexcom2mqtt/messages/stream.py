@@ -37,8 +37,8 @@ It is also how many may be out before a history has them: so many are repeated w
 """
 
 _HISTORY_EVERY: Final = 1.0
-_LEAST_HISTORY: Final = 512
-"""Bytes: a history of less is of no use."""
+_LEAST_HISTORY: Final = 2048
+"""Bytes, which are two hours: where so little is not taken either, it is no matter of size."""
 _DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
@@ -77,6 +77,7 @@ class _Account:
     not_before: float = 0.0
     since: int = 0  # what is older than this date counts as published
     most_bytes: float = math.inf  # of a history
+    may_shorten: bool = True  # a history; until it has shown that this does not help
     history_sent: float = -math.inf
 
     @property
@@ -213,12 +214,16 @@ class Stream:
                     account.shorten(most)
 
     def shorten(self, topic: str, most_bytes: float) -> bool:
-        """Write a history of at most that many bytes; return whether the topic is one's, and that much is of use."""
+        """Write a history of at most that many bytes; return whether the topic is one's, and that much is of use.
+
+        Where it is not, the history is whole again, and remains so.
+        """
         with self._lock:
             for key, account in self._accounts.items():
-                if topic == self._topics.of(key, "history") and most_bytes >= _LEAST_HISTORY:
-                    account.shorten(most_bytes)
-                    return True
+                if topic == self._topics.of(key, "history") and account.may_shorten:
+                    account.may_shorten = most_bytes >= _LEAST_HISTORY
+                    account.shorten(most_bytes if account.may_shorten else math.inf)
+                    return account.may_shorten
             return False
 
     def lost(self) -> None:

@@ -44,6 +44,7 @@ _WINDOW: Final = 20
 _PROTOCOL_REFUSED: Final = 0x84
 _SESSION_TAKEN_OVER: Final = 0x8E
 _CLOSED: Final = 0x80  # paho's word for a connection that ended without one
+_NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
 _FAILURE: Final = 0x80
 _QOS_NOT_SUPPORTED: Final = 0x9B
 _RETAIN_NOT_SUPPORTED: Final = 0x9A
@@ -302,8 +303,8 @@ class Connection:
             self._end(Failure(text, ending=ending))
 
     def bear_with(self, seconds: float) -> None:
-        """Count these seconds if an acknowledgement is owed, and end the connection if the broker jams."""
-        if self.idle:
+        """Count these seconds if an acknowledgement is owed, of a subscription too; end it if the broker jams."""
+        if self.idle and not self._unconfirmed:
             return
         self._patience.passed(seconds)
         if self._patience.exhausted:
@@ -363,6 +364,7 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
+        busy = bool(self._on_their_way or self._unconfirmed)
         if not self._answered and self._client.refusal is not None:
             why, causes = dialling.explain(self._client.refusal, tls=self._mqtt.tls)
             self._end(Failure(f"cannot connect to {self._place}: {why}", causes))
@@ -373,8 +375,10 @@ class Connection:
             self._end(Failure(text, causes, ending))
         elif flags.is_disconnect_packet_from_server:
             self._end(self._told_to_leave(f"{lost} ({reason})", reason))
+        elif busy and reason.value == _NOT_UNDERSTOOD:
+            # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
+            self._end(Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy"))
         elif reason.value == _CLOSED:
-            busy = self._on_their_way or self._unconfirmed
             idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
             self._end(Failure(lost, dialling.BROKE_OFF, "closed_busy" if busy else "closed_idle", idle=idle))
         else:
@@ -399,6 +403,7 @@ class Connection:
     def _on_subscribe(
         self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], _properties: object
     ) -> None:
+        self._patience.acknowledged()
         filters = self._unconfirmed.pop(mid, [])
         self._subscriptions += zip(filters, map(_refusal, reasons), strict=False)
 

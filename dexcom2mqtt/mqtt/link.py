@@ -78,6 +78,7 @@ class BrokerLink:
         self._mirror = mirror
         self._stream = stream
         self._will = will
+        self._subscriptions = frozenset(subscriptions or ())
         self._inbox = Inbox(clock, read_back, tuple(subscriptions or ()), received)
         self._unprotected = unprotected
         self._connected = connected
@@ -190,7 +191,8 @@ class BrokerLink:
             now = self._clock.now()
             self._back_by(now)
             self._settle(connection, now)
-            self._say(self._attempts.lasts(now - began, self._clock.real(now - began), idle=connection.idle))
+            idle = connection.idle and connection.subscribed
+            self._say(self._attempts.lasts(now - began, self._clock.real(now - began), idle=idle))
             if self._clock.stopped:
                 farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
                 self._send(connection, now, stream=False)
@@ -220,8 +222,10 @@ class BrokerLink:
         return until
 
     def _settle(self, connection: Connection, now: float) -> None:
-        """Record how the connection is."""
+        """Record how the connection is, and subscribe once more to what was not taken, if it is time."""
         connection.careful = self._trouble.careful(now)
+        if connection.subscribed and not self._clock.stopped:
+            connection.subscribe(self._trouble.overdue(now) & self._subscriptions)
         if connection.idle and connection.subscribed and not self._mirror.unsent and self._stream.next_at(now) > now:
             self._trouble.settled()
 
@@ -274,7 +278,7 @@ class BrokerLink:
             return
         topic = ruling.place.topic
         if ruling.too_large and self._stream.shorten(topic, self._mirror.size(topic) / 2):
-            self._trouble.taken(ruling.place)
+            self._trouble.shortened(ruling.place, self._clock.now())
             return
         self._say(ruling.line)
         if ruling.place.kind == "publish":

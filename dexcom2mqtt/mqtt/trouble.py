@@ -85,6 +85,11 @@ class Trouble:
         places = [(place, case) for place, case in self._cases.items() if place.kind == "subscribe"]
         return frozenset(place.topic for place, case in places if case.aside and case.until > now)
 
+    def overdue(self, now: float) -> frozenset[str]:
+        """Return the filters that were not taken, and that are to be subscribed to once more now."""
+        cases = self._cases.items()
+        return frozenset(place.topic for place, case in cases if place.kind == "subscribe" and case.until <= now)
+
     def keeps_nothing(self) -> Line | None:
         """Record that the broker keeps no retained messages; return what to say."""
         return self._name(("", "other"), Place(""), logging.ERROR, f"{self.broker} {_KEEPS_NOTHING}")
@@ -121,6 +126,12 @@ class Trouble:
                 return Line(logging.INFO, f"{self.broker} now takes {_what(place)}")
         return None
 
+    def shortened(self, place: Place, now: float) -> None:
+        """Record that less is sent there from now on: a single end tells whether that is taken, if it is alone."""
+        self.taken(place)
+        self._cases[place] = _Case("size", times=_TIMES - 1)
+        self._careful_until = now + _CAREFUL
+
     def settled(self) -> None:
         """Record that nothing is on its way, and nothing waits to be sent."""
         self._unknown = 0
@@ -151,8 +162,7 @@ class Trouble:
         if case.times >= _TIMES:
             case.aside = True
             case.pauses += 1
-            calm = _QUOTA_MOST if reason == "quota" else min(_CALM * 2 ** min(case.pauses - 1, 8), _CALM_MOST)
-            case.until = now + calm
+            case.until = now + _calm(reason, case.pauses)
         elif reason == "quota" or ended:
             case.until = now
         else:
@@ -175,6 +185,13 @@ class Trouble:
         said_before = key in self._said
         self._said.setdefault(key, set()).add(place)
         return None if said_before else Line(level, text)
+
+
+def _calm(reason: Reason, pauses: int) -> float:
+    """Return how long something is left alone: longer and longer if each try costs a connection."""
+    if reason in {"hang_up", "silence"}:
+        return min(_CALM * 2.0 ** min(pauses - 1, 8), _CALM_MOST)
+    return _QUOTA_MOST if reason == "quota" else _CALM
 
 
 def _what(place: Place) -> str:

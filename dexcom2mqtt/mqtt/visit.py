@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config import Mqtt
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.inbox import Still
-    from dexcom2mqtt.mqtt.outcome import Failure, Protocol
+    from dexcom2mqtt.mqtt.outcome import Failure, Protocol, Refusal
 
 _T = TypeVar("_T")
 _NO_MQTT_5: Final = frozenset({"protocol_refused", "answered_wrongly", "closed_without_answer", "silent"})
+_QUOTA_TRIES: Final = 5
 _LATE_SECONDS: Final = 0.5
 """How much later than the probe what is retained may come, unless more is known."""
 
@@ -122,20 +123,39 @@ class Visit:
         yield
         self._connection.unsubscribe(filters)
 
-    def publish(self, messages: Sequence[Message]) -> list[str]:
+    def publish(self, messages: Sequence[Message], *, tries: int = _QUOTA_TRIES) -> list[str]:
         """Publish these, and wait until the broker has answered to all; return the topics that it refused.
 
-        With MQTT 3.1.1 a broker cannot say so: it acknowledges, and drops.
+        What is only too much at once is sent again, a second later each time. With MQTT 3.1.1 a broker cannot refuse:
+        it acknowledges, and drops.
         """
-        waiting, refused = list(messages), list[str]()
+        refused, left = list[str](), list(messages)
+        for number in range(tries):
+            if number:
+                self._rest(1.0)
+            refusals = self._publish(left)
+            refused += [message.topic for message, refusal in refusals if refusal.reason != "quota"]
+            left = [message for message, refusal in refusals if refusal.reason == "quota"]
+            if not left:
+                break
+        return refused + [message.topic for message in left]
+
+    def _publish(self, messages: Sequence[Message]) -> list[tuple[Message, Refusal]]:
+        waiting = list(messages)
+        refused: list[tuple[Message, Refusal]] = []
         while waiting or not self._connection.idle:
             room = self._connection.room
             for message in waiting[:room]:
                 self._connection.publish(message)
             del waiting[:room]
             answers = self._until(self._connection.take_answers)
-            refused += [message.topic for message, refusal in answers if refusal is not None]
+            refused += [(message, refusal) for message, refusal in answers if refusal is not None]
         return refused
+
+    def _rest(self, seconds: float) -> None:
+        until = self._clock.now() + seconds * self._clock.speed
+        while self._clock.now() < until:
+            self._work(until)
 
     def _until(self, take: Callable[[], _T]) -> _T:
         """Work until there is something to take, or something is true, and return it."""

@@ -130,7 +130,8 @@ def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> Non
     second = at_home.refused(VALUE, "rights", "Not authorized", NOW)
     assert told(second) == ""
     assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 10
-    assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 300
+    for _ in range(3):  # that costs no connection
+        assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 300
     assert at_home.aside == {STATE.topic}
     assert at_home.taken(STATE) is None  # the other one is still refused
     assert at_home.taken(VALUE) is not None
@@ -143,6 +144,19 @@ def test_size_is_called_size() -> None:
         ruling = at_home.refused(place, "size", "25000 bytes", NOW)
         assert ruling.too_large
         assert f"does not take the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
+
+
+def test_what_was_shortened_is_aside_again_after_one_end() -> None:
+    """Where the place is known, each size needs one try and not three; it is tried alone, and named only at the end."""
+    at_home = trouble()
+    assert end_alone(at_home, HISTORY, 3).too_large
+    at_home.shortened(HISTORY, NOW)
+    assert at_home.aside == frozenset()
+    assert at_home.careful(NOW)
+    ruling = end_alone(at_home, HISTORY, 1)
+    assert ruling.too_large
+    assert HISTORY.topic in told(ruling)
+    assert at_home.aside == {HISTORY.topic}
 
 
 def test_quota_is_called_quota_and_waited_for() -> None:
@@ -177,6 +191,10 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
         at_home.refused(REFRESH, "rights", "Not authorized", NOW)
     assert at_home.unsubscribed(NOW) == {REFRESH.topic}
     assert at_home.unsubscribed(NOW + 300) == frozenset()
+    assert at_home.overdue(NOW + 299) == frozenset()
+    assert at_home.overdue(NOW + 300) == {REFRESH.topic}
+    at_home.taken(REFRESH)
+    assert at_home.overdue(NOW + 300) == frozenset()
     assert at_home.aside == frozenset()
 
 

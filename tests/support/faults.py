@@ -147,6 +147,13 @@ FAULTS: Final = {
     "cut up": Fault("The connection is cut in the middle of a message to the broker, 40 times", 6 * MINUTE, repeats=21),
     "cut down": Fault("The connection is cut in the middle of the broker's answers, 40 times", 6 * MINUTE, repeats=21),
     "acks lost": Fault("The broker answers, but its acknowledgements are lost for 20 minutes", 10 * MINUTE, repeats=21),
+    "hang-up": Fault("The broker hangs up whenever one topic is published to", 25 * MINUTE, repeats=21),
+    "silence": Fault("The broker never acknowledges what is published to one topic", 25 * MINUTE, repeats=21),
+    "refusal": Fault("The broker refuses what is published to one topic", 25 * MINUTE),
+    "quota": Fault("The broker takes 10 messages a second, and refuses what goes beyond", 10 * MINUTE),
+    "small": Fault(
+        "The broker takes no message as large as the history of a day, over 3 restarts", 10 * MINUTE, repeats=21
+    ),
     "killed": Fault("The daemon is killed 50 times at random moments", 6 * MINUTE, repeats=21),
     "killed early": Fault(
         "The daemon is killed again and again while it sends the first 24 hours", 6 * MINUTE, repeats=21
@@ -398,7 +405,7 @@ class World:
         seen = self.received()
         lost = owed - set(seen)
         repeats = len(seen) - len(set(seen))
-        stale = self._stale(self.subscriber.heard, time.monotonic())
+        stale = self.stale()
         print(f"whole again after {took:.0f} s; repeated {repeats}, looks {self.looks}, shown stale {stale:.0f} s")  # noqa: T201  # shown where a test fails
         assert self.process
         assert self.process.running
@@ -443,6 +450,10 @@ class World:
                 came.setdefault(json.loads(heard.payload)["date"], self.unix(heard.at))
         records = share.series(self.accounts[key], self.began, self.now())
         return [came.get(record.taken, math.inf) - record.arrives for record in records if record.arrives <= self.ended]
+
+    def stale(self) -> float:
+        """Return for how many seconds the subscriber was shown as current what was too old."""
+        return self._stale(self.subscriber.heard, time.monotonic())
 
     def _answer(self, request: share.Request, respond: share.Respond) -> share.Response:
         response = self.fault(request, respond)

@@ -1,0 +1,301 @@
+"""What a broker does not take costs only itself: a matrix of places and faults, and what brokers allow less of.
+
+As in the fault matrix, the daemon is a process, its broker a mosquitto, and its clock is too fast. Between the two is a
+relay that hangs up at one topic or one subscription, says nothing, or refuses, as the brokers do that mosquitto is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.support.faults import FAULTS, HOUR, MINUTE, Page, Row, World
+from tests.support.refusing import NotTaken
+from tests.support.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.processes import Heard, Mosquitto
+    from tests.support.refusing import Kind
+
+SPEED: Final = 120.0
+JAM: Final = "0.25"
+"""Real seconds that an acknowledgement may take: 30 of this clock."""
+ANNA: Final = "dexcom2mqtt/anna"
+BRIDGE: Final = "dexcom2mqtt/bridge/state"
+DISCOVERY: Final = "homeassistant/device/dexcom2mqtt_anna/config"
+BIRTH: Final = "homeassistant/status"
+ON_AND_OFF: Final = (f"{ANNA}/state", f"{ANNA}/value", f"{ANNA}/availability", BRIDGE)
+"""What makes a value current, or old."""
+OTHERS: Final = (f"{ANNA}/history", f"{ANNA}/reading", f"{ANNA}/status", DISCOVERY)
+WAYS: Final[list[tuple[Kind, str]]] = [
+    ("hang-up", "5"),
+    ("hang-up", "3.1.1"),
+    ("silence", "5"),
+    ("silence", "3.1.1"),
+    ("refusal", "5"),
+]
+NAMED: Final[dict[Kind, str]] = {
+    "hang-up": "hangs up whenever something is published to {}:",
+    "silence": "never acknowledges what is published to {}:",
+    "refusal": "does not take messages on {} (",
+}
+ROWS: Final[dict[Kind, str]] = {"hang-up": "hang-up", "silence": "silence", "refusal": "refusal"}
+
+Record = Callable[[str, Row], None]
+
+
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Record:
+    """Return what takes a row down for the page."""
+    return lambda name, row: record_property(name, Page.line(FAULTS[name], row))
+
+
+@dataclass
+class Trial:
+    """A world, the relay in it, and what its broker does not take."""
+
+    here: World
+    relay: Relay
+    fault: NotTaken
+
+    def begin(self) -> None:
+        """Start the daemon, wait until all is well, and begin with the fault."""
+        self.here.start()
+        self.here.wait(lambda: math.isfinite(self.here.first_read()), 10 * MINUTE, "Share is not asked")
+        owed = self.here.owed(self.here.now())
+        self.here.wait(lambda: self.here.whole(owed), 10 * MINUTE, "the daemon did not get going")
+        self.here.wait(lambda: self.here.status()["share"] == "ok", 10 * MINUTE, "the daemon did not get going")
+        self.fault.on = True
+        self.here.began = self.here.now()
+
+    def begin_with_it(self) -> None:
+        """Start the daemon with the fault there from the beginning."""
+        self.fault.on = True
+        self.here.start()
+        self.here.wait(lambda: math.isfinite(self.here.first_read()), 10 * MINUTE, "Share is not asked")
+        self.here.began = self.here.now()
+
+    def end(self) -> dict[str, str]:
+        """End the fault; return what the subscriber has then."""
+        picture = self.here.subscriber.picture()
+        self.fault.on = False
+        self.here.end()
+        return picture
+
+    def log(self) -> str:
+        """Return what the daemon has written."""
+        assert self.here.process
+        return self.here.process.text()
+
+    def connects(self, since: float, until: float) -> int:
+        """Return how often the daemon connected, between two times since the beginning of the fault."""
+        times = [self.here.unix(packet.at) - self.here.began for packet in self.relay.came("CONNECT")]
+        return sum(since < time <= until for time in times)
+
+    def newest(self, topic: str, until: float) -> int:
+        """Return the date of the newest reading that a topic told of by then."""
+        heard = [each for each in self.here.subscriber.heard if each.topic == topic and self.here.unix(each.at) < until]
+        return max((_date(each) for each in heard), default=0)
+
+    def known(self, until: float) -> int:
+        """Return the date of the newest reading that Share knew by then."""
+        return max(self.here.owed(until))
+
+
+def _date(heard: Heard) -> int:
+    """Return the date of the newest reading in a message, to the second where it has no more."""
+    told: dict[str, Any] = json.loads(heard.payload)
+    if "readings" in told:
+        return int(told["readings"][-1]["date"])
+    if "last_reading_at" in told:
+        return int(datetime.fromisoformat(told["last_reading_at"] or "1970-01-01T00:00:00+00:00").timestamp() * 1000)
+    return int(told["date"] or 0)
+
+
+@pytest.fixture
+def trial(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Callable[..., Any]:
+    """Return what makes a trial, for use in a ``with``."""
+
+    @contextmanager
+    def build(
+        kind: Kind, where: str, protocol: str, *, speed: float = SPEED, subscription: bool = False, expires: bool = True
+    ) -> Iterator[Trial]:
+        mosquitto = start_mosquitto()
+        fault = NotTaken(kind, where, protocol, subscription=subscription, expires=expires)
+        with Relay(mosquitto.port, fault) as relay:
+            here = World(tmp_path, mosquitto, speed, mqtt={"port": relay.port, "protocol": protocol}, JAM=JAM)
+            try:
+                yield Trial(here, relay, fault)
+            finally:
+                here.close()
+
+    return build
+
+
+def goes_on(each: Trial, *but: str) -> None:
+    """Hold that what Share learnt in the fault came on the topics beside its own, within minutes."""
+    here = each.here
+    for topic in (f"{ANNA}/{leaf}" for leaf in ("reading", "history", "status", "state")):
+        if topic not in but and not (topic == f"{ANNA}/history" and f"{ANNA}/reading" in but):  # what was published
+            known = each.known(here.ended - 5 * MINUTE)
+            assert each.newest(topic, here.ended) >= known - 1000, f"{topic} stands still"
+
+
+def is_calm(each: Trial) -> None:
+    """Hold that the daemon connects seldom, and says what is wrong once."""
+    first, later = each.connects(0, 10 * MINUTE), each.connects(10 * MINUTE, each.here.ended - each.here.began)
+    print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201  # shown where a test fails
+    print(each.log())  # noqa: T201
+    assert each.fault.hits
+    assert first <= 8
+    assert later <= 5
+    text = NAMED[each.fault.kind].format(each.fault.where)
+    assert each.log().count(text) == 1
+    assert "please report" not in each.log()
+
+
+def is_whole_again(each: Trial, within: float) -> None:
+    """Hold that all comes once the fault is over, that nothing was lost, and nothing old was ever shown as current."""
+    here = each.here
+    here.wait(lambda: each.log().count("now takes ") >= 1, 2 * within, "it is not tried again")
+    owed = here.owed(here.now() - 2 * MINUTE)
+    here.wait(lambda: here.whole(owed), 2 * within, "it is not whole again")
+    here.wait(lambda: holds(each, owed), 10 * MINUTE, f"{each.fault.where} is not right again")
+    assert here.now() - here.ended <= within
+    assert here.stale() == 0
+    assert here.looked_stale == 0
+    assert here.looks > 3
+
+
+def holds(each: Trial, owed: set[int]) -> bool:
+    """Tell whether the topic of the fault has the right thing now."""
+    topic, picture = each.fault.where, each.here.subscriber.picture()
+    if topic == DISCOVERY:
+        return bool(picture.get(topic))
+    if topic == f"{ANNA}/value":
+        return picture[topic] == str(json.loads(picture[f"{ANNA}/state"])["value"])
+    if topic == f"{ANNA}/history":
+        recent = {date for date in owed if date > max(owed) - 23 * HOUR * 1000}
+        return recent <= {entry["date"] for entry in json.loads(picture.get(topic, '{"readings": []}'))["readings"]}
+    if topic.startswith(ANNA) and topic != f"{ANNA}/availability":
+        return each.newest(topic, each.here.now()) >= max(owed) - 1000
+    return picture[topic] == "online"
+
+
+@pytest.mark.parametrize("kind", ["hang-up", "silence", "refusal"])
+def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
+    """The value alone is not taken: it is named, nothing is current, the readings come, and later all is well."""
+    with trial(kind, f"{ANNA}/value", "5") as each:
+        here = each.here
+        each.begin_with_it()
+        here.wait(lambda: NAMED[kind].format(f"{ANNA}/value") in each.log(), 10 * MINUTE, "it is not named")
+        here.wait(lambda: len(set(here.received())) > 280, 10 * MINUTE, "the readings do not come")
+        here.wait(lambda: here.subscriber.picture().get(BRIDGE) == "online", 10 * MINUTE, "it is not online")
+        assert here.subscriber.picture().get(f"{ANNA}/availability", "offline") == "offline"
+        each.fault.on = False
+        owed = here.owed(here.now())
+        here.wait(lambda: here.whole(owed), 15 * MINUTE, "it is not whole again")
+        assert each.log().count("now takes ") == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("kind", "protocol"), WAYS)
+@pytest.mark.parametrize("where", OTHERS)
+def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: Kind, protocol: str) -> None:
+    """It is named and left out, from the very first start on; the value comes and goes as ever."""
+    with trial(kind, where, protocol) as each:
+        each.begin_with_it()
+        each.here.live(12 * MINUTE)
+        picture = each.end()
+        goes_on(each, where)
+        is_calm(each)
+        assert (picture[BRIDGE], picture[f"{ANNA}/availability"]) == ("online", "online")
+        assert json.loads(picture[f"{ANNA}/state"])["value"] is not None
+        is_whole_again(each, 25 * MINUTE)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("kind", "protocol", "expires"), [*((*way, True) for way in WAYS), ("hang-up", "5", False)])
+@pytest.mark.parametrize("leaf", ["state", "value", "availability"])
+def test_a_topic_that_makes_a_value_current(
+    trial: Callable[..., Any], record: Record, leaf: str, kind: Kind, protocol: str, *, expires: bool
+) -> None:
+    """What it says now does not get old there: the other half says that nothing is current until it is taken."""
+    where = f"{ANNA}/{leaf}"
+    with trial(kind, where, protocol, expires=expires) as each:
+        each.begin()
+        each.here.live(24 * MINUTE)
+        picture = each.end()
+        is_calm(each)
+        assert picture[BRIDGE] == "online"
+        if leaf == "availability":
+            assert json.loads(picture[f"{ANNA}/state"])["value"] is None
+            assert picture[f"{ANNA}/value"] == "unknown"
+        else:
+            assert picture.get(f"{ANNA}/availability", "offline") == "offline"
+        goes_on(each, where)
+        is_whole_again(each, 25 * MINUTE)
+        assert json.loads(each.here.subscriber.picture()[f"{ANNA}/state"])["value"] is not None
+        if leaf == "state" and protocol == "5" and expires:
+            record(ROWS[kind], each.here.row(FAULTS[ROWS[kind]], times=each.relay.connections))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("kind", "protocol"), WAYS)
+def test_a_bridge_that_cannot_say_online(trial: Callable[..., Any], kind: Kind, protocol: str) -> None:
+    """The will says offline, and a new connection tries again each minute at most; then all is as it was."""
+    with trial(kind, BRIDGE, protocol) as each:
+        each.begin()
+        each.here.live(22 * MINUTE)
+        picture = each.end()
+        goes_on(each)
+        is_calm(each)
+        assert picture[BRIDGE] == "offline"
+        assert not each.relay.came("DISCONNECT")
+        is_whole_again(each, 25 * MINUTE)
+
+
+# Subscriptions
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("kind", "protocol"), [*WAYS, ("refusal", "3.1.1")])
+@pytest.mark.parametrize("where", ["dexcom2mqtt/+/refresh", BIRTH, f"{ANNA}/history"])
+def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, protocol: str) -> None:
+    """It is named with what will not work without it, everything else goes on, and later it works as well."""
+    with trial(kind, where, protocol, subscription=True) as each:
+        here = each.here
+        each.begin_with_it()
+        here.live(12 * MINUTE)
+        picture = each.end()
+        goes_on(each)
+        first, later = each.connects(-HOUR, 10 * MINUTE), each.connects(10 * MINUTE, 12 * MINUTE)
+        print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201
+        print(each.log())  # noqa: T201
+        assert each.fault.hits
+        assert each.log().count("has acknowledged nothing for") <= 2
+        assert first <= 8
+        assert later <= 2
+        assert (picture[BRIDGE], picture[f"{ANNA}/availability"]) == ("online", "online")
+        assert each.log().count(f"the subscription to {where}") == 1
+        assert here.stale() == 0
+        if where == f"{ANNA}/history":
+            return  # it is read once, after a start
+        here.wait(lambda: works(each), 65 * MINUTE, "the subscription does not work although it is allowed")
+
+
+def works(each: Trial) -> bool:
+    """Tell whether the broker hands on what is published there to the daemon, by asking for it once more."""
+    topic = each.fault.where.replace("+", "anna")
+    each.here.subscriber.client.publish(topic, "online")
+    return any(packet.topic == topic and not packet.from_client for packet in tuple(each.relay.packets))

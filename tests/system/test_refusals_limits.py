@@ -1,0 +1,220 @@
+"""Brokers that allow less than the daemon would like: fewer messages a second, smaller ones, fewer topics for now.
+
+The daemon is a process, and but for the quota, which it does not have, mosquitto is what refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from dexcom2mqtt.demo.share_service import SimulatedShare, accelerated
+from tests.support import checking
+from tests.support.checking import Bench, failed, remedies, steps
+from tests.support.faults import FAULTS, HOUR, MINUTE, Page, Row, World
+from tests.support.processes import retained
+from tests.support.refusing import Quota
+from tests.support.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.processes import Mosquitto
+
+ANNA: Final = "dexcom2mqtt/anna"
+BRIDGE: Final = "dexcom2mqtt/bridge"
+DISCOVERY: Final = "homeassistant/device/dexcom2mqtt_anna/config"
+SMALL: Final = ("max_packet_size 20480", "message_size_limit 20480")
+"""Settings of mosquitto; the history of a day has 24 kB."""
+
+Build = Callable[..., World]
+Record = Callable[[str, Row], None]
+
+
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Record:
+    """Return what takes a row down for the page."""
+    return lambda name, row: record_property(name, Page.line(FAULTS[name], row))
+
+
+@pytest.fixture
+def world(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Iterator[Build]:
+    """Return what makes a world with a broker of these settings, which ends with the test."""
+    worlds: list[World] = []
+
+    def build(*settings: str, speed: float = 60.0, **options: Any) -> World:
+        mosquitto = start_mosquitto("allow_anonymous true", *settings)
+        worlds.append(World(tmp_path, mosquitto, speed, **options))
+        return worlds[-1]
+
+    yield build
+    for each in worlds:
+        each.close()
+
+
+def log(here: World) -> str:
+    """Return what the daemon has written."""
+    assert here.process
+    return here.process.text()
+
+
+def go(here: World, within: float = 10 * MINUTE) -> None:
+    """Start the daemon and wait until all that Share has is there, and the newest of it is current."""
+    since = here.now()
+    here.start()
+    here.wait(lambda: here.first_read(since=since) < here.now(), 10 * MINUTE, "Share is not asked")
+    owed = here.owed(here.now(), since=here.first_read())
+    here.wait(lambda: here.whole(owed), within, f"{len(owed - set(here.received()))} readings are missing")
+
+
+# Quota
+
+
+@pytest.mark.faults
+def test_a_quota_of_messages_a_second(world: Build, record: Record) -> None:
+    """All arrives, a first start's 24 hours too, and it is called by its name."""
+    here = world(speed=6.0)
+    quota = Quota(10, 1 / 6)
+    with Relay(here.mosquitto.port, quota) as relay:
+        here.mqtt |= {"port": relay.port, "protocol": "5"}
+        go(here, within=5 * HOUR)
+        here.began = here.now()
+        here.live(6 * MINUTE)
+        here.end()
+        record("quota", here.row(FAULTS["quota"]))
+        assert quota.refused
+        assert relay.connections == 1
+    assert here.subscriber.picture()[f"{BRIDGE}/state"] == "online"
+    assert here.subscriber.picture()[DISCOVERY]
+    assert "quota" in log(here).lower()
+    assert "access control list" not in log(here)
+
+
+# Size
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("setting", "protocol"), [(SMALL[0], "5"), (SMALL[0], "3.1.1"), (SMALL[1], "5"), (SMALL[1], "3.1.1")]
+)
+def test_a_broker_that_takes_small_messages_only(world: Build, record: Record, setting: str, protocol: str) -> None:
+    """The history of a day does not fit; the value stays all the same, and clean restarts repeat no reading.
+
+    But for one: mosquitto acknowledges to MQTT 3.1.1 what is larger than message_size_limit, and drops it, as check
+    tells. What is not in the history that it kept is repeated then.
+    """
+    here = world(setting, mqtt={"protocol": protocol}, JAM="0.5")
+    in_silence = (setting, protocol) == (SMALL[1], "3.1.1")
+    go(here)
+    here.wait(lambda: in_silence or _saved(here), 20 * MINUTE, "the history does not come")
+    here.live(5 * MINUTE)
+    here.began, before, ends = here.now(), len(here.received()), here.connects()
+    for _ in range(3):
+        assert here.process
+        here.process.signal(signal.SIGTERM)
+        assert here.process.wait() == 0
+        go(here)
+        here.live(2 * MINUTE)
+        assert here.subscriber.picture()[f"{BRIDGE}/state"] == "online"
+    here.end()
+    row = here.row(replace(FAULTS["small"], repeats=1000 if in_silence else FAULTS["small"].repeats), times=ends)
+    print(log(here))  # noqa: T201  # shown where a test fails
+    assert ends <= 8
+    assert here.connects() == ends + 3
+    if not in_silence:
+        record("small", row)
+        assert not set(here.received()[before:]) & set(here.received()[:before])
+
+
+def _saved(here: World) -> bool:
+    """Tell whether the history that the broker has holds the newest reading."""
+    history = retained(here.mosquitto.port).get(f"{ANNA}/history", '{"readings": []}')
+    dates = [entry["date"] for entry in json.loads(history)["readings"]]
+    return max(here.received()) in dates
+
+
+# What changes
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("protocol", "within"), [("5", 12 * MINUTE), ("3.1.1", 65 * MINUTE)])
+def test_an_acl_that_is_mended(world: Build, tmp_path: Path, protocol: str, within: float) -> None:
+    """What was denied comes by itself: within minutes where the broker says so, and else within the hour."""
+    acl = tmp_path / "acl"
+    denied = ["homeassistant/#", f"{ANNA}/status", f"{BRIDGE}/info", f"{ANNA}/value"]
+    acl.write_text("topic readwrite #\n" + "".join(f"topic deny {topic}\n" for topic in denied), encoding="utf-8")
+    here = world(f"acl_file {acl}", speed=120.0, mqtt={"protocol": protocol})
+    topics = {DISCOVERY, f"{ANNA}/status", f"{BRIDGE}/info", f"{ANNA}/value"}
+    since = here.now()
+    here.start()
+    here.wait(lambda: here.first_read(since=since) < here.now(), 10 * MINUTE, "Share is not asked")
+    here.live(15 * MINUTE)
+    assert not topics & here.subscriber.picture().keys()
+    assert len(here.received()) > 280
+    acl.write_text("topic readwrite #\n", encoding="utf-8")
+    here.mosquitto.reload()
+    here.end()
+    here.wait(lambda: topics <= here.subscriber.picture().keys(), within, "something does not come")
+    print(here.now() - here.ended, log(here))  # noqa: T201
+    owed = here.owed(here.now() - MINUTE)
+    here.wait(lambda: here.whole(owed), within, "it is not whole")
+    assert here.now() - here.ended <= within
+    assert here.connects() == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_is_wiped_under_a_living_connection(world: Build, protocol: str) -> None:
+    """Another client deletes all that is retained: it is back with the next reading, and the rest within the hour."""
+    here = world(speed=240.0, mqtt={"protocol": protocol})
+    here.begin()
+    before = set(retained(here.mosquitto.port))
+    assert {DISCOVERY, f"{BRIDGE}/info", f"{ANNA}/history", f"{ANNA}/unit"} <= before
+    for topic in before:
+        here.subscriber.client.publish(topic, "", retain=True)
+    here.wait(lambda: not retained(here.mosquitto.port).keys() & {DISCOVERY}, MINUTE, "it is not wiped")
+    wiped = here.now()
+    here.wait(lambda: before <= retained(here.mosquitto.port).keys(), 62 * MINUTE, "something does not come back")
+    assert here.now() - wiped < 62 * MINUTE
+    assert here.connects() == 1
+
+
+# What check says of them
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Return a configuration, and the command check with it."""
+    with SimulatedShare([checking.ANNA], accelerated(1)) as service:
+        yield Bench(tmp_path, service)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("setting", SMALL)
+def test_check_names_the_size(
+    bench: Bench, start_mosquitto: Callable[..., Mosquitto], setting: str, protocol: str
+) -> None:
+    """A broker that takes less than the history of a day is told with the settings that change it."""
+    mosquitto = start_mosquitto("allow_anonymous true", setting)
+    done = bench.check(mosquitto.port, protocol=protocol)
+    assert done.returncode == 1
+    (told,) = failed(done.stdout)
+    assert "as the history of a day has" in told
+    assert "max_packet_size and message_size_limit" in remedies(done.stdout)[0]
+
+
+def test_check_names_the_quota(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A broker that refuses some of what a reading is at once is told, and that the daemon copes."""
+    with Relay(mosquitto.port, Quota(10)) as relay:
+        done = bench.check(relay.port, protocol="5")
+    notes = [text for verdict, text in steps(done.stdout) if verdict == "note"]
+    assert any("refuses some of 20 messages at once" in text for text in notes)
+    assert any("Allow this client 20 messages in a second" in text for text in remedies(done.stdout))
+    assert "access control" not in done.stdout
+    assert not failed(done.stdout)
