@@ -46,7 +46,9 @@ _log = logging.getLogger(__name__)
 STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 """The signals that end the daemon."""
 
-_ANYTHING_SECONDS: Final = 2.0
+ANYTHING_SECONDS: Final = 2.0
+"""For how many real seconds to wait, after the probe, for what an earlier daemon may have left."""
+
 _NO_REFRESH: Final = "asking for a reading by a message to refresh will not work"
 _SUMMARIES: Final = 10
 """Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
@@ -116,7 +118,7 @@ class Daemon:
         """Return for how many seconds to wait for what a daemon left behind: at a first start there is nothing."""
         match awaited(self._topics, found, asked):
             case "anything":
-                return self._clock.real(_ANYTHING_SECONDS)
+                return ANYTHING_SECONDS
             case "the rest":
                 return READ_BACK_SECONDS
             case "nothing":

@@ -106,7 +106,7 @@ class House:
         """Start a daemon with these accounts, and wait until it is online and Share was asked for each."""
         self.subscriber.forget_all_but("reading")
         log = self._folder / "daemon.log"
-        running = self._stack.enter_context(daemon(self.config(*keys), log, speed=self._speed))
+        running = self._stack.enter_context(daemon(self.config(*keys), log, speed=self._speed, LATE="2"))
         self.subscriber.wait_for(self.topics.bridge_state, "online", 40)
         for key in keys:
             self.subscriber.wait_for(self.topics.of(key, "status"), seconds=40)

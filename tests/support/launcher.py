@@ -4,8 +4,9 @@ The command line itself has no switch for this: a user has no use for it. From t
 ``CALL_SECONDS``, a time limit of calls to Share that suits the speed; ``BUG_IN``, an account whose third and
 fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, what
 blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists: ``share``, ``broker`` or ``heart``; ``JAM``, how
-many real seconds an acknowledgement may take, which suits the speed, too; ``NAMED``, whether ``healthcheck`` finds the
-daemon: those of other tests that run at the same time have the same client id.
+many real seconds an acknowledgement may take, which suits the speed, too; ``LATE``, for how many real seconds it waits
+for what an earlier daemon may have left, instead of a moment that suits the speed; ``NAMED``, whether ``healthcheck``
+finds the daemon: those of other tests that run at the same time have the same client id.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from unittest import mock
 from dexcom2mqtt import cli
 from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.daemon import daemon as composition
 from dexcom2mqtt.daemon import health, process
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.mqtt import patience
@@ -53,6 +55,8 @@ def main() -> int:
             hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
         if seconds := os.environ.get("JAM"):
             hooks.enter_context(mock.patch.object(patience, "SECONDS", float(seconds)))
+        late = os.environ.get("LATE") or clock.real(composition.ANYTHING_SECONDS)
+        hooks.enter_context(mock.patch.object(composition, "ANYTHING_SECONDS", float(late)))
         if what := os.environ.get("BLOCK"):
             owner, method = _PLACES[what]
             blocking = _blocking(getattr(owner, method), Path(os.environ["BLOCK_WHEN"]))
