@@ -81,5 +81,6 @@ def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
     """Judge a failure; ``untried`` is whether the present credentials have not been sent since the start."""
     share = STATES[type(error)]
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
+    says_all = isinstance(error, UnavailableError) and error.at_proxy
     untried = untried and isinstance(error, CredentialsRejectedError)
-    return Verdict(share, status.tell(str(error), share, wrong_clock=wrong_clock, untried=untried))
+    return Verdict(share, status.tell(str(error), share, wrong_clock=wrong_clock, untried=untried, says_all=says_all))

@@ -143,8 +143,15 @@ class Status:
         return self.share in _WELL
 
 
-def tell(happened: str, share: ShareState, *, wrong_clock: bool = False, untried: bool = False) -> str:
-    """Join what happened and what to do about it; ``untried``: the present credentials were not sent yet."""
+def tell(
+    happened: str, share: ShareState, *, wrong_clock: bool = False, untried: bool = False, says_all: bool = False
+) -> str:
+    """Join what happened and what to do about it; ``untried``: the present credentials were not sent yet.
+
+    With ``says_all``, what to do is part of what happened.
+    """
+    if says_all:
+        return f"{happened[:1].upper()}{happened[1:]}{'' if happened.endswith('?') else '.'}"
     remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
     return f"{happened[:1].upper()}{happened[1:]}. {remedy}"
 

@@ -141,10 +141,11 @@ NO_MQTT: Final = (
     "Something else listens there: MQTT over WebSockets (mostly 9001) and web pages are of no use.",
 )
 NO_MQTT_OVER_TLS: Final = (_OUR_CERTIFICATE, NO_MQTT[1])
+CLIENT_ID: Final = "The broker admits certain client ids only: mqtt.client_id, to which check and purge add a word."
 REFUSED: Final = (
     "mqtt.username or mqtt.password is wrong or missing; with Mosquitto, mosquitto_passwd makes users.",
     "With the broker inside Home Assistant, it is the name and password of one of its users.",
-    "The broker admits certain client ids only: mqtt.client_id, to which check and purge add a word.",
+    CLIENT_ID,
 )
 OTHER_MQTT: Final = ("Write protocol: auto below mqtt:, or leave it out: then the other one is tried, too.",)
 BROKE_OFF: Final = (

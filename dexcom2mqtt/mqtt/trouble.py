@@ -113,6 +113,9 @@ class Trouble:
             self._quota += 1
             self._careful_until = now + _CAREFUL
             self.quiet_until = now + min(2.0 ** (self._quota - 1), _QUOTA_MOST)
+        case = self._cases.get(place)
+        if case is not None and case.until > now:  # it was sent together with what was refused just now
+            return Ruling(place, case.until, None, too_large=False)
         return self._count(place, reason, words, now)
 
     def taken(self, place: Place) -> Line | None:

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from dexcom2mqtt.mqtt.connection import Connection
-from dexcom2mqtt.mqtt.dialling import BrokerError
+from dexcom2mqtt.mqtt.dialling import CLIENT_ID, BrokerError
 from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS, Gathering
 from dexcom2mqtt.mqtt.tls_files import tls_context
 
@@ -48,7 +48,9 @@ class Visit:
         if no_mqtt_5 and self._mqtt.protocol == "auto":
             failure = self._connect("3.1.1")
         if failure is not None:
-            raise BrokerError(failure.text, failure.causes)
+            # Brokers that admit certain client ids only (AWS IoT Core) hang up at others.
+            hung_up = failure.ending == "closed_without_answer"
+            raise BrokerError(failure.text, (*failure.causes, CLIENT_ID) if hung_up else failure.causes)
         return self
 
     def mend(self) -> None:

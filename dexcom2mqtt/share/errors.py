@@ -21,12 +21,15 @@ class VariableError(ArgumentError):
 class UnavailableError(ShareError):
     """Share could not be reached or is out of order: try again soon."""
 
-    def __init__(self, text: str, *, wrong_clock: bool = False, answered: bool = False) -> None:
+    def __init__(self, text: str, *, wrong_clock: bool = False, answered: bool = False, at_proxy: bool = False) -> None:
         super().__init__(text)
         self.wrong_clock = wrong_clock
         """Whether the certificate is outside its dates, as when this machine's clock is wrong."""
         self.answered = answered
         """Whether Share itself answered: not if there was no answer, and not if it is a gateway's (502, 503, 504)."""
+
+        self.at_proxy = at_proxy
+        """Whether it failed at the proxy of the environment; the text says what to do."""
 
 
 class CredentialsRejectedError(ShareError):

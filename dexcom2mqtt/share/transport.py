@@ -89,7 +89,7 @@ class Transport:
     def _raise_unreachable(self, error: BaseException) -> NoReturn:
         causes = list(_causes(error))
         if refused := next((cause for cause in causes if isinstance(cause, ProxyError)), None):
-            raise _of_proxy(refused, self.host) from None
+            raise UnavailableError(_said_of_proxy(refused, self.host), at_proxy=True) from None
         if bounds.bytes_left < 0:
             raise UnexpectedResponseError(f"{self.host} answered more than 1 MiB") from None
         for cause in causes:
@@ -127,29 +127,25 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
     return seen
 
 
-def _of_proxy(error: ProxyError, host: str) -> UnavailableError:
+def _said_of_proxy(error: ProxyError, host: str) -> str:
     """Say what failed at the proxy, and what to do; nothing of it is Share's fault."""
     proxy, status, cause = error.proxy, error.status, error.__cause__
     # http.client has no class of its own for too many headers.
     endless = isinstance(cause, InterimError | http.client.LineTooLong) or type(cause) is http.client.HTTPException
     if endless or bounds.bytes_left < 0:
-        return UnavailableError(f"the proxy {proxy} answered without an end; is {proxy.variable} right?")
+        return f"the proxy {proxy} answered without an end; is {proxy.variable} right?"
     if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
-        return UnavailableError(
-            f"the proxy {proxy} answered with something that is no HTTP; is {proxy.variable} right?"
-        )
+        return f"the proxy {proxy} answered with something that is no HTTP; is {proxy.variable} right?"
     if status is None:
-        return UnavailableError(
-            f"no answer from the proxy {proxy}: {_describe(error)}; does it run, and is {proxy.variable} right?"
-        )
+        return f"no answer from the proxy {proxy}: {_describe(error)}; does it run, and is {proxy.variable} right?"
     if status == _CREDENTIALS_WANTED:
-        return UnavailableError(
+        return (
             f"the proxy {proxy} wants a user name and a password, or others ({status}): write them into "
             f"{proxy.variable}, as http://user:password@{proxy}"
         )
     if status in _FAILURES:
-        return UnavailableError(f"the proxy {proxy} cannot reach {host} ({status}); ask whoever runs it")
-    return UnavailableError(
+        return f"the proxy {proxy} cannot reach {host} ({status}); ask whoever runs it"
+    return (
         f"the proxy {proxy} does not let this machine through to {host} ({status}): it has to allow that, or NO_PROXY "
         "has to name the server"
     )

@@ -107,6 +107,12 @@ def test_a_wrong_clock_is_told() -> None:
     assert "clock" in of_error(error).message
 
 
+def test_what_failed_at_the_proxy_is_not_told_as_share() -> None:
+    """What to do is said already, and that Share may be out of order would lead elsewhere."""
+    for told, shown in (("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")):
+        assert of_error(UnavailableError(told, at_proxy=True)) == Verdict("unavailable", shown)
+
+
 def test_every_error_that_an_answer_may_be_has_a_state() -> None:
     """No error of Share is without one, but those that only the client sees, and what a caller gets wrong."""
     never = {"SignedOutError", "NothingSharedError", "ArgumentError"}

@@ -15,6 +15,7 @@ from tests.support.brokers import gatekeeper, login, secure
 from tests.support.certificates import by_the_manual, write
 from tests.support.checking import Bench, failed, remedies, steps, stopping_at
 from tests.support.processes import ROOT, Mosquitto, Subscriber, free_port, retained
+from tests.support.relay import HANG_UP, PASS, Answer, Fate, Packet, Relay
 
 if TYPE_CHECKING:
     import subprocess
@@ -335,6 +336,21 @@ def test_something_that_is_no_broker(bench: Bench, answer: bytes) -> None:
         done = bench.check(server.getsockname()[1])
     assert "closed the connection without an answer" in broker_failure(done)
     assert "web pages are of no use" in remedies(done.stdout)[1]
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x20\x03\x00\x85\x00", b"\x20\x02\x00\x02"])
+def test_a_broker_that_admits_one_client_id(bench: Bench, mosquitto: Mosquitto, answer: bytes) -> None:
+    """It hangs up at the one of check, or says why; and that is among what it may be."""
+
+    def rule(packet: Packet) -> Fate:
+        if packet.kind != "CONNECT" or b"-check" not in packet.data:
+            return PASS
+        return Answer(answer) if answer else HANG_UP
+
+    with Relay(mosquitto.port, rule) as relay:
+        done = bench.check(relay.port)
+        assert broker_failure(done)
+        assert "The broker admits certain client ids only: mqtt.client_id" in " ".join(remedies(done.stdout))
 
 
 def test_a_broker_that_leaves_in_the_middle(bench: Bench, mosquitto: Mosquitto) -> None:

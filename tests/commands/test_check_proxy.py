@@ -68,10 +68,10 @@ def test_tells_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None
     proxy.trouble = at_proxy.refusal(407)
     done = bench.check(free_port())
     assert done.returncode == 1
-    assert (
+    assert failed(done.stdout)[0] == (
         f"anna: The proxy {proxy.name} wants a user name and a password, or others (407): write them into HTTPS_PROXY, "
         f"as http://user:password@{proxy.name}."
-    ) in failed(done.stdout)[0]
+    )
 
 
 @pytest.mark.parametrize(

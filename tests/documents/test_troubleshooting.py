@@ -31,6 +31,7 @@ CALLS: Final = {
 FUNCTIONS: Final = {
     "explain",
     "_describe",
+    "_said_of_proxy",
     "ask",
     "look",
     "_exposed",

@@ -129,12 +129,21 @@ def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> Non
     assert not at_home.aside
     second = at_home.refused(VALUE, "rights", "Not authorized", NOW)
     assert told(second) == ""
-    assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 10
-    for _ in range(3):  # that costs no connection
-        assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 300
+    assert at_home.refused(STATE, "rights", "Not authorized", NOW + 2).until == NOW + 12
+    for now in (NOW + 12, NOW + 312, NOW + 612):  # that costs no connection
+        assert at_home.refused(STATE, "rights", "Not authorized", now).until == now + 300
     assert at_home.aside == {STATE.topic}
     assert at_home.taken(STATE) is None  # the other one is still refused
     assert at_home.taken(VALUE) is not None
+
+
+def test_what_was_refused_together_counts_once() -> None:
+    """Twenty readings of one burst are one refusal: else the next try would be in an hour."""
+    at_home = trouble()
+    for _ in range(20):
+        assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 2
+    assert at_home.refused(STATE, "rights", "Not authorized", NOW + 2).until == NOW + 12
+    assert not at_home.aside
 
 
 def test_size_is_called_size() -> None:
@@ -187,14 +196,14 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
         "will not work. Its access control list must let the user of this daemon read there."
     )
     assert at_home.unsubscribed(NOW) == frozenset()
-    for _ in range(2):
-        at_home.refused(REFRESH, "rights", "Not authorized", NOW)
-    assert at_home.unsubscribed(NOW) == {REFRESH.topic}
-    assert at_home.unsubscribed(NOW + 300) == frozenset()
-    assert at_home.overdue(NOW + 299) == frozenset()
-    assert at_home.overdue(NOW + 300) == {REFRESH.topic}
+    for later in (2, 12):
+        at_home.refused(REFRESH, "rights", "Not authorized", NOW + later)
+    assert at_home.unsubscribed(NOW + 12) == {REFRESH.topic}
+    assert at_home.unsubscribed(NOW + 312) == frozenset()
+    assert at_home.overdue(NOW + 311) == frozenset()
+    assert at_home.overdue(NOW + 312) == {REFRESH.topic}
     at_home.taken(REFRESH)
-    assert at_home.overdue(NOW + 300) == frozenset()
+    assert at_home.overdue(NOW + 312) == frozenset()
     assert at_home.aside == frozenset()
 
 
