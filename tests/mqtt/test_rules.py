@@ -40,7 +40,7 @@ def test_a_topic_at_which_the_broker_hangs_up_costs_only_itself(
 ) -> None:
     """After five ends it is found and left out; all else arrives, and it, too, once the broker takes it."""
     with Relay(mosquitto.port, hang_up_at("test/a")) as relay:
-        running = start(relay.port, protocol=protocol, speed=30)
+        running = start(relay.port, protocol=protocol, speed=60)
         running.mirror.put([Message(f"test/many/{number}", "x") for number in range(30)])
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online", 30)
         assert picture(mosquitto.port).keys() == {"test/b", STATE, *(f"test/many/{n}" for n in range(30))}
@@ -61,7 +61,7 @@ def test_a_subscription_at_which_the_broker_hangs_up_costs_only_itself(
         return HANG_UP if "test/+/refresh" in packet.filters else PASS
 
     with Relay(mosquitto.port, rule) as relay:
-        running = start(relay.port, speed=30, subscriptions=("test/+/refresh",))
+        running = start(relay.port, speed=60, subscriptions=("test/+/refresh",))
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online", 30)
         eventually(lambda: running.found, why="the read-back did not come to its end")
         assert "hangs up at the subscription to test/+/refresh: nothing is asked for" in caplog.text
@@ -78,10 +78,10 @@ def test_a_refused_topic_is_tried_again(
         return refused(packet, code) if packet.from_client and packet.topic == "test/a" else PASS
 
     with Relay(mosquitto.port, rule) as relay:
-        start(relay.port, speed=30)
+        start(relay.port, speed=60)
         eventually(lambda: len(relay.came("PUBLISH", "test/a")) == 3, 10)
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
-        time.sleep(0.5)  # 15 s
+        time.sleep(0.25)  # 15 s
         assert len(relay.came("PUBLISH", "test/a")) == 3
         relay.rule = lambda _: PASS
         eventually(lambda: picture(mosquitto.port).get("test/a") == "1", 30)
@@ -125,7 +125,7 @@ def test_the_packets_are_no_larger_than_the_broker_takes(
 ) -> None:
     """MQTT 5 says how large they may be; what is larger is not sent, is named, and everything else goes on."""
     broker = start_mosquitto("allow_anonymous true", "max_packet_size 2000")
-    running = start(broker.port, protocol=protocol, speed=30)
+    running = start(broker.port, protocol=protocol, speed=60)
     running.mirror.put([Message("test/large", "x" * 5000), Message("test/small", "x" * 1900)])
     eventually(lambda: retained(broker.port).get(STATE) == "online", 30)
     eventually(lambda: picture(broker.port).keys() == {"test/a", "test/b", "test/small", STATE}, 30)
@@ -159,7 +159,7 @@ def test_mqtt_5_that_is_answered_wrongly_is_left_at_once(
         return Answer(answer) if packet.body[6] == 5 else PASS
 
     with Relay(mosquitto.port, rule) as relay:
-        running = start(relay.port, speed=30)
+        running = start(relay.port, speed=60)
         eventually(lambda: running.protocols == ["3.1.1"])
         assert versions == [5, 4]
         relay.hang_up()
@@ -181,7 +181,7 @@ def test_mqtt_5_that_is_not_answered_is_left_after_two_attempts(
         return DROP if packet.body[6] == 5 else PASS
 
     with Relay(mosquitto.port, rule) as relay:
-        running = start(relay.port, speed=30)
+        running = start(relay.port, speed=60)
         eventually(lambda: running.protocols == ["3.1.1"])
         assert versions == [5, 5, 4]
         relay.hang_up()
