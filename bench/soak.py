@@ -268,7 +268,7 @@ class World:
         offset = BEGIN - BOOTED
         coming = [until, self._plan.end]
         if self._connected:
-            coming += [self._mirror.next_expiry() + offset, self._stream.next_at(self._clock.now()) + offset]
+            coming += [self._mirror.next_at() + offset, self._stream.next_at(self._clock.now()) + offset]
         if self._on_their_way:
             coming.append(self.unix + ANSWERS_AFTER)
         coming += [times[0] for times in (self._restarts, self._forgets) if times]
