@@ -101,14 +101,26 @@ class Mirror:
         if again:
             self._changed()
 
-    def take(self, now: float, most: int) -> list[Message]:
-        """Return at most that many messages to send now, and take them for sent."""
+    def release(self, topics: Collection[str]) -> None:
+        """Hold these no longer."""
+        with self._lock:
+            for topic in topics:
+                self._held.pop(topic, None)
+
+    @property
+    def only_last_is_left(self) -> bool:
+        """Whether there is nothing to send but the last topic, and what is held."""
+        with self._lock:
+            return self._unsent.keys() - self._held.keys() == {self._last}
+
+    def take(self, now: float, most: int, *, last: bool = True) -> list[Message]:
+        """Return at most that many messages to send now, the last topic only with ``last``, and take them for sent."""
         with self._lock:
             self._expire(now)
             held = self._still_held(now)
             ready = (topic for topic in self._unsent if topic != self._last and topic not in held)
             topics = list(islice(ready, most))
-            if self._last in self._unsent and self._last not in held:
+            if last and self._last in self._unsent and self._last not in held:
                 waiting = len(self._unsent) - len(self._unsent.keys() & held.keys()) - 1
                 if len(topics) == waiting < most:
                     topics.append(self._last)
@@ -132,6 +144,8 @@ class Mirror:
         changed = False
         with self._lock:
             for message in () if self._closed else messages:
+                if last:
+                    self._held.pop(message.topic, None)
                 if only_missing and message.topic in self._picture:
                     continue
                 self._show(message)

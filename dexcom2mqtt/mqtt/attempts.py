@@ -186,6 +186,8 @@ class Attempts:
             return min(_TAKEN_OVER_WAIT * 2.0 ** (min(self._take_overs, 8) - 1), _TAKEN_OVER_MOST)
         if failure.ending == "unprotected":
             return _TAKEN_OVER_WAIT
+        if failure.pinned:  # it does not happen again just like that
+            self._failures = 1
         return growing_pause(
             self._failures, self._chance, first=_BACKOFF_FIRST, most=_BACKOFF_MOST, spread=_BACKOFF_SPREAD
         )

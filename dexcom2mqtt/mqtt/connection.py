@@ -53,6 +53,8 @@ _REASONS: Final[dict[int, Reason]] = {
     0x95: "size", 0x99: "size",  # packet too large; payload format invalid
     0x93: "quota", 0x96: "quota", 0x97: "quota",  # receive maximum exceeded; message rate too high; quota exceeded
 }  # fmt: skip
+_NOT_ABOUT_US: Final = frozenset({0x00, 0x89, 0x8B, 0x8D, 0x98, 0x9C, 0x9D})
+"""Codes of a DISCONNECT that are not about what was sent: left, busy, shutting down, idle, ended by a person, moved."""
 _FILTERS_A_PACKET: Final = 8
 """As many as AWS IoT Core takes in one SUBSCRIBE."""
 _OVERHEAD: Final = 16
@@ -160,6 +162,7 @@ class Connection:
         self._received: list[Received] = []
         self._answers: list[tuple[Message, Refusal | None]] = []
         self._wanted: list[str] = []  # filters to subscribe to
+        self._probing = ""  # the topic of a probe that is not back
         self._unconfirmed: dict[int | None, list[str]] = {}
         self._subscriptions: list[tuple[str, Refusal | None]] = []
         self._heard_at = self._clock.now()
@@ -206,13 +209,18 @@ class Connection:
     def room(self) -> int:
         """How many more messages may be on their way."""
         if self.careful:
-            return int(self.idle and self.subscribed)
+            return int(self.idle and self.subscribed and not self._probing)
         return self._window - len(self._on_their_way)
 
     @property
     def idle(self) -> bool:
         """Whether every message that was sent is acknowledged."""
         return not self._on_their_way
+
+    @property
+    def on_their_way(self) -> frozenset[int]:
+        """The identifiers of the messages that are not acknowledged."""
+        return frozenset(self._on_their_way)
 
     def most_bytes(self, topic: str) -> float:
         """Return how large a payload on this topic may be, as the broker said; mostly that is infinite."""
@@ -229,7 +237,7 @@ class Connection:
         info = self._client.publish(message.topic, message.payload, self._qos, retain, properties)
         if self._qos:
             self._on_their_way[info.mid] = message
-        else:  # there is no acknowledgement to wait for
+        elif not info.rc:  # there is no acknowledgement to wait for
             self._answers.append((message, None))
         self._heard_at = self._clock.now()
 
@@ -271,7 +279,12 @@ class Connection:
         """
         if self.subscribed:
             self._client.publish(topic, "probe", qos=0)
+            self._probing = topic
         return self.subscribed
+
+    def gave_up_probe(self) -> None:
+        """Expect the probe no longer."""
+        self._probing = ""
 
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
         """Let paho read and write for up to ``seconds``, but no longer than one; return early if something happened."""
@@ -284,8 +297,9 @@ class Connection:
         if wake is not None:
             poll.register(wake, select.POLLIN)
         pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        at_once = pending or bool(self._answers)
         self._send_subscriptions()
-        ready = dict(poll.poll(0 if pending else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
+        ready = dict(poll.poll(0 if at_once else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
         if wake is not None and wake.fileno() in ready:
             wake.recv(4096)
         events = ready.get(sock.fileno(), 0)
@@ -335,6 +349,7 @@ class Connection:
         if self.failure is None:
             places = [Place(message.topic) for message in self._on_their_way.values()]
             places += [Place(topic, "subscribe") for filters in self._unconfirmed.values() for topic in filters]
+            places += [Place(self._probing)] if self._probing else []
             self.failure = replace(failure, at=tuple(places))
 
     def _on_connect(
@@ -364,7 +379,7 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
-        busy = bool(self._on_their_way or self._unconfirmed)
+        busy = bool(self._on_their_way or self._unconfirmed or self._probing)
         if not self._answered and self._client.refusal is not None:
             why, causes = dialling.explain(self._client.refusal, tls=self._mqtt.tls)
             self._end(Failure(f"cannot connect to {self._place}: {why}", causes))
@@ -374,7 +389,7 @@ class Connection:
             ending: Ending = "closed_without_answer" if reason.value == _CLOSED else "answered_wrongly"
             self._end(Failure(text, causes, ending))
         elif flags.is_disconnect_packet_from_server:
-            self._end(self._told_to_leave(f"{lost} ({reason})", reason))
+            self._end(self._told_to_leave(f"{lost} ({reason})", reason, busy=busy))
         elif busy and reason.value == _NOT_UNDERSTOOD:
             # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
             self._end(Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy"))
@@ -385,14 +400,13 @@ class Connection:
             self._end(Failure(lost, dialling.BROKE_OFF))
 
     @staticmethod
-    def _told_to_leave(text: str, reason: ReasonCode) -> Failure:
+    def _told_to_leave(text: str, reason: ReasonCode, *, busy: bool) -> Failure:
         """Say what a DISCONNECT of the broker means: some are about what was sent last."""
         if reason.value == _SESSION_TAKEN_OVER:
             return Failure(text, dialling.BROKE_OFF, "taken_over", certain=True)
-        about = _REASONS.get(reason.value)
-        if about is None and reason.value not in {_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED}:
+        if reason.value in _NOT_ABOUT_US or not busy:
             return Failure(text, dialling.BROKE_OFF)
-        return Failure(text, dialling.BROKE_OFF, "closed_busy", reason=about or "other")
+        return Failure(text, dialling.BROKE_OFF, "closed_busy", reason=_REASONS.get(reason.value, "hang_up"))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)
@@ -408,4 +422,6 @@ class Connection:
         self._subscriptions += zip(filters, map(_refusal, reasons), strict=False)
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        if message.topic == self._probing:
+            self._probing = ""
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))

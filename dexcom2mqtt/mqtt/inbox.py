@@ -32,16 +32,28 @@ class Gathering:
 
     The probe is a message to ourselves, sent once all subscriptions are confirmed. MQTT does not promise that what is
     retained comes before it, and some brokers don't keep that order: so once it is back, ``still`` says how much longer
-    to wait. A broker that lets us write but not read returns nothing, and is waited for 10 s.
+    to wait. A broker that lets us write but not read returns nothing, and is waited for 10 s. Without a ``probe``, as
+    at a broker that does not take it, the confirmation of the subscriptions has to do. That confirmation has 10 s as
+    well; if ``patient``, it is left to the connection to give up a broker that owes it.
     """
 
-    def __init__(self, connection: Connection, clock: Clock, filters: Sequence[str], probe: str, still: Still) -> None:
+    def __init__(  # noqa: PLR0913  # each has its user
+        self,
+        connection: Connection,
+        clock: Clock,
+        filters: Sequence[str],
+        probe: str | None,
+        still: Still,
+        *,
+        patient: bool = False,
+    ) -> None:
         self._connection = connection
         self._clock = clock
+        self._patient = patient
+        self._filters = filters
         self._probe = probe
         self._still = still
         self._batches = [filters[start : start + _BATCH] for start in range(0, len(filters), _BATCH)] or [filters]
-        self._asked: list[str] = []
         self.found: dict[str, bytes] = {}
         """What is retained, by topic."""
         self.over = False
@@ -51,7 +63,7 @@ class Gathering:
         self.came_back = False
         """Whether the probe was sent back to us, as to everybody who may read there."""
         self._impatient = False  # whether the time to wait for what is missing was used up before
-        connection.subscribe([probe])
+        connection.subscribe([probe] if probe else [])
         self._begin()
 
     @property
@@ -66,7 +78,7 @@ class Gathering:
             if each.topic == self._probe:
                 self.marks_live |= each.retained
                 self._back = self.came_back = True
-            elif not any(matches(topic, each.topic) for topic in self._asked):
+            elif not any(matches(topic, each.topic) for topic in self._filters):
                 others.append(each)
             elif each.retained:
                 self.found[each.topic] = each.payload
@@ -75,10 +87,10 @@ class Gathering:
 
     def end(self) -> None:
         """Want no more of it."""
-        self._connection.unsubscribe((*self._batches[0], self._probe))
+        self._connection.unsubscribe((*self._batches[0], self._probe) if self._probe else self._batches[0])
+        self._connection.gave_up_probe()
 
     def _begin(self) -> None:
-        self._asked += self._batches[0]
         self._connection.subscribe(self._batches[0])
         self._probed_at = math.inf
         self._back = False
@@ -87,22 +99,32 @@ class Gathering:
 
     def _go_on(self) -> None:
         now = self._clock.now()
-        if self._probed_at == math.inf and self._connection.probe(self._probe):
+        if self._probed_at == math.inf and self._ask():
             self._probed_at = now
             self._until = now + self._seconds(READ_BACK_SECONDS)
         if self._back:
             self._back_at = min(self._back_at, now)
-            patience = 0.0 if self._impatient else self._still(self.found, self._asked)
+            patience = 0.0 if self._impatient else self._still(self.found, self._batches[0])
             self._until = self._back_at + self._seconds(patience)
-            if now >= self._until and patience:
+            if now >= self._until and not self.found:
                 self._impatient = True
         if now < self._until:
+            return
+        if self._patient and self._probed_at == math.inf:
+            self._until = math.inf
             return
         if len(self._batches) == 1:
             self.over = True
         else:
             self._connection.unsubscribe(self._batches.pop(0))
             self._begin()
+
+    def _ask(self) -> bool:
+        """Send the probe once the subscriptions are confirmed; return whether they are."""
+        if self._probe is not None:
+            return self._connection.probe(self._probe)
+        self._back = self._connection.subscribed
+        return self._back
 
     def _seconds(self, real: float) -> float:
         return real * self._clock.speed
@@ -147,12 +169,19 @@ class Inbox:
         """When to ``take`` although nothing came."""
         return math.inf if self._gathering is None else self._gathering.due
 
-    def subscribe(self, connection: Connection, *, but: Collection[str] = ()) -> None:
-        """Begin on a new connection, without those subscriptions that are set aside."""
+    @property
+    def has_read_back(self) -> bool:
+        """Whether the read-back is over."""
+        return self._read_back is None
+
+    def subscribe(self, connection: Connection, *, but: Collection[str] = (), probes: bool = True) -> None:
+        """Begin on a new connection, without those subscriptions that are set aside, and perhaps without the probe."""
         connection.subscribe([topic for topic in self._subscriptions if topic not in but])
         if self._read_back is not None:
             topics = [topic for topic in self._read_back.topics if topic not in but]
-            self._gathering = Gathering(connection, self._clock, topics, self._read_back.probe, self._read_back.still)
+            probe = self._read_back.probe if probes else None
+            still = self._read_back.still
+            self._gathering = Gathering(connection, self._clock, topics, probe, still, patient=True)
 
     def take(self, connection: Connection) -> None:
         """Hand on what came since the last call, and end the read-back if all is there or its time is over."""

@@ -79,6 +79,9 @@ class BrokerLink:
         self._stream = stream
         self._will = will
         self._subscriptions = frozenset(subscriptions or ())
+        self._probe = read_back.probe
+        self._before_last: frozenset[int] | None = None  # what was on its way when only the last topic was left
+        self._may_leave = True  # unless the broker refused to take what the will says
         self._inbox = Inbox(clock, read_back, tuple(subscriptions or ()), received)
         self._unprotected = unprotected
         self._connected = connected
@@ -141,17 +144,24 @@ class BrokerLink:
             return self._taken_over(failure)
         if failure is not None and failure.ending in {"closed_busy", "jammed"}:
             reason = "silence" if failure.ending == "jammed" else failure.reason
-            self._follow(self._trouble.ended(failure.at, reason, self._clock.now()))
+            ruling = self._trouble.ended(failure.at, reason, self._clock.now())
+            self._follow(ruling)
+            if self._unprotected(self._trouble.aside):
+                return replace(failure, ending="unprotected")
+            return replace(failure, pinned=ruling is not None)
         return failure
 
     def _begin(self, connection: Connection) -> None:
         """Subscribe, and send the whole picture, on a new connection."""
         now = self._clock.now()
         if self._unprotected(self._trouble.aside):  # it is tried once more, and until then it does not say online
+            self._mirror.release(self._trouble.aside)
             self._trouble.try_again(self._trouble.aside, now)
             self._mirror.set_aside(self._trouble.aside)
+        self._before_last = None
         connection.careful = self._trouble.careful(now)
-        self._inbox.subscribe(connection, but=self._trouble.unsubscribed(now))
+        but = self._trouble.unsubscribed(now)
+        self._inbox.subscribe(connection, but=but, probes=self._probe not in but | self._trouble.aside)
         self._connected(connection.protocol)
         self._stream.fit(connection.most_bytes)
         self._mirror.send_all()
@@ -197,7 +207,8 @@ class BrokerLink:
                 farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
                 self._send(connection, now, stream=False)
                 if connection.idle and not self._mirror.unsent:
-                    connection.leave()
+                    if self._may_leave:
+                        connection.leave()
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
@@ -231,32 +242,46 @@ class BrokerLink:
 
     def _send(self, connection: Connection, now: float, *, stream: bool) -> None:
         self._mirror.put(self._stream.histories(now))
-        for message in self._mirror.take(now, connection.room):
+        for message in self._mirror.take(now, connection.room, last=self._may_end(connection)):
             self._publish(connection, message)
         if stream:
             for message in self._stream.take(now, connection.room):
                 self._publish(connection, message)
 
+    def _may_end(self, connection: Connection) -> bool:
+        """Return whether the last topic may be sent: what it vouches for has to be acknowledged, not only sent."""
+        if self._clock.stopped:
+            return True  # to say that nothing is current is never too early
+        if self._before_last is None and self._mirror.only_last_is_left:
+            self._before_last = connection.on_their_way
+        acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way
+        return acknowledged and not any(self._mirror.size(topic) for topic in self._trouble.undecided)
+
     def _publish(self, connection: Connection, message: Message) -> None:
         size = len(message.payload.encode())
         if size <= connection.most_bytes(message.topic):
             connection.publish(message)
+            if self._trouble.spacing:
+                self._trouble.quiet_until = self._clock.now() + self._trouble.spacing * self._clock.speed
         else:
             most = f"{size} bytes, and no more than {connection.most_bytes(message.topic):.0f} are allowed"
             self._refused(message, Refusal("size", most))
 
     def _take_from(self, connection: Connection) -> None:
         self._inbox.take(connection)
+        if self._inbox.has_read_back:
+            self._trouble.forget_subscriptions(self._subscriptions)
         for topic, refusal in connection.take_subscriptions():
             place = Place(topic, "subscribe")
             if refusal is None:
-                self._say(self._trouble.taken(place))
+                self._say(self._trouble.taken(place, self._clock.now()))
             else:
                 self._say(self._trouble.refused(place, refusal.reason, refusal.text, self._clock.now()).line)
         for message, refusal in connection.take_answers():
             if refusal is None:
                 self._stream.acknowledged(message)
-                self._say(self._trouble.taken(Place(message.topic)))
+                self._say(self._trouble.taken(Place(message.topic), self._clock.now()))
+                self._may_leave |= message.topic == self._will.topic
             else:
                 self._refused(message, refusal)
         self._mirror.set_aside(self._trouble.aside)
@@ -268,6 +293,7 @@ class BrokerLink:
 
     def _refused(self, message: Message, refusal: Refusal) -> None:
         ruling = self._trouble.refused(Place(message.topic), refusal.reason, refusal.text, self._clock.now())
+        self._may_leave &= message.topic != self._will.topic
         if not message.retain:
             self._stream.refused(message, ruling.until)
         self._follow(ruling)

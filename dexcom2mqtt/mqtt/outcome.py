@@ -51,6 +51,8 @@ class Failure:
     """For how many real seconds nothing had been sent or received, where the end may be due to that."""
     reason: Reason = "hang_up"
     """What the broker said of it, if it did."""
+    pinned: bool = False
+    """Whether it is known at which place it happened, so that something is left out next time."""
     certain: bool = False
     """Whether the broker itself said that another client has taken over."""
 

@@ -31,6 +31,8 @@ _SOON: Final = (2.0, 10.0)
 _CALM: Final = 300.0
 _CALM_MOST: Final = 3600.0
 _QUOTA_MOST: Final = 60.0
+_SPACING: Final = 0.2
+_SPACING_MOST: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class _Case:
     until: float = -math.inf
     aside: bool = False
     pauses: int = 0  # since it was set aside
+    ended: bool = False  # whether it cost a connection
+    tried_again: bool = False  # whether it was set aside before, and a single end is enough
 
 
 @dataclass(slots=True)
@@ -64,6 +68,8 @@ class Trouble:
     purposes: Mapping[str, str] = field(default_factory=dict)
     quiet_until: float = -math.inf
     """Nothing is sent before that: the broker's quota is used up."""
+    spacing: float = 0.0
+    """How many seconds are to lie between two messages, once the broker has hung up because of its quota."""
     _cases: dict[Place, _Case] = field(default_factory=dict)
     _said: dict[tuple[str, Reason], set[Place]] = field(default_factory=dict)
     _unknown: int = 0  # ends in a row of which the place is unknown
@@ -79,6 +85,12 @@ class Trouble:
     def aside(self) -> frozenset[str]:
         """The topics that are set aside."""
         return frozenset(place.topic for place, case in self._cases.items() if case.aside and place.kind == "publish")
+
+    @property
+    def undecided(self) -> frozenset[str]:
+        """The topics that were not taken and are to be tried once more before they are set aside."""
+        cases = self._cases.items()
+        return frozenset(place.topic for place, case in cases if not case.aside and place.kind == "publish")
 
     def unsubscribed(self, now: float) -> frozenset[str]:
         """Return the filters that are not to be subscribed to now."""
@@ -96,6 +108,10 @@ class Trouble:
 
     def ended(self, at: Sequence[Place], reason: Reason, now: float) -> Ruling | None:
         """Record that a connection ended without a word while these were on their way; return what follows."""
+        if reason == "quota":
+            self._careful_until = now + _CAREFUL
+            self.spacing = min(max(2 * self.spacing, _SPACING), _SPACING_MOST)
+            return None
         if not at:
             return None
         if len(at) > 1:
@@ -105,7 +121,7 @@ class Trouble:
             return None
         self._unknown = 0
         self._forget_ends_elsewhere(at[0])
-        return self._count(at[0], reason, "", now)
+        return self._count(at[0], reason, "", now, ended=True)
 
     def refused(self, place: Place, reason: Reason, words: str, now: float) -> Ruling:
         """Record that the broker refused something, in its words; return what follows."""
@@ -116,24 +132,35 @@ class Trouble:
         case = self._cases.get(place)
         if case is not None and case.until > now:  # it was sent together with what was refused just now
             return Ruling(place, case.until, None, too_large=False)
-        return self._count(place, reason, words, now)
+        return self._count(place, reason, words, now, ended=False)
 
-    def taken(self, place: Place) -> Line | None:
+    def taken(self, place: Place, now: float) -> Line | None:
         """Record that the broker took something; return what to say."""
         self._quota = 0
+        if now >= self._careful_until:
+            self.spacing = 0.0
         self._cases.pop(place, None)
         for key, places in tuple(self._said.items()):
             places.discard(place)
-            if not places:
+            if not places and key[1] == "quota":  # it is used up at every reading: that is one line an hour at most
+                if now >= self._careful_until:
+                    del self._said[key]
+            elif not places:
                 del self._said[key]
                 return Line(logging.INFO, f"{self.broker} now takes {_what(place)}")
         return None
 
     def shortened(self, place: Place, now: float) -> None:
         """Record that less is sent there from now on: a single end tells whether that is taken, if it is alone."""
-        self.taken(place)
+        self.taken(place, now)
         self._cases[place] = _Case("size", times=_TIMES - 1)
         self._careful_until = now + _CAREFUL
+
+    def forget_subscriptions(self, but: frozenset[str]) -> None:
+        """Record that nobody subscribes to anything else any more."""
+        for place in tuple(self._cases):
+            if place.kind == "subscribe" and place.topic not in but:
+                del self._cases[place]
 
     def settled(self) -> None:
         """Record that nothing is on its way, and nothing waits to be sent."""
@@ -148,35 +175,41 @@ class Trouble:
         """Take these back from where they were set aside, one at a time; the next failure sets them aside anew."""
         for place, case in self._cases.items():
             if place.topic in topics and case.aside:
-                case.aside, case.until, case.times = False, -math.inf, _TIMES - 1
+                case.aside, case.until, case.times, case.pauses = False, -math.inf, _TIMES - 1, 0
+                case.tried_again = True
                 self._careful_until = now + _CAREFUL
 
     def _forget_ends_elsewhere(self, here: Place | None) -> None:
         """Drop what was counted of other places: it was not in a row."""
         for place, case in tuple(self._cases.items()):
-            if place != here and not case.aside and case.reason in {"hang_up", "silence"}:
+            if place != here and not case.aside and case.ended and not case.tried_again:
                 del self._cases[place]
 
-    def _count(self, place: Place, reason: Reason, words: str, now: float) -> Ruling:
-        case = self._cases.setdefault(place, _Case(reason))
-        case.reason = reason
+    def _count(self, place: Place, reason: Reason, words: str, now: float, *, ended: bool) -> Ruling:
+        case = self._cases.get(place)
+        if case is None:
+            case = self._cases[place] = _Case(reason, times=_TIMES - 1 if ended and self._has_kin_aside(place) else 0)
+        case.reason, case.ended = reason, ended
         case.times += 1
-        ended = reason in {"hang_up", "silence"}
         if case.times >= _TIMES:
             case.aside = True
             case.pauses += 1
-            case.until = now + _calm(reason, case.pauses)
+            case.until = now + _calm(reason, case.pauses, ended=ended)
         elif reason == "quota" or ended:
             case.until = now
         else:
             case.until = now + _SOON[case.times - 1]
-        says = case.aside or not ended
-        line = self._say(place, reason, words) if says else None
-        return Ruling(place, case.until, line, too_large=reason == "size" or (ended and case.aside))
+        line = self._say(place, reason, words) if case.aside or not ended else None
+        silent = reason in {"hang_up", "silence"} and case.aside
+        return Ruling(place, case.until, line, too_large=reason == "size" or silent)
+
+    def _has_kin_aside(self, place: Place) -> bool:
+        """Return whether the like of it was set aside: the same of another account."""
+        return any(case.aside and case.ended and _kin(other) == _kin(place) for other, case in self._cases.items())
 
     def _say(self, place: Place, reason: Reason, words: str) -> Line | None:
         """Name a place once, and of the retained topics that are refused alike, one below each first level."""
-        where = place.topic.partition("/")[0] if reason in {"rights", "quota"} else place.topic
+        where = place.topic.partition("/")[0] if reason in {"rights", "quota"} else _kin(place)
         if place.kind == "subscribe":
             purpose = self.purposes.get(place.topic, "")
             text = f"{self.broker} {_SUBSCRIPTION[reason]} {place.topic}{_told(words)}: {purpose}. {_READ[reason]}"
@@ -190,9 +223,15 @@ class Trouble:
         return None if said_before else Line(level, text)
 
 
-def _calm(reason: Reason, pauses: int) -> float:
+def _kin(place: Place) -> str:
+    """Return what a place has in common with the same of other accounts: its first level and its last."""
+    first, _, rest = place.topic.partition("/")
+    return f"{place.kind} {first}/{rest.rpartition('/')[2]}"
+
+
+def _calm(reason: Reason, pauses: int, *, ended: bool) -> float:
     """Return how long something is left alone: longer and longer if each try costs a connection."""
-    if reason in {"hang_up", "silence"}:
+    if ended:
         return min(_CALM * 2.0 ** min(pauses - 1, 8), _CALM_MOST)
     return _QUOTA_MOST if reason == "quota" else _CALM
 
@@ -206,10 +245,8 @@ def _told(words: str) -> str:
 
 
 _PUBLISH: Final[dict[Reason, str]] = {
-    "hang_up": "hangs up whenever something is published to {0}: it is left out for now, and tried again later; "
-    "everything else goes on.",
-    "silence": "never acknowledges what is published to {0}: it is left out for now, and tried again later; "
-    "everything else goes on.",
+    "hang_up": "hangs up whenever something is published to {0}: it is left out for now, and tried again later.",
+    "silence": "never acknowledges what is published to {0}: it is left out for now, and tried again later.",
     "rights": "does not take messages on {0}{1}:",
     "size": "does not take the message on {0}{1}: it is too large.",
     "quota": "takes no more messages for the moment{1}: they are sent again, more slowly.",

@@ -137,3 +137,26 @@ def test_a_farewell_goes_past_what_is_held() -> None:
     mirror.close([unavailable(TOPICS, "anna")])
     assert sent(mirror) == {AVAILABILITY: "offline"}
     assert not mirror.unsent
+
+
+def test_the_last_topic_goes_only_when_it_may() -> None:
+    """It vouches for the others, which may have to be acknowledged first."""
+    mirror = mirror_of(Message("a", "1"), bridge_offline(TOPICS))
+    mirror.put([Message("a", "2"), bridge_online(TOPICS, 180.0)])
+    left = [mirror.only_last_is_left]
+    assert [message.topic for message in mirror.take(1.0, EVERYTHING, last=False)] == ["a"]
+    left.append(mirror.only_last_is_left)
+    assert left == [False, True]
+    assert mirror.take(1.0, EVERYTHING, last=False) == []
+    assert list(sent(mirror)) == [TOPICS.bridge_state]
+
+
+def test_what_is_released_goes_at_once() -> None:
+    """As it does before a connection that tries it once more, and at the farewell."""
+    mirror = mirror_of(Message("a", "1"), Message("b", "1"))
+    for topic in ("a", "b"):
+        mirror.hold(topic, 1000.0)
+    mirror.release(["a"])
+    assert list(sent(mirror)) == ["a"]
+    mirror.close([Message("b", "offline")])
+    assert sent(mirror) == {"b": "offline"}

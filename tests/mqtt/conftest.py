@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.config import Mqtt
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
+from dexcom2mqtt.messages.state import guarded, unprotected
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.mqtt.inbox import ReadBack
 from dexcom2mqtt.mqtt.link import BrokerLink
@@ -35,7 +37,8 @@ class Running:
 
     def __init__(self, port: int, *, speed: float = 1.0, subscriptions: tuple[str, ...] = (), **settings: Any) -> None:
         self.clock = Clock(speed)
-        self.mirror = Mirror(last=STATE, changed=self.wake)
+        topics = Topics("test")
+        self.mirror = Mirror(STATE, self.wake, partial(guarded, topics))
         self.stream = Stream(Topics("test"), changed=self.wake)
         self.found: list[Mapping[str, bytes]] = []
         self.protocols: list[str] = []
@@ -47,6 +50,7 @@ class Running:
             self.stream,
             will=OFFLINE,
             read_back=ReadBack(("test/anna/history",), "test/bridge/sync/test", self.found.append),
+            unprotected=partial(unprotected, topics),
             subscriptions=dict.fromkeys(subscriptions, "nothing is asked for"),
             connected=self.protocols.append,
             received=self.received.append,

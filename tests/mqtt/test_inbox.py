@@ -73,6 +73,13 @@ class Script(Connection):
         self.probes += self.confirmed
         return self.confirmed
 
+    def gave_up_probe(self) -> None:
+        pass
+
+    @property
+    def subscribed(self) -> bool:
+        return self.confirmed
+
     def take_received(self) -> list[Received]:
         taken, self.coming = self.coming, []
         return taken
@@ -223,6 +230,36 @@ def test_the_probe_has_ten_seconds_once_it_was_sent() -> None:
     assert not slow.step(after=9.9)
     assert slow.step(after=0.1)
     assert not slow.gathering.came_back
+
+
+def test_a_confirmation_that_is_late_is_waited_for_if_there_is_patience() -> None:
+    """The daemon leaves it to the connection to give up such a broker; a command does not."""
+    for patient in (True, False):
+        clock, connection = JumpingClock(end=1e9), Script()
+        gathering = Gathering(connection, clock, ["history"], "probe", lambda *_: 0.0, patient=patient)
+        connection.confirmed = False
+        clock.time += 12
+        gathering.step([])
+        assert gathering.over is not patient
+    assert not gathering.came_back
+
+
+def test_without_a_probe_the_confirmation_has_to_do() -> None:
+    """Then it counts from there how long to wait for what is missing."""
+    clock, connection = JumpingClock(end=1e9), Script()
+    gathering = Gathering(connection, clock, ["history"], None, lambda found, _: 0.0 if found else 2.0)
+    assert connection.filters == {"history"}
+    connection.confirmed = False
+    gathering.step([])
+    connection.confirmed = True
+    gathering.step([])
+    clock.time += 1.9
+    over = []
+    for coming in ([], [HISTORY]):
+        gathering.step(coming)
+        over.append(gathering.over)
+    assert over == [False, True]
+    assert connection.probes == 0
 
 
 def test_many_topics_are_gathered_in_batches() -> None:

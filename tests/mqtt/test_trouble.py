@@ -93,15 +93,15 @@ def test_what_was_taken_is_forgotten() -> None:
     """A place that worked in between begins anew, and is said to work if it was said not to."""
     at_home = trouble()
     end_alone(at_home, STATE, 2)
-    assert at_home.taken(STATE) is None
+    assert at_home.taken(STATE, NOW) is None
     end_alone(at_home, STATE, 2)
     assert at_home.aside == frozenset()
     end_alone(at_home, STATE, 1)
-    line = at_home.taken(STATE)
+    line = at_home.taken(STATE, NOW)
     assert line
     assert (line.level, line.text) == (logging.INFO, "the broker at home:1883 now takes messages on base/anna/state")
     assert at_home.aside == frozenset()
-    assert at_home.taken(STATE) is None
+    assert at_home.taken(STATE, NOW) is None
 
 
 def test_what_is_set_aside_is_tried_alone_and_ever_more_calmly() -> None:
@@ -133,8 +133,8 @@ def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> Non
     for now in (NOW + 12, NOW + 312, NOW + 612):  # that costs no connection
         assert at_home.refused(STATE, "rights", "Not authorized", now).until == now + 300
     assert at_home.aside == {STATE.topic}
-    assert at_home.taken(STATE) is None  # the other one is still refused
-    assert at_home.taken(VALUE) is not None
+    assert at_home.taken(STATE, NOW) is None  # the other one is still refused
+    assert at_home.taken(VALUE, NOW) is not None
 
 
 def test_what_was_refused_together_counts_once() -> None:
@@ -182,7 +182,7 @@ def test_quota_is_called_quota_and_waited_for() -> None:
         at_home.refused(VALUE, "quota", "Quota exceeded", now)
         assert at_home.quiet_until == now + pause
     assert at_home.aside == {VALUE.topic}
-    at_home.taken(HISTORY)
+    at_home.taken(HISTORY, NOW)
     at_home.refused(STATE, "quota", "Quota exceeded", now + 60)
     assert at_home.quiet_until == now + 61
 
@@ -202,7 +202,7 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
     assert at_home.unsubscribed(NOW + 312) == frozenset()
     assert at_home.overdue(NOW + 311) == frozenset()
     assert at_home.overdue(NOW + 312) == {REFRESH.topic}
-    at_home.taken(REFRESH)
+    at_home.taken(REFRESH, NOW)
     assert at_home.overdue(NOW + 312) == frozenset()
     assert at_home.aside == frozenset()
 
@@ -226,3 +226,46 @@ def test_a_broker_that_keeps_nothing_is_told_once() -> None:
     assert line
     assert "keeps no retained messages" in line.text
     assert at_home.keeps_nothing() is None
+
+
+@pytest.mark.parametrize("account", ["ben", "cleo"])
+def test_the_like_of_another_account_needs_one_end_alone(account: str) -> None:
+    """What is forbidden there is forbidden for each, and it is one line."""
+    at_home = trouble()
+    end_alone(at_home, Place("ha/device/base_anna/config"), 3)
+    assert told(end_alone(at_home, Place(f"ha/device/base_{account}/config"), 1)) == ""
+    assert len(at_home.aside) == 2
+    end_alone(at_home, STATE, 2)
+    assert len(at_home.aside) == 2
+
+
+def test_a_quota_that_ends_connections_spaces_what_is_sent() -> None:
+    """More and more, up to two seconds; it is no matter of a place, and over after an hour without."""
+    at_home = trouble()
+    for spacing in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
+        assert at_home.ended([STATE], "quota", NOW) is None
+        assert at_home.spacing == spacing
+    assert at_home.careful(NOW + 3599)
+    assert at_home.aside == frozenset()
+    at_home.taken(STATE, NOW + 3599)
+    assert at_home.spacing == 2.0
+    at_home.taken(STATE, NOW + 3600)
+    assert at_home.spacing == 0.0
+
+
+def test_a_quota_is_one_line_an_hour() -> None:
+    """It is used up at every reading, and in between everything is taken."""
+    at_home, lines = trouble(), []
+    for minutes in range(0, 130, 5):
+        now = NOW + 60 * minutes
+        lines += [told(at_home.refused(STATE, "quota", "", now)), at_home.taken(STATE, now + 2)]
+    assert len([line for line in lines if line]) == 1
+
+
+def test_subscriptions_that_nobody_needs_any_more_are_forgotten() -> None:
+    """Those of the read-back are over with it, and nothing is careful because of them."""
+    at_home = trouble()
+    end_alone(at_home, Place("base/anna/history", "subscribe"), 3)
+    end_alone(at_home, REFRESH, 3)
+    at_home.forget_subscriptions(frozenset({REFRESH.topic}))
+    assert at_home.unsubscribed(NOW) == {REFRESH.topic}
