@@ -240,8 +240,8 @@ def test_a_certificate_that_is_no_root_can_be_named(
 @pytest.mark.parametrize(
     ("begins", "ends", "said"),
     [
-        (-2 * DAY, -DAY, "(certificate has expired); the broker needs a new one, unless this machine's clock is wrong"),
-        (DAY, 2 * DAY, "(certificate is not yet valid); check this machine's clock"),
+        (-2 * DAY, -DAY, "certificate has expired); the broker needs a new one, unless this machine's clock is wrong"),
+        (DAY, 2 * DAY, "certificate is not yet valid); check this machine's clock"),
     ],
 )
 def test_a_certificate_outside_its_dates(
@@ -261,7 +261,9 @@ def test_a_certificate_outside_its_dates(
     write(server, tmp_path / "server.pem", tmp_path / "server.key")
     broker = start_mosquitto(*lines_of(ca_file, tmp_path / "server.pem", tmp_path / "server.key"))
     start(broker.port, tls={"ca_file": ca_file})
-    eventually(lambda: said in caplog.text)
+    # What is in the brackets is OpenSSL's, and a newer one says more.
+    why, _, remedy = said.partition(")")
+    eventually(lambda: why in caplog.text and remedy in caplog.text)
 
 
 def test_what_the_broker_says_last_is_never_lost(
