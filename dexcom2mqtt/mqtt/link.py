@@ -242,20 +242,23 @@ class BrokerLink:
 
     def _send(self, connection: Connection, now: float, *, stream: bool) -> None:
         self._mirror.put(self._stream.histories(now))
-        for message in self._mirror.take(now, connection.room, last=self._may_end(connection)):
+        for message in self._mirror.take(now, connection.room, last=self._may_end(connection, now)):
             self._publish(connection, message)
         if stream:
             for message in self._stream.take(now, connection.room):
                 self._publish(connection, message)
 
-    def _may_end(self, connection: Connection) -> bool:
+    def _may_end(self, connection: Connection, now: float) -> bool:
         """Return whether the last topic may be sent: what it vouches for has to be acknowledged, not only sent."""
         if self._clock.stopped:
             return True  # to say that nothing is current is never too early
         if self._before_last is None and self._mirror.only_last_is_left:
             self._before_last = connection.on_their_way
         acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way
-        return acknowledged and not any(self._mirror.size(topic) for topic in self._trouble.undecided)
+        undecided = self._trouble.undecided
+        if self._will.topic in undecided and self._stream.next_at(now) <= now:
+            return False  # it may be the end of the connection, so the readings go first
+        return acknowledged and not any(self._mirror.size(topic) for topic in undecided - {self._will.topic})
 
     def _publish(self, connection: Connection, message: Message) -> None:
         size = len(message.payload.encode())
