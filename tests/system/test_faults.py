@@ -210,6 +210,7 @@ def test_a_broker_that_refuses_the_credentials(world: Build, record: Record, tmp
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)  # forty connections, each with its pauses: three minutes on a machine that does nothing else
 @pytest.mark.parametrize(("name", "up", "most"), [("cut up", True, 60_000), ("cut down", False, 250)])
 def test_a_connection_that_breaks(
     world: Build, record: Record, chance: random.Random, name: str, *, up: bool, most: int
