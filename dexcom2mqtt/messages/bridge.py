@@ -71,11 +71,12 @@ def awaited(
         accounts = parse_info(found[topics.bridge_info])
     except ForeignError:
         return "nothing"
-    expected = [topics.of(key, "status") for key in accounts]
-    expected += [
-        topics.of(key, "history") for key in accounts if _has_readings(found.get(topics.of(key, "status"), b""))
-    ]
-    return "the rest" if any(topic in asked and topic not in found for topic in expected) else "nothing"
+    missing = {*asked} - found.keys()
+    for key in accounts:
+        status, history = topics.of(key, "status"), topics.of(key, "history")
+        if status in missing or (history in missing and _has_readings(found.get(status, b""))):
+            return "the rest"
+    return "nothing"
 
 
 def _has_readings(status: bytes) -> bool:

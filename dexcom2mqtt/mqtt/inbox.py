@@ -50,7 +50,8 @@ class Gathering:
         self._connection = connection
         self._clock = clock
         self._patient = patient
-        self._filters = filters
+        self._exact = frozenset(filters)  # a thousand accounts have thousands of them
+        self._wild = [topic for topic in filters if "+" in topic or "#" in topic]
         self._probe = probe
         self._still = still
         self._batches = [filters[start : start + _BATCH] for start in range(0, len(filters), _BATCH)] or [filters]
@@ -78,7 +79,7 @@ class Gathering:
             if each.topic == self._probe:
                 self.marks_live |= each.retained
                 self._back = self.came_back = True
-            elif not any(matches(topic, each.topic) for topic in self._filters):
+            elif each.topic not in self._exact and not any(matches(topic, each.topic) for topic in self._wild):
                 others.append(each)
             elif each.retained:
                 self.found[each.topic] = each.payload
