@@ -46,15 +46,9 @@ def purge(
     topics = Topics(base_topic or settings.mqtt.base_topic)
     prefix = discovery_prefix or settings.home_assistant.discovery_prefix
     probe = topics.sync(f"{settings.mqtt.client_id}-purge")
-    bridge = [topics.bridge_state, topics.bridge_info]
     filters = [topics.of("+", "+"), homeassistant.discovery_topics(prefix)]
     with Visit(settings.mqtt, clock, "purge") as visit:
-        there = visit.retained(bridge, probe, lambda found, _: 0.0 if len(found) == len(bridge) else _BRIDGE_SECONDS)
-        if there.get(topics.bridge_state) == b"online":
-            raise PurgeError(
-                f"{topics.bridge_state} is online: stop the daemon first, for it would publish everything again. If "
-                "none runs, its broker lost power with it: start it once, and stop it"
-            )
+        there = _of_the_bridge(visit, topics, probe)
         listed = visit.retained(filters, probe)
         lists = not there or bool(listed.keys() & there.keys())
         found = {**listed, **there}
@@ -81,6 +75,18 @@ def purge(
         unlisted = "" if lists else f"; this broker lists nothing, so only accounts known: {', '.join(sorted(known))}"
         return f"removed {len(removed)} retained messages: {_some(removed)}{unlisted}"
     return _nothing(f"of {account}" if account else "of dexcom2mqtt", topics, known)
+
+
+def _of_the_bridge(visit: Visit, topics: Topics, probe: str) -> dict[str, bytes]:
+    """Return what the daemon says of itself, by exact topics. Raises PurgeError if it is online."""
+    bridge = [topics.bridge_state, topics.bridge_info]
+    there = visit.retained(bridge, probe, lambda found, _: 0.0 if len(found) == len(bridge) else _BRIDGE_SECONDS)
+    if there.get(topics.bridge_state) == b"online":
+        raise PurgeError(
+            f"{topics.bridge_state} is online: stop the daemon first, for it would publish everything again. If none "
+            "runs, its broker lost power with it: start it once, and stop it"
+        )
+    return there
 
 
 def _nothing(of: str, topics: Topics, known: Iterable[str]) -> str:

@@ -101,7 +101,7 @@ class Daemon:
             self._mirror,
             self._stream,
             will=bridge_offline(self._topics),
-            unprotected=lambda aside: unprotected(self._topics, aside),
+            unprotected=functools.partial(unprotected, self._topics),
             read_back=ReadBack(
                 topics=(self._topics.bridge_info, *left_behind, *self._discovery.leftovers),
                 probe=self._topics.sync(self._settings.mqtt.client_id),

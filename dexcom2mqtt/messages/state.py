@@ -78,7 +78,7 @@ def without_reading(account: Account) -> State:
 
 
 def stale(state: State) -> State:
-    """Write a state whose reading is no longer current: all null but when it was taken, and the unit."""
+    """Write a state whose reading is no longer current: every key is null except the unit and when it was taken."""
     return cast("State", {key: value if key in _LASTING else None for key, value in state.items()})
 
 

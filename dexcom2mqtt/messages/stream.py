@@ -38,7 +38,7 @@ It is also how many may be out before a history has them: so many are repeated w
 
 _HISTORY_EVERY: Final = 1.0
 _LEAST_HISTORY: Final = 2048
-"""Bytes, which are two hours: where so little is not taken either, it is no matter of size."""
+"""Bytes, which are two hours: if the broker does not take so little either, size is not the problem."""
 _DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
@@ -95,7 +95,7 @@ class _Account:
         return shortened(topics, key, self.source, right, doubtful, since=self.since, most_bytes=self.most_bytes)
 
     def shorten(self, most_bytes: float) -> None:
-        """Write the history anew, of at most that many bytes."""
+        """Write the history again, in at most that many bytes."""
         self.most_bytes = most_bytes
         self.unsaved = max(self.unsaved, 1)
         self.history_sent = -math.inf

@@ -22,8 +22,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from dexcom2mqtt.clock import Stopped
-from dexcom2mqtt.mqtt import dialling, patience
-from dexcom2mqtt.mqtt.outcome import Failure, Place, Refusal
+from dexcom2mqtt.mqtt import codes, dialling, patience
+from dexcom2mqtt.mqtt.outcome import Failure, Place
 
 if TYPE_CHECKING:
     import socket
@@ -34,33 +34,19 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config import Mqtt
     from dexcom2mqtt.messages.message import Message
-    from dexcom2mqtt.mqtt.outcome import Ending, Protocol, Reason
+    from dexcom2mqtt.mqtt.outcome import Ending, Protocol, Refusal
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
 """How long it takes at most to open a connection, looking up the broker's name aside."""
 _WINDOW: Final = 20
 """Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
-_PROTOCOL_REFUSED: Final = 0x84
-_SESSION_TAKEN_OVER: Final = 0x8E
 _CLOSED: Final = 0x80  # paho's word for a connection that ended without one
 _NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
-_FAILURE: Final = 0x80
-_QOS_NOT_SUPPORTED: Final = 0x9B
-_RETAIN_NOT_SUPPORTED: Final = 0x9A
-_REASONS: Final[dict[int, Reason]] = {
-    0x87: "rights", 0x90: "rights", 0x8F: "rights",  # not authorized; topic name, topic filter invalid
-    0x95: "size", 0x99: "size",  # packet too large; payload format invalid
-    0x93: "quota", 0x96: "quota", 0x97: "quota",  # receive maximum exceeded; message rate too high; quota exceeded
-}  # fmt: skip
-_NOT_ABOUT_US: Final = frozenset({0x00, 0x89, 0x8B, 0x8D, 0x98, 0x9C, 0x9D})
-"""Codes of a DISCONNECT that are not about what was sent: left, busy, shutting down, idle, ended by a person, moved."""
 _FILTERS_A_PACKET: Final = 8
 """As many as AWS IoT Core takes in one SUBSCRIBE."""
 _OVERHEAD: Final = 16
 """Bytes of a PUBLISH beside its topic and payload: header, length, packet identifier, and the one property of ours."""
-_BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
-_BAD_CLIENT_ID: Final = 0x85
 _POLL_SECONDS: Final = 1.0
 """How long paho works at most without a look at its keep-alive."""
 
@@ -86,10 +72,6 @@ class Will:
     message: Message
     qos: int = 1
     retain: bool = True
-
-
-def _refusal(reason: ReasonCode) -> Refusal | None:
-    return Refusal(_REASONS.get(reason.value, "other"), str(reason)) if reason.value >= _FAILURE else None
 
 
 class _Client(paho.Client):
@@ -361,19 +343,8 @@ class Connection:
             self._qos = getattr(properties, "MaximumQoS", 1)
             self._largest = getattr(properties, "MaximumPacketSize", math.inf)
             self.retains = bool(getattr(properties, "RetainAvailable", True))
-        elif reason.value == _PROTOCOL_REFUSED:
-            text = f"{self._place} does not take MQTT {self.protocol}"
-            self._end(Failure(text, dialling.OTHER_MQTT, ending="protocol_refused"))
-        elif reason.value in _BAD_CREDENTIALS:
-            text = f"{self._place} refuses this daemon ({reason}): check mqtt.username and mqtt.password"
-            self._end(Failure(text, dialling.REFUSED))
-        elif reason.value in {_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED}:
-            self._end(Failure(f"{self._place} does not take the last will ({reason})", ending="will_refused"))
-        elif reason.value == _BAD_CLIENT_ID:
-            text = f"{self._place} does not admit the client id {self._mqtt.client_id} ({reason}): mqtt.client_id"
-            self._end(Failure(text, dialling.REFUSED))
         else:
-            self._end(Failure(f"{self._place} refuses the connection ({reason}); its log says why"))
+            self._end(codes.of_connack(reason.value, str(reason), self._place, self.protocol, self._mqtt.client_id))
 
     def _on_disconnect(
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
@@ -389,7 +360,7 @@ class Connection:
             ending: Ending = "closed_without_answer" if reason.value == _CLOSED else "answered_wrongly"
             self._end(Failure(text, causes, ending))
         elif flags.is_disconnect_packet_from_server:
-            self._end(self._told_to_leave(f"{lost} ({reason})", reason, busy=busy))
+            self._end(codes.of_disconnect(reason.value, f"{lost} ({reason})", busy=busy))
         elif busy and reason.value == _NOT_UNDERSTOOD:
             # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
             self._end(Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy"))
@@ -399,27 +370,20 @@ class Connection:
         else:
             self._end(Failure(lost, dialling.BROKE_OFF))
 
-    @staticmethod
-    def _told_to_leave(text: str, reason: ReasonCode, *, busy: bool) -> Failure:
-        """Say what a DISCONNECT of the broker means: some are about what was sent last."""
-        if reason.value == _SESSION_TAKEN_OVER:
-            return Failure(text, dialling.BROKE_OFF, "taken_over", certain=True)
-        if reason.value in _NOT_ABOUT_US or not busy:
-            return Failure(text, dialling.BROKE_OFF)
-        return Failure(text, dialling.BROKE_OFF, "closed_busy", reason=_REASONS.get(reason.value, "hang_up"))
-
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._on_their_way.pop(mid, None)
         if message is not None:
             self._patience.acknowledged()
-            self._answers.append((message, _refusal(reason)))
+            self._answers.append((message, codes.refusal(reason.value, str(reason))))
 
     def _on_subscribe(
         self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], _properties: object
     ) -> None:
         self._patience.acknowledged()
         filters = self._unconfirmed.pop(mid, [])
-        self._subscriptions += zip(filters, map(_refusal, reasons), strict=False)
+        self._subscriptions += (
+            (topic, codes.refusal(each.value, str(each))) for topic, each in zip(filters, reasons, strict=False)
+        )
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         if message.topic == self._probing:

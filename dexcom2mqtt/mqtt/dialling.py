@@ -162,7 +162,7 @@ _EXPIRED: Final = (
 )
 _NOT_YET_VALID: Final = (
     f"This machine's clock is behind: {_CLOCK}",
-    "The clock of the machine that made the certificate was ahead: make it anew.",
+    "The clock of the machine that made the certificate was ahead: create it again.",
 )
 _OTHER_HOST: Final = (
     "mqtt.host has to be a name that the certificate is made for.",

@@ -7,7 +7,6 @@ attempt to the farewell, and knows neither glucose nor what a topic means.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import random
 import socket
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt.attempts import Attempts
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, Connection, Will
+from dexcom2mqtt.mqtt.delivery import Delivery, say
 from dexcom2mqtt.mqtt.inbox import Inbox
-from dexcom2mqtt.mqtt.outcome import Place, Refusal
+from dexcom2mqtt.mqtt.outcome import Place
 from dexcom2mqtt.mqtt.tls_files import TlsFiles
 from dexcom2mqtt.mqtt.trouble import Trouble
 
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.inbox import ReadBack
-    from dexcom2mqtt.mqtt.outcome import Failure, Line, Protocol
-    from dexcom2mqtt.mqtt.trouble import Ruling
-
-_log = logging.getLogger(__name__)
+    from dexcom2mqtt.mqtt.outcome import Failure, Protocol
 
 _FAREWELL_SECONDS: Final = 1.2
 _NO_READ_BACK: Final = (
@@ -80,8 +77,6 @@ class BrokerLink:
         self._will = will
         self._subscriptions = frozenset(subscriptions or ())
         self._probe = read_back.probe
-        self._before_last: frozenset[int] | None = None  # what was on its way when only the last topic was left
-        self._may_leave = True  # unless the broker refused to take what the will says
         self._inbox = Inbox(clock, read_back, tuple(subscriptions or ()), received)
         self._unprotected = unprotected
         self._connected = connected
@@ -96,6 +91,7 @@ class BrokerLink:
         self._attempts = Attempts(mqtt.protocol, place, random.random, mqtt.keepalive)
         purposes = dict.fromkeys((*read_back.topics, read_back.probe), _NO_READ_BACK) | dict(subscriptions or {})
         self._trouble = Trouble(place, purposes)
+        self._delivery = Delivery(clock, mirror, stream, self._trouble, will.topic)
 
     def wake(self) -> None:
         """Look at the mirror now; for any thread."""
@@ -110,7 +106,7 @@ class BrokerLink:
                 failure = self._connect_and_serve()
                 if failure is not None:
                     following = self._attempts.failed(failure, self._clock.now() - began)
-                    self._say(following.line)
+                    say(following.line)
                     if following.pause:
                         self._alarm.wait(following.pause)
         except Stopped:
@@ -136,7 +132,7 @@ class BrokerLink:
             if failure is not None:
                 self._trouble.unreachable()
                 return failure
-            self._say(attempts.connected())
+            say(attempts.connected())
             self._begin(connection)
             failure = self._serve(connection)
         self._stream.lost()
@@ -145,7 +141,7 @@ class BrokerLink:
         if failure is not None and failure.ending in {"closed_busy", "jammed"}:
             reason = "silence" if failure.ending == "jammed" else failure.reason
             ruling = self._trouble.ended(failure.at, reason, self._clock.now())
-            self._follow(ruling)
+            self._delivery.follow(ruling)
             if self._unprotected(self._trouble.aside):
                 return replace(failure, ending="unprotected")
             return replace(failure, pinned=ruling is not None)
@@ -155,18 +151,12 @@ class BrokerLink:
         """Subscribe, and send the whole picture, on a new connection."""
         now = self._clock.now()
         if self._unprotected(self._trouble.aside):  # it is tried once more, and until then it does not say online
-            self._mirror.release(self._trouble.aside)
-            self._trouble.try_again(self._trouble.aside, now)
-            self._mirror.set_aside(self._trouble.aside)
-        self._before_last = None
+            self._delivery.try_again(now)
         connection.careful = self._trouble.careful(now)
         but = self._trouble.unsubscribed(now)
         self._inbox.subscribe(connection, but=but, probes=self._probe not in but | self._trouble.aside)
         self._connected(connection.protocol)
-        self._stream.fit(connection.most_bytes)
-        self._mirror.send_all()
-        if not connection.retains:
-            self._say(self._trouble.keeps_nothing())
+        self._delivery.begin(connection)
 
     def _means_taken_over(self, failure: Failure) -> bool:
         if self._attempts.suspects_another(failure):
@@ -200,21 +190,24 @@ class BrokerLink:
         while connection.failure is None:
             now = self._clock.now()
             self._back_by(now)
-            self._settle(connection, now)
+            connection.careful = self._trouble.careful(now)
+            if connection.subscribed and not self._clock.stopped:  # once more to what was not taken, if it is time
+                connection.subscribe(self._trouble.overdue(now) & self._subscriptions)
             idle = connection.idle and connection.subscribed
-            self._say(self._attempts.lasts(now - began, self._clock.real(now - began), idle=idle))
+            say(self._attempts.lasts(now - began, self._clock.real(now - began), idle=idle))
             if self._clock.stopped:
                 farewell_until = min(farewell_until, now + _FAREWELL_SECONDS * self._clock.speed)
-                self._send(connection, now, stream=False)
+                self._delivery.say_goodbye(connection, now)
                 if connection.idle and not self._mirror.unsent:
-                    if self._may_leave:
+                    if self._delivery.may_leave:
                         connection.leave()
                     return None
                 if now >= farewell_until:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
-            elif now >= self._trouble.quiet_until:
-                self._send(connection, now, stream=True)
-            connection.work(self._clock.real(min(self._next_at(connection, now), farewell_until) - now), self._wake_out)
+            else:
+                self._delivery.send(connection, now)
+            until = min(self._delivery.next_at(connection, now), self._inbox.due, farewell_until)
+            connection.work(self._clock.real(until - now), self._wake_out)
             self._take_from(connection)
             if not self._clock.stopped:  # the farewell has a limit of its own
                 connection.bear_with(self._clock.real(self._clock.now() - now))
@@ -223,53 +216,6 @@ class BrokerLink:
             return replace(connection.failure, ending=None, idle=None)
         return connection.failure
 
-    def _next_at(self, connection: Connection, now: float) -> float:
-        """Return when there is something to do, if nothing happens before that."""
-        if now < self._trouble.quiet_until:
-            return min(self._inbox.due, self._trouble.quiet_until)
-        until = min(self._mirror.next_at(), self._inbox.due)
-        if connection.room:  # else an acknowledgement has to come first
-            until = min(until, self._stream.next_at(now))
-        return until
-
-    def _settle(self, connection: Connection, now: float) -> None:
-        """Record how the connection is, and subscribe once more to what was not taken, if it is time."""
-        connection.careful = self._trouble.careful(now)
-        if connection.subscribed and not self._clock.stopped:
-            connection.subscribe(self._trouble.overdue(now) & self._subscriptions)
-        if connection.idle and connection.subscribed and not self._mirror.unsent and self._stream.next_at(now) > now:
-            self._trouble.settled()
-
-    def _send(self, connection: Connection, now: float, *, stream: bool) -> None:
-        self._mirror.put(self._stream.histories(now))
-        for message in self._mirror.take(now, connection.room, last=self._may_end(connection, now)):
-            self._publish(connection, message)
-        if stream:
-            for message in self._stream.take(now, connection.room):
-                self._publish(connection, message)
-
-    def _may_end(self, connection: Connection, now: float) -> bool:
-        """Return whether the last topic may be sent: what it vouches for has to be acknowledged, not only sent."""
-        if self._clock.stopped:
-            return True  # to say that nothing is current is never too early
-        if self._before_last is None and self._mirror.only_last_is_left:
-            self._before_last = connection.on_their_way
-        acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way
-        undecided = self._trouble.undecided
-        if self._will.topic in undecided and self._stream.next_at(now) <= now:
-            return False  # it may be the end of the connection, so the readings go first
-        return acknowledged and not any(self._mirror.size(topic) for topic in undecided - {self._will.topic})
-
-    def _publish(self, connection: Connection, message: Message) -> None:
-        size = len(message.payload.encode())
-        if size <= connection.most_bytes(message.topic):
-            connection.publish(message)
-            if self._trouble.spacing:
-                self._trouble.quiet_until = self._clock.now() + self._trouble.spacing * self._clock.speed
-        else:
-            most = f"{size} bytes, and no more than {connection.most_bytes(message.topic):.0f} are allowed"
-            self._refused(message, Refusal("size", most))
-
     def _take_from(self, connection: Connection) -> None:
         self._inbox.take(connection)
         if self._inbox.has_read_back:
@@ -277,45 +223,12 @@ class BrokerLink:
         for topic, refusal in connection.take_subscriptions():
             place = Place(topic, "subscribe")
             if refusal is None:
-                self._say(self._trouble.taken(place, self._clock.now()))
+                say(self._trouble.taken(place, self._clock.now()))
             else:
-                self._say(self._trouble.refused(place, refusal.reason, refusal.text, self._clock.now()).line)
-        for message, refusal in connection.take_answers():
-            if refusal is None:
-                self._stream.acknowledged(message)
-                self._say(self._trouble.taken(Place(message.topic), self._clock.now()))
-                self._may_leave |= message.topic == self._will.topic
-            else:
-                self._refused(message, refusal)
-        self._mirror.set_aside(self._trouble.aside)
+                say(self._trouble.refused(place, refusal.reason, refusal.text, self._clock.now()).line)
+        self._delivery.take_answers(connection)
         if self._unprotected(self._trouble.aside):
             connection.give_up(
                 f"the broker at {self._mqtt.host}:{self._mqtt.port} does not take what says that a value is no longer "
                 "current: the connection is ended, so that nothing old is shown as current; the next try is in a minute"
             )
-
-    def _refused(self, message: Message, refusal: Refusal) -> None:
-        ruling = self._trouble.refused(Place(message.topic), refusal.reason, refusal.text, self._clock.now())
-        self._may_leave &= message.topic != self._will.topic
-        if not message.retain:
-            self._stream.refused(message, ruling.until)
-        self._follow(ruling)
-
-    def _follow(self, ruling: Ruling | None) -> None:
-        """Do what was ruled of a place: leave it alone for a while, or send less there."""
-        if ruling is None:
-            return
-        topic = ruling.place.topic
-        if ruling.too_large and self._stream.shorten(topic, self._mirror.size(topic) / 2):
-            self._trouble.shortened(ruling.place, self._clock.now())
-            return
-        self._say(ruling.line)
-        if ruling.place.kind == "publish":
-            self._mirror.hold(topic, ruling.until)
-            self._stream.hold(topic, ruling.until)
-            self._mirror.set_aside(self._trouble.aside)
-
-    @staticmethod
-    def _say(line: Line | None) -> None:
-        if line is not None:
-            _log.log(line.level, "%s", line.text)
