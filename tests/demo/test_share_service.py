@@ -419,7 +419,7 @@ def test_runs_as_a_process(stop: signal.Signals) -> None:
         answer = requests.post(f"{url}/General/LoginPublisherAccountById", json=login, timeout=5)
         assert str(uuid.UUID(answer.json())) == answer.json()
         process.send_signal(stop)
-        assert process.wait(5) == 0
+        assert process.wait(20) == 0
 
 
 def test_clock_runs_faster() -> None:

@@ -31,7 +31,7 @@ from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
 from dexcom2mqtt.readings import RANGES, Reading
 from dexcom2mqtt.topics import Topics
-from tests.support.processes import ROOT, Process, eventually
+from tests.support.processes import BUSY, ROOT, Process, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -533,7 +533,7 @@ class Terminal:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = 10) -> int:
-        return self._process.wait(seconds)
+        return self._process.wait(BUSY * seconds)
 
     def hang_up(self) -> None:
         os.close(self._slave)
@@ -546,7 +546,7 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait(10)
+        self._process.wait(10 * BUSY)
         for fd in (self._slave, self._master):
             if fd >= 0:
                 os.close(fd)

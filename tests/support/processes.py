@@ -42,9 +42,13 @@ def free_port() -> int:
             return port
 
 
+BUSY = 4
+"""How many times as long as a quiet machine a busy one may take. It costs time only if a test fails."""
+
+
 def eventually(what: Callable[[], T], seconds: float = 15.0, *, why: str = "") -> T:
-    """Return what `what` returns as soon as it is true; fail after `seconds`."""
-    until = time.monotonic() + seconds
+    """Return what `what` returns as soon as it is true; fail after `seconds`, or `BUSY` times that on a busy machine."""
+    until = time.monotonic() + BUSY * seconds
     while not (got := what()):
         assert time.monotonic() < until, why or "it did not happen in time"
         time.sleep(0.01)
@@ -100,13 +104,13 @@ class Process:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = 10.0) -> int:
-        return self._process.wait(seconds)
+        return self._process.wait(BUSY * seconds)
 
     def kill(self) -> None:
         """End it at once, and whatever it was stopped in."""
         if self.running:
             self._process.kill()
-        self._process.wait(10)
+        self._process.wait(10 * BUSY)
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +233,7 @@ class Subscriber:
         client.on_message = self._take
         client.connect("127.0.0.1", port)
         client.loop_start()
-        if not self.subscribed.wait(seconds):
+        if not self.subscribed.wait(BUSY * seconds):
             client.loop_stop()
             raise AssertionError("the subscriber could not subscribe")
 

@@ -62,7 +62,7 @@ def test_everybody_can_do_what_they_need_and_no_more(broker: Mosquitto, tmp_path
                     each.wait_for("dexcom2mqtt/anna/history")
                     each.wait_for("dexcom2mqtt/bridge/state", "online")
                 with pytest.raises(AssertionError, match="could not subscribe"):
-                    Subscriber(broker.port, seconds=1)  # without a user
+                    Subscriber(broker.port, seconds=0.25)  # without a user
                 hub.wait_for("homeassistant/device/dexcom2mqtt_anna/config")
                 display.wait_for("dexcom2mqtt/anna/value")
                 for each in (hub, reader, display):

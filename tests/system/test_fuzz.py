@@ -36,7 +36,7 @@ from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.topics import Topics
 from tests.support import share_faults
 from tests.support.builders import any_json, any_text
-from tests.support.processes import MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
+from tests.support.processes import BUSY, MOSQUITTO, Mosquitto, Process, Subscriber, daemon, eventually, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -225,7 +225,7 @@ class Target:
         """Send these, each retained or not, with a QoS of 0 or 1, and wait until the broker has the last."""
         for payload, retain, qos in payloads:
             sent = self.client.publish("dexcom2mqtt/anna/refresh", payload, qos, retain)
-        sent.wait_for_publish(5)
+        sent.wait_for_publish(5 * BUSY)
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         target.process.signal(signal.SIGTERM)
         began = time.monotonic()
         assert target.process.wait() == 0
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 2 * BUSY
         for word in ("Traceback", "WARNING", "ERROR", "CRITICAL"):
             assert word not in target.process.text()
 

@@ -151,8 +151,12 @@ def goes_on(each: Trial, *but: str) -> None:
             assert each.newest(topic, here.ended) >= known - 1000, f"{topic} stands still"
 
 
-def is_calm(each: Trial, first_most: int = 8, later_most: int = 5) -> None:
-    """Hold that the daemon connects seldom, in the first ten minutes and after them, and says what is wrong once."""
+def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:
+    """Hold that the daemon connects seldom, in the first ten minutes and after them, and says what is wrong once.
+
+    Eight are usual: two ends at an unknown place, three at the one that it is, and one for each try with less in it. The
+    rest is for a busy machine, on which an answer takes longer than this clock allows.
+    """
     first, later = each.connects(0, 10 * MINUTE), each.connects(10 * MINUTE, each.here.ended - each.here.began)
     print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201  # shown where a test fails
     print(each.log())  # noqa: T201
@@ -284,7 +288,7 @@ def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, proto
         print(each.log())  # noqa: T201
         assert each.fault.hits
         assert each.log().count("has acknowledged nothing for") <= 2
-        assert first <= 8
+        assert first <= 12
         assert later <= 2
         assert (picture[BRIDGE], picture[f"{ANNA}/availability"]) == ("online", "online")
         assert each.log().count(f"the subscription to {where}") == 1
