@@ -68,7 +68,7 @@ OPEN_FILES: Final = 1024  # what systemd and a shell usually allow
 NAMES: Final = {"bare": "the libraries alone, imported", "plain": "plain script", "daemon": "dexcom2mqtt"}
 BARE: Final = """
 import os, signal, socket
-import paho.mqtt.client, pydantic_settings, requests, tenacity, yaml
+import marshmallow, paho.mqtt.client, requests, tenacity, yaml
 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 signal.pause()
 """

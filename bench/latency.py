@@ -39,7 +39,7 @@ import numpy as np
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.clock import Stopped
-from dexcom2mqtt.config import Account
+from dexcom2mqtt.config import Account, build
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.readings import Reading
@@ -248,7 +248,7 @@ def ours(found: Sequence[Arrival], days: float) -> Result:
     given: dict[str, Any] = {"username": "anna@example.com", "password": "password"}
     anna = poller_for(
         "anna",
-        Account.model_validate(given),
+        build(Account, given),
         cast("ShareClient", share),
         clock=clock,
         topics=topics,

@@ -33,7 +33,7 @@ from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
-from dexcom2mqtt.config import Account
+from dexcom2mqtt.config import Account, build
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages.mirror import Mirror
@@ -243,9 +243,8 @@ class World:
         self._connected = False
         self._on_their_way = []
         self._read_back = False
-        account = Account.model_validate(
-            {"username": ACCOUNT.username, "password": ACCOUNT.password, "share_url": self._base_url}
-        )
+        given = {"username": ACCOUNT.username, "password": ACCOUNT.password, "share_url": self._base_url}
+        account = build(Account, given)
         self._client = client_of(account, self._clock)
         self.poller = poller_for(
             "anna",

@@ -263,7 +263,7 @@ def _purge(given: argparse.Namespace) -> int:
 
 
 def _schema(_given: argparse.Namespace) -> int:
-    from dexcom2mqtt.config import schema  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.config.editors import schema  # noqa: PLC0415  # only what a command needs
 
     print(schema())
     return 0
@@ -273,7 +273,6 @@ def _load(given: argparse.Namespace) -> Settings | None:
     """Read the configuration and set up logging; None, and every mistake on standard error, where it is no good."""
     from dexcom2mqtt import config  # noqa: PLC0415  # only what a command needs
 
-    logging.getLogger("pydantic_settings").setLevel(logging.WARNING)  # at debug it writes down what it reads
     try:
         settings = config.load(given.config)
     except config.ConfigError as error:

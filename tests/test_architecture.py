@@ -22,10 +22,8 @@ MODULES = [path for path in EVERY_MODULE if DEMO not in path.parents]
 THIRD_PARTY = {
     "amqtt",
     "certifi",
+    "marshmallow",
     "paho",
-    "pydantic",
-    "pydantic_core",
-    "pydantic_settings",
     "requests",
     "rich",
     "tenacity",

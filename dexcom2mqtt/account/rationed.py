@@ -28,11 +28,9 @@ from dexcom2mqtt.share import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import SecretStr
-
     from dexcom2mqtt.account.limits import RateLimits
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config import Account, Secret
     from dexcom2mqtt.messages.status import Before
     from dexcom2mqtt.share import Batch
 
@@ -227,5 +225,5 @@ def client_of(account: Account, clock: Clock) -> ShareClient:
     )
 
 
-def _plain(secret: SecretStr | None) -> str | None:
+def _plain(secret: Secret | None) -> str | None:
     return None if secret is None else secret.get_secret_value()

@@ -21,7 +21,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Settings
+from dexcom2mqtt.config import Settings, build
 from dexcom2mqtt.daemon.daemon import STOP, Daemon
 from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker
@@ -101,9 +101,7 @@ def _introduce(base_url: str, port: int, speed: float) -> None:
 def _settings(base_url: str, port: int) -> Settings:
     anna = {"username": _ACCOUNT.username, "password": _ACCOUNT.password, "share_url": base_url}
     # The embedded broker does not speak MQTT 5; the daemon would find out, but that takes a moment.
-    return Settings.model_validate(
-        {"accounts": {_KEY: anna}, "mqtt": {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}}
-    )
+    return build(Settings, {"accounts": {_KEY: anna}, "mqtt": {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}})
 
 
 def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:

@@ -7,7 +7,7 @@ as it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -168,7 +168,7 @@ def _line(row: int, cells: dict[tuple[int, int], tuple[int, int]], top: int, fra
     for column in range(frame.width - _MARGIN):
         dots, mg_dl = cells.get((column, row), (0, 0))
         text += frame.pen.characters[dots] if dots else between
-        kinds.append(range_of(mg_dl, **frame.ranges.model_dump()) if dots else "limit")
+        kinds.append(range_of(mg_dl, **asdict(frame.ranges)) if dots else "limit")
     label = _label(limits.get(row, top if row == 0 else None), frame.unit)
     return [Piece(label, "axis"), *_pieces(text, kinds)]
 

@@ -125,7 +125,7 @@ class BrokerLink:
         """Make one connection and use it until it ends. Return why it ended; None after the farewell."""
         self._back_by(self._clock.now() + OPEN_SECONDS * self._clock.speed)
         attempts = self._attempts
-        mqtt = self._mqtt.model_copy(update={"keepalive": attempts.keepalive})
+        mqtt = replace(self._mqtt, keepalive=attempts.keepalive)
         will = Will(self._will, attempts.will_qos, attempts.will_retain)
         with Connection(mqtt, self._clock, attempts.protocol, self._tls.context(), will) as connection:
             failure = connection.open()
@@ -169,7 +169,7 @@ class BrokerLink:
         MQTT 3.1.1 and mosquitto before 2.1 do not say that a connection was taken over. But a broker that ends
         closes its port before its connections, and this comes at once: if it answers, it did not end.
         """
-        other = self._mqtt.model_copy(update={"client_id": f"{self._mqtt.client_id}-probe"})
+        other = replace(self._mqtt, client_id=f"{self._mqtt.client_id}-probe")
         with Connection(other, self._clock, self._attempts.protocol, self._tls.context()) as connection:
             if connection.open() is not None:
                 return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from dexcom2mqtt.mqtt.connection import Connection
@@ -38,7 +39,7 @@ class Visit:
     """
 
     def __init__(self, mqtt: Mqtt, clock: Clock, name: str) -> None:
-        self._mqtt = mqtt.model_copy(update={"client_id": f"{mqtt.client_id}-{name}"})
+        self._mqtt = replace(mqtt, client_id=f"{mqtt.client_id}-{name}")
         self._clock = clock
         self._tls = None if mqtt.tls is None else tls_context(mqtt.tls)
 

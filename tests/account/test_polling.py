@@ -17,7 +17,7 @@ from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import Poller, poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Stopped, parse_iso
-from dexcom2mqtt.config import Account
+from dexcom2mqtt.config import Account, build
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages import status, stream
@@ -68,7 +68,7 @@ class World:
         """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
         self._mirror, self.outgoing = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
-        account = Account.model_validate(given)
+        account = build(Account, given)
         self.poller = poller_for(
             "anna",
             account,

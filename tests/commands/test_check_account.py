@@ -17,7 +17,7 @@ import trustme
 import yaml
 
 from dexcom2mqtt.commands.check import causes_of_rejection
-from dexcom2mqtt.config import Account
+from dexcom2mqtt.config import Account, build
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
 from tests.support.processes import ROOT, Mosquitto
@@ -129,7 +129,7 @@ SEEN: Final = (EXAMPLE, EDGE, UNSEEN, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, L
 
 def rejected(**credentials: str) -> list[str]:
     """Return what is said of credentials that Share rejected, in their order; nothing of it shows them."""
-    told = list(causes_of_rejection(Account(**credentials)))
+    told = list(causes_of_rejection(build(Account, credentials)))
     assert not [cause for cause in told for value in credentials.values() if value.strip() in cause]
     return told
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dexcom2mqtt import config
+from dexcom2mqtt.config import sources
 
 
 @pytest.fixture(autouse=True)
@@ -12,5 +12,5 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     """Keep this machine's own configuration out of the tests."""
     empty = tmp_path_factory.mktemp("empty")
     monkeypatch.chdir(empty)
-    monkeypatch.setattr(config, "DEFAULT_FILES", (Path("config.yaml"), empty / "etc.yaml"))
-    monkeypatch.setattr(config, "DOCKER_SECRETS", empty / "secrets")
+    monkeypatch.setattr(sources, "DEFAULT_FILES", (Path("config.yaml"), empty / "etc.yaml"))
+    monkeypatch.setattr(sources, "DOCKER_SECRETS", empty / "secrets")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dexcom2mqtt import config
 from dexcom2mqtt.config import Account, ConfigError, HomeAssistant, Mqtt, Ranges, Settings, Tls, load
+from dexcom2mqtt.config.settings import keys_of
 from tests.support.configuration import (
     ACCOUNT_KEYS,
     ANNA,
@@ -379,10 +380,10 @@ def test_any_punctuation(folder: Path, text: str) -> None:
     assert isinstance(outcome, Settings | ConfigError)
 
 
-KEYS = sorted({key for model in MODELS for key in model.model_fields} | {"anna", "b", "<<"})
+KEYS = sorted({key for model in MODELS for key in keys_of(model)} | {"anna", "b", "<<"})
 PLACES = [f"DEXCOM2MQTT_{place}" for place in ("ACCOUNTS", "MQTT", "STALE_AFTER", "HOME_ASSISTANT")]
-PLACES += [f"DEXCOM2MQTT_MQTT__{key.upper()}" for key in Mqtt.model_fields]
-PLACES += [f"DEXCOM2MQTT_ACCOUNTS__ANNA__{key.upper()}" for key in Account.model_fields]
+PLACES += [f"DEXCOM2MQTT_MQTT__{key.upper()}" for key in keys_of(Mqtt)]
+PLACES += [f"DEXCOM2MQTT_ACCOUNTS__ANNA__{key.upper()}" for key in keys_of(Account)]
 variables = st.sampled_from(PLACES) | st.text(max_size=9).map("DEXCOM2MQTT_MQTT__".__add__) | st.text(max_size=9)
 
 
@@ -404,7 +405,7 @@ trees = st.recursive(
 
 @properties
 @example({"[key]": None, "accounts": {"[key]": {"[key]": 1}, "[key] ": 1}})
-@given(st.dictionaries(st.sampled_from([*Settings.model_fields]) | keys, trees, max_size=5))
+@given(st.dictionaries(st.sampled_from([*keys_of(Settings)]) | keys, trees, max_size=5))
 def test_any_structure(folder: Path, tree: dict[str, Any]) -> None:
     """Whatever a file says in proper YAML, it is settings or a ConfigError."""
     environ = {"DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": "a", "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": "p"}
@@ -446,14 +447,11 @@ DISGUISES = [
 
 def hidden_places() -> list[tuple[str, ...]]:
     """Name every place whose value must not be shown, known or not."""
-    shown = {*Ranges.model_fields, *HomeAssistant.model_fields, *Tls.model_fields} | {
+    shown = {*keys_of(Ranges), *keys_of(HomeAssistant), *keys_of(Tls)} | {
         *("region", "unit", "port", "protocol", "base_topic", "keepalive", "stale_after", "log_level")
     }
     return [
-        (*place, key)
-        for place, model in SECTIONS.items()
-        for key in (*model.model_fields, "unknown")
-        if key not in shown
+        (*place, key) for place, model in SECTIONS.items() for key in (*keys_of(model), "unknown") if key not in shown
     ]
 
 
@@ -477,8 +475,9 @@ def test_no_secret_in_any_mistake(folder: Path, place: tuple[str, ...]) -> None:
 
 def test_values_are_shown_by_permission_only() -> None:
     """Of all keys, only those known to hold no secret show their value; a new key has to be thought about."""
-    everything = {key for model in MODELS for key in model.model_fields}
+    everything = {key for model in MODELS for key in keys_of(model)}
     sections = {"accounts", "mqtt", "home_assistant", "ranges", "tls"}
-    assert everything - config.SHOWN - sections == {
+    shown = {name for model in MODELS for name, key in keys_of(model).items() if key.kind and key.kind.shown}
+    assert everything - shown - sections == {
         *("username", "password", "account_id", "client_id", "host", "share_url", "name")
     }

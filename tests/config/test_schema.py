@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dexcom2mqtt.config import Tls, load, schema
-from tests.support.configuration import ANNA, SECTIONS, read
+from dexcom2mqtt.config import Tls, load
+from dexcom2mqtt.config.editors import schema
+from dexcom2mqtt.config.settings import keys_of
+from tests.support.configuration import ANNA, SECTIONS, dumped, read
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"
 
@@ -35,7 +37,7 @@ def test_the_schema_knows_every_key() -> None:
     tree = json.loads(schema())
     assert tree["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     places = dict(properties_of(tree, tree))
-    expected = {(*place, key) for place, model in SECTIONS.items() for key in model.model_fields}
+    expected = {(*place, key) for place, model in SECTIONS.items() for key in keys_of(model)}
     assert places.keys() == {".".join(each).replace("anna", "*") for each in expected} | {"accounts.*"}
     assert [place for place, node in places.items() if place != "accounts.*" and not node.get("description")] == []
     (pattern,) = tree["properties"]["accounts"]["anyOf"][0]["patternProperties"]
@@ -108,8 +110,8 @@ def test_the_example_names_every_key() -> None:
 def test_the_example_shows_the_defaults() -> None:
     """Every value in the example but the account's own is the one that holds without it."""
     shown = example_with_everything_on()
-    default = read(ANNA).model_dump()
-    default["mqtt"]["tls"] = Tls().model_dump()
+    default = dumped(read(ANNA))
+    default["mqtt"]["tls"] = dumped(Tls())
     for tree in (shown, default):
         for key in ("username", "password", "account_id"):
             del tree["accounts"]["anna"][key]

@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dexcom2mqtt import config
-from dexcom2mqtt.config import ConfigError, Tls, load
-from tests.support.configuration import ACCOUNT_KEYS, ANNA, MQTT_KEYS, NOT_SHOWN, TEXT, account, mistakes, read, secret
+from dexcom2mqtt.config import ConfigError, Tls, load, sources
+from tests.support.configuration import (
+    ACCOUNT_KEYS,
+    ANNA,
+    MQTT_KEYS,
+    NOT_SHOWN,
+    TEXT,
+    account,
+    dumped,
+    mistakes,
+    read,
+    secret,
+)
 
 # --- sources -----------------------------------------------------------------------------------------------
 
@@ -60,7 +70,7 @@ def test_a_second_newline_is_a_mistake(tmp_path: Path) -> None:
 def test_the_usual_folders_of_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker's folder is read, and systemd's, which beats it."""
     docker, systemd = tmp_path / "docker", tmp_path / "systemd"
-    monkeypatch.setattr(config, "DOCKER_SECRETS", docker)
+    monkeypatch.setattr(sources, "DOCKER_SECRETS", docker)
     secret(docker, "accounts__anna__username", b"docker")
     secret(docker, "accounts__anna__password", b"docker")
     assert load(environ={}).accounts["anna"].password.get_secret_value() == "docker"
@@ -101,7 +111,7 @@ def test_a_variable_can_hold_a_section() -> None:
         "DEXCOM2MQTT_STALE_AFTER": "20",
     }
     got = read(ANNA, environ)
-    assert got.accounts["anna"].model_dump(include={"region", "name", "ranges"}) == {
+    assert {key: dumped(got.accounts["anna"])[key] for key in ("region", "name", "ranges")} == {
         "region": "jp",
         "name": "0x1",
         "ranges": {"very_low": 54, "low": 65, "high": 180, "very_high": 250},
@@ -193,7 +203,7 @@ def test_a_mistake_in_the_file_names_no_variable() -> None:
 
 def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
     """The argument beats the variable beats ./config.yaml beats the one in /etc."""
-    here, etc = config.DEFAULT_FILES
+    here, etc = sources.DEFAULT_FILES
     for file, name in ((etc, "etc"), (here, "here"), (tmp_path / "env", "env"), (tmp_path / "arg", "arg")):
         file.write_text(account(name=name))
         environ = {"DEXCOM2MQTT_CONFIG": str(file)} if name in {"env", "arg"} else {"DEXCOM2MQTT_CONFIG": ""}
@@ -207,7 +217,7 @@ def test_nothing_at_all() -> None:
     with pytest.raises(ConfigError) as caught:
         load(environ={})
     first, second = caught.value.mistakes
-    assert first == f"no configuration: write config.yaml or {config.DEFAULT_FILES[1]}, or name it by --config"
+    assert first == f"no configuration: write config.yaml or {sources.DEFAULT_FILES[1]}, or name it by --config"
     assert yaml.safe_load(second.partition("below accounts:")[2])["anna"].keys() == {"username", "password"}
     assert second.startswith("accounts: missing, or empty; allowed: at least one;")
 

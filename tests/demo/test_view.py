@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dexcom2mqtt.config import Account, Ranges
+from dexcom2mqtt.config import Account, Ranges, build
 from dexcom2mqtt.demo.app import Drawing
 from dexcom2mqtt.demo.plot import ASCII, BRAILLE, Frame, Point, plot
 from dexcom2mqtt.demo.screen import Look, Picture, Screen, suits
@@ -44,7 +44,7 @@ RED, GREEN, YELLOW = "red", "green", "yellow"
 
 
 def account(**keys: Any) -> Account:
-    return Account.model_validate({"name": "Anna", "username": "anna", "password": "x"} | keys)
+    return build(Account, {"name": "Anna", "username": "anna", "password": "x"} | keys)
 
 
 def heard(messages: Iterable[Message], at: float = NOW) -> list[Heard]:

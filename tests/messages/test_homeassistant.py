@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 
-from dexcom2mqtt.config import Account
+from dexcom2mqtt.config import Account, build
 from dexcom2mqtt.messages.homeassistant import account_of, discovery_message, discovery_topic
 from dexcom2mqtt.messages.state import State, fresh_messages, stale, state_of, unavailable, without_reading
 from dexcom2mqtt.messages.status import REMEDIES, ShareState, Status, status_message
@@ -42,7 +42,7 @@ CURRENT = list(ENTITIES)[:4]
 
 def anna(**more: Any) -> Account:
     given = {"username": "anna@example.com", "password": "hunter2", "name": "Anna"} | more
-    return Account.model_validate(given)
+    return build(Account, given)
 
 
 def discovered(described: Account | None = None, topics: Topics = TOPICS, stale_after: int = 900) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dexcom2mqtt.config import Account, Ranges
+from dexcom2mqtt.config import Account, Ranges, Secret
 from dexcom2mqtt.readings import Reading
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def account(unit: Literal["mg/dL", "mmol/L"] = "mg/dL", ranges: Sequence[int] = 
     """Make an account with a unit and the four limits of its ranges."""
     very_low, low, high, very_high = ranges
     limits = Ranges(very_low=very_low, low=low, high=high, very_high=very_high)
-    return Account(username="anna@example.com", password="hunter2", unit=unit, ranges=limits)
+    return Account(username=Secret("anna@example.com"), password=Secret("hunter2"), unit=unit, ranges=limits)
 
 
 def most_within(events: Iterable[float], seconds: float) -> int:

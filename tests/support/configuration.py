@@ -1,19 +1,21 @@
 """Configurations as the tests write them, and what load makes of them: settings, or mistakes in words."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from dexcom2mqtt.config import Account, ConfigError, HomeAssistant, Mqtt, Ranges, Settings, Tls, load
+from dexcom2mqtt.config.settings import Section
 
 ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
 UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 ACCOUNT_KEYS = "name, account_id, username, password, region, unit, ranges, share_url"
 MQTT_KEYS = "host, tls, port, username, password, protocol, base_topic, client_id, keepalive"
-SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
+SECTIONS: dict[tuple[str, ...], type[Section]] = {
     (): Settings,
     ("accounts", "anna"): Account,
     ("accounts", "anna", "ranges"): Ranges,
@@ -42,6 +44,13 @@ def mistakes(text: str | bytes, environ: Mapping[str, str] | None = None, *secre
 
 def account(**keys: object) -> str:
     return str(yaml.safe_dump({"accounts": {"anna": {"username": "a", "password": "p", **keys}}}))
+
+
+def dumped(section: Section) -> dict[str, Any]:
+    """Return the keys of a section and all below it, as a dictionary."""
+    tree = asdict(section)
+    tree.pop("exposed", None)  # not a key
+    return tree
 
 
 def anna(text: str) -> Account:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from dexcom2mqtt.config import ConfigError, load, schema
+from dexcom2mqtt.config import ConfigError, load
+from dexcom2mqtt.config.editors import schema
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ BUSY = 4
 
 
 def eventually(what: Callable[[], T], seconds: float = 15.0, *, why: str = "") -> T:
-    """Return what `what` returns as soon as it is true; fail after `seconds`, or `BUSY` times that on a busy machine."""
+    """Return what `what` returns as soon as it is true; fail after `seconds`, or as long as a busy machine takes."""
     until = time.monotonic() + BUSY * seconds
     while not (got := what()):
         assert time.monotonic() < until, why or "it did not happen in time"

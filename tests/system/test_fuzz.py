@@ -28,7 +28,7 @@ from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
-from dexcom2mqtt.config import Account, ConfigError
+from dexcom2mqtt.config import Account, ConfigError, build
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages.history import source_of
@@ -131,11 +131,8 @@ def service(given_dates: list[int]) -> Iterator[SimulatedShare]:
 
 def poll_once(service: SimulatedShare, history: bytes | None, status: bytes | None) -> tuple[set[int], list[Message]]:
     """Poll once after that was read back; return the dates to be published, and what is retained."""
-    account = Account(
-        account_id=ANNA.account_id,
-        password=ANNA.password,
-        share_url=service.base_url,
-    )
+    given = {"account_id": ANNA.account_id, "password": ANNA.password, "share_url": service.base_url}
+    account = build(Account, given)
     put: list[Message] = []
     topics = Topics("dexcom2mqtt")
     stream = Stream(topics)

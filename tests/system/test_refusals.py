@@ -154,8 +154,8 @@ def goes_on(each: Trial, *but: str) -> None:
 def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:
     """Hold that the daemon connects seldom, in the first ten minutes and after them, and says what is wrong once.
 
-    Eight are usual: two ends at an unknown place, three at the one that it is, and one for each try with less in it. The
-    rest is for a busy machine, on which an answer takes longer than this clock allows.
+    Eight are usual: two ends at an unknown place, three at the one that it is, and one for each try with less in it.
+    The rest is for a busy machine, on which an answer takes longer than this clock allows.
     """
     first, later = each.connects(0, 10 * MINUTE), each.connects(10 * MINUTE, each.here.ended - each.here.began)
     print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201  # shown where a test fails

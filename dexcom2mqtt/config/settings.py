@@ -1,0 +1,252 @@
+"""The settings: every key with its kind, its default and what it is, one line each, and what must hold between keys.
+
+Must not know what a setting is used for. What is made by calling a class is taken as it is; ``config.build`` and
+``config.load`` check it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import MISSING, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dexcom2mqtt.config import values as v
+from dexcom2mqtt.config.values import LOCAL, Kind, LogLevel, Protocol, Region, Secret, Unit, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+Place = tuple[str, ...]
+"""The keys that lead to a value, such as ("mqtt", "host")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key. It has a kind, or is a section, or has a section below each key of the user's choice."""
+
+    what: str
+    """What it is, in words; if its default follows from other keys, that default, too."""
+    default: object
+    """``MISSING`` if it must be given."""
+    kind: Kind[Any] | None = None
+    section: type[Section] | None = None
+    each: Kind[str] | None = None
+    """What a key of the user's choice may be."""
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is MISSING
+
+
+def _key(kind: Kind[Any], default: object, what: str) -> Any:  # noqa: ANN401  # its type stands before it
+    return field(default=default, metadata={"key": Key(what, default, kind)})
+
+
+def _section(section: type[Section], default: object, what: str) -> Any:  # noqa: ANN401  # its type stands before it
+    return field(default=default, metadata={"key": Key(what, default, section=section)})
+
+
+def _each(kind: Kind[str], section: type[Section], what: str) -> Any:  # noqa: ANN401  # its type stands before it
+    return field(default_factory=dict, metadata={"key": Key(what, {}, section=section, each=kind)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Keys that stand together. None of them changes."""
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name the keys that are wrong because of others, and what is allowed there.
+
+        ``given`` has what was written, ``right`` the value of each that is right in itself.
+        """
+        del given, right
+        yield from ()
+
+
+def keys_of(section: type[Section]) -> Mapping[str, Key]:
+    """Return the keys of a section, in their order."""
+    known = {each.name: each.metadata.get("key") for each in dataclasses.fields(section)}
+    return {name: key for name, key in known.items() if key is not None}
+
+
+def _there(key: str, given: Mapping[str, object]) -> bool:
+    return given.get(key) is not None
+
+
+def _wrong_in_itself(key: str, given: Mapping[str, object], right: Mapping[str, Any]) -> bool:
+    return _there(key, given) and key not in right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges(Section):
+    """Where glucose becomes low and high: in mg/dL, whatever the account's unit."""
+
+    very_low: int = _key(v.GLUCOSE, 54, "mg/dL; a reading below it is very low")
+    low: int = _key(v.GLUCOSE, 70, "mg/dL; a reading below it is low")
+    high: int = _key(v.GLUCOSE, 180, "mg/dL; a reading above it is high")
+    very_high: int = _key(v.GLUCOSE, 250, "mg/dL; a reading above it is very high")
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name each that does not ascend."""
+        lower, lowest = "", 0
+        for key, known in keys_of(cls).items():
+            if _wrong_in_itself(key, given, right):
+                continue
+            value = right.get(key, known.default)
+            if value > lowest:
+                lower, lowest = key, value
+            else:
+                yield key, f"more than {lowest}, which is {lower}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account(Section):
+    """One person whose readings Dexcom Share has."""
+
+    name: str = _key(v.TEXT, "", "display name; default: the key, capitalised")
+    account_id: Secret | None = _key(v.ACCOUNT_ID, None, "UUID of the account, in place of username")
+    username: Secret | None = _key(v.HIDDEN, None, "user name, e-mail or phone number, as +11234567890")
+    password: Secret = _key(v.HIDDEN, MISSING, "password of the one who wears the sensor, not of a follower")
+    region: Region = _key(v.REGION, "us", "us, ous (outside the United States) or jp (Japan)")
+    unit: Unit = _key(v.UNIT, "mg/dL", "unit of the readings")
+    ranges: Ranges = _section(Ranges, Ranges(), "limits in mg/dL, ascending")
+    share_url: str | None = _key(v.SHARE_URL, None, "base URL to use instead of the region's")
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name what is not one of two."""
+        two = _there("username", given) == _there("account_id", given)
+        if two and not _wrong_in_itself("username", given, right):
+            yield "username", "either username or account_id, and not both"
+
+    @property
+    def user(self) -> Secret:
+        """Who this is to Dexcom: the user name or the account id, as written."""
+        return self.username or self.account_id or Secret("")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls(Section):
+    """An encrypted connection to the broker; with no key at all it trusts the system's authorities."""
+
+    ca_file: Path | None = _key(v.FILE, None, "PEM file of the authority to trust; default: the system's")
+    cert_file: Path | None = _key(v.FILE, None, "PEM file of the client's certificate")
+    key_file: Path | None = _key(v.FILE, None, "PEM file of the client's private key")
+    verify: bool = _key(v.SWITCH, default=True, what="whether the broker must prove that it is the right one")
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name half a pair."""
+        half = _there("key_file", given) != _there("cert_file", given)
+        if half and not _wrong_in_itself("key_file", given, right):
+            yield "key_file", "cert_file and key_file together, or neither"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mqtt(Section):
+    """The broker, and how to speak to it."""
+
+    host: str = _key(v.HOST, "localhost", "host name or address of the broker, without port")
+    tls: Tls | None = _section(Tls, None, "encryption; {} is on, trusting the system's authorities")
+    port: int = _key(v.PORT, 0, "port of the broker; default: 1883, or 8883 with tls")
+    username: Secret | None = _key(v.HIDDEN, None, "user name at the broker")
+    password: Secret | None = _key(v.MQTT_PASSWORD, None, "password at the broker")
+    protocol: Protocol = _key(v.PROTOCOL, "auto", "MQTT version; auto: 5, or 3.1.1 where 5 is refused")
+    base_topic: str = _key(v.TOPIC_NAME, "dexcom2mqtt", "topic below which everything is published")
+    client_id: str = _key(v.CLIENT_ID, "", 'name of this program at the broker; default: base_topic with "_" for "/"')
+    keepalive: int = _key(v.SECONDS, 60, "seconds (5 to 65535) between signs of life")
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from other keys."""
+        object.__setattr__(self, "port", self.port or (8883 if self.tls else 1883))
+        object.__setattr__(self, "client_id", self.client_id or self.base_topic.replace("/", "_"))
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name a password without a user."""
+        if right.get("password") is not None and not _there("username", given):
+            yield "password", "a password only together with mqtt.username"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomeAssistant(Section):
+    """How Home Assistant learns of the accounts."""
+
+    discovery: bool = _key(v.SWITCH, default=True, what="whether the accounts appear there by themselves")
+    discovery_prefix: str = _key(v.TOPIC_NAME, "homeassistant", "topic below which it looks for devices")
+    status_topic: str = _key(v.ANY_TOPIC, "homeassistant/status", "topic where it says that it started")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Section):
+    """The whole configuration, complete and free of contradictions."""
+
+    accounts: Mapping[str, Account] = _each(
+        v.ACCOUNT, Account, "the people; each one's key is the id in topics and entities"
+    )
+    mqtt: Mqtt = _section(Mqtt, Mqtt(), "the broker")
+    home_assistant: HomeAssistant = _section(HomeAssistant, HomeAssistant(), "Home Assistant")
+    stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
+    log_level: LogLevel = _key(v.LOG_LEVEL, "info", "the least important kind of line that is logged")
+    exposed: str = field(default="", compare=False)
+    """A warning about the file that it was read from. This is not a key."""
+
+    def __post_init__(self) -> None:
+        """Call whoever has no name by the key."""
+        named = {
+            key: account if account.name else replace(account, name=key.replace("_", " ").capitalize())
+            for key, account in self.accounts.items()
+        }
+        object.__setattr__(self, "accounts", named)
+
+    @classmethod
+    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Name a lack of accounts, and those that are the same person; each may be wrong in itself."""
+        del right
+        accounts = given.get("accounts")
+        if accounts is None or accounts == {}:
+            example = "\n  anna:\n    username: anna@example.com\n    password: 'her password at Dexcom'"
+            yield "accounts", f"at least one; for example, below accounts:{example}"
+        known: dict[tuple[str, str], str] = {}
+        for key, account in accounts.items() if isinstance(accounts, dict) else ():
+            written = account if isinstance(account, dict) else {}
+            user = written.get("username") or written.get("account_id")
+            region = str(written.get("region") or keys_of(Account)["region"].default)
+            if isinstance(user, str) and (first := known.setdefault((region, user.casefold()), key)) != key:
+                yield "accounts", f"one key for each person, but {safe(first)} and {safe(key)} are the same"
+
+    @property
+    def stale_after_seconds(self) -> int:
+        """For how many seconds a reading is current."""
+        return self.stale_after * 60
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works but is unsafe, each with its remedy; never a secret."""
+        local = re.fullmatch(f"{LOCAL}|::1", self.mqtt.host.lower())
+        open_line = (
+            "mqtt: the broker is on another machine and tls is not set, so what is sent there can be read on the way; "
+            "if the broker offers TLS, write tls: {} below mqtt:"
+        )
+        return tuple(filter(None, (self.exposed, "" if local or self.mqtt.tls else open_line)))
+
+
+def key_at(place: Place) -> Key | None:
+    """Return what is known of the key at a place, which is the whole for (); None if there is no such key."""
+    key: Key | None = Key("the whole configuration", {}, section=Settings)
+    for name in place:
+        if key is None or key.section is None:
+            return None
+        key = replace(key, each=None) if key.each else keys_of(key.section).get(name)
+    return key
+
+
+def section_at(place: Place) -> type[Section] | None:
+    """Return whose keys stand at a place; None if a value stands there, and for accounts: their keys are free."""
+    key = key_at(place)
+    return None if key is None or key.each else key.section

@@ -1,0 +1,175 @@
+"""What a value may be: how it is read from what was written, the words for what is allowed, and what an editor is told.
+
+Every value arrives as the text that was written, so that a password 0123 stays 0123; only its kind makes it a number or
+a switch. The ValueError of a kind completes the sentence "allowed: …", and holds no piece of what was written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
+
+from dexcom2mqtt.topics import ACCOUNT_KEY, TOPIC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+Region = Literal["us", "ous", "jp"]
+Unit = Literal["mg/dL", "mmol/L"]
+Protocol = Literal["auto", "5", "3.1.1"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+SEVERAL: Final = "keys, indented below it"
+"""What is allowed at the place of a section."""
+_ONE: Final = "a text, in quotes"
+
+
+class Secret:
+    """A text that no log and no traceback shows by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_secret_value(self) -> str:
+        """Return the text."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """What a key takes. ``read`` makes the value, or raises ValueError with what is allowed."""
+
+    read: Callable[[object], T]
+    schema: Mapping[str, Any]
+    """As JSON Schema says it. To an editor an unquoted 0123 is a number, and a text may be one."""
+    shown: bool = False
+    """Whether a mistake may show what was written: then it cannot be a secret."""
+
+
+def _text(allowed: str = "", pattern: str = ".+", longest: int = 256, *, shown: bool = False) -> Kind[str]:
+    """Make the kind of a text of one line that the whole pattern matches; ``allowed`` says it in words."""
+    allowed = allowed or f"a text of 1 to {longest} characters, in quotes, without tabs and line breaks"
+
+    def read(given: object) -> str:
+        if not isinstance(given, str):
+            raise ValueError(_ONE)  # noqa: TRY004  # it is what was written, not how we call it
+        # Control characters could forge a line in a log; lone surrogates cannot be sent anywhere.
+        clean = not any(unicodedata.category(character) in {"Cc", "Cs"} for character in given)
+        if not (clean and len(given) <= longest and re.fullmatch(pattern, given)):
+            raise ValueError(allowed)
+        return given
+
+    return Kind(read, {"type": ["string", "number", "boolean"]}, shown)
+
+
+def _secret(text: Kind[str]) -> Kind[Secret]:
+    return Kind(lambda given: Secret(text.read(given)), text.schema)
+
+
+def _whole(lowest: int, highest: int, empty: int | None = None) -> Kind[int]:
+    """Make the kind of a number in plain digits: of 1_000, 15.0 and 1e3 nobody can say what was meant."""
+
+    def read(given: object) -> int:
+        if given == "" and empty is not None:
+            return empty
+        if not re.fullmatch("[0-9]{1,6}", str(given)) or not lowest <= int(str(given)) <= highest:
+            raise ValueError(f"a whole number from {lowest} to {highest}")
+        return int(str(given))
+
+    return Kind(read, {"type": "integer", "minimum": lowest, "maximum": highest}, shown=True)
+
+
+def _choice(*choices: str, also: tuple[object, ...] = ()) -> Kind[str]:
+    """Make the kind of one of a few words; an editor takes these ``also`` for one."""
+
+    def read(given: object) -> str:
+        if given not in choices:
+            meant = [f"; write {choice}" for choice in choices if choice.lower() == str(given).lower()]
+            raise ValueError(", ".join(choices) + "".join(meant))
+        return str(given)
+
+    typed: dict[str, Any] = {} if also else {"type": "string"}
+    return Kind(read, {"enum": [*choices[:1], *also, *choices[1:]], **typed}, shown=True)
+
+
+def _read_switch(given: object) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if (word := str(given).lower()) not in words:
+        raise ValueError("true or false")
+    return words[word]
+
+
+def _read_address(given: object) -> str:
+    url = _URL_TEXT.read(given)
+    try:
+        usable = urlsplit(url).hostname and (urlsplit(url).port or 1)
+    except ValueError:  # such as a port beyond 65535
+        usable = None
+    if not usable:
+        raise ValueError("https://…, or http:// and localhost, with a host and a port that can be")
+    return url.rstrip("/")
+
+
+def _read_file(given: object) -> Path:
+    if not isinstance(given, str):
+        raise ValueError(_ONE)  # noqa: TRY004  # it is what was written, not how we call it
+    try:  # in this order: is_file raises where a folder on the way may not be searched
+        usable = os.access(given, os.R_OK) and Path(given).is_file()
+    except ValueError:  # such as a NUL in it
+        usable = False
+    if not usable:
+        raise ValueError("a file that exists and that this user may read")
+    return Path(given)
+
+
+LOCAL: Final = r"localhost|127(\.[0-9]{1,3}){3}"
+"""What a host name on this machine looks like."""
+_UUID: Final = "(?![0-]+$)[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_NAME: Final = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?"
+_IPV6: Final = r"([0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]*"
+_URL: Final = rf"(https://({_NAME}|\[{_IPV6}\])|http://({LOCAL}|\[::1\]))(:[1-9][0-9]{{0,4}})?(/[^\s?#\\]*)?"
+_URL_TEXT: Final = _text("https://…, or http:// and localhost, without user, ? and #", _URL)
+
+TEXT: Final = _text()
+HIDDEN: Final = _secret(TEXT)
+MQTT_PASSWORD: Final = _secret(_text(longest=16_383))  # MQTT: 65535 bytes; UTF-8: up to 4 each
+ACCOUNT_ID: Final = _secret(_text("a UUID, such as 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", _UUID))
+ACCOUNT: Final = _text("small letters and digits, separated by single _, such as anna_marie; not bridge", ACCOUNT_KEY)
+TOPIC_NAME: Final = _text("letters, digits, _ and -, in levels separated by /", TOPIC, shown=True)
+ANY_TOPIC: Final = _text("a topic of up to 256 characters, without + and #", "[^+#]+", shown=True)
+HOST: Final = _text("the host alone, without mqtt:// and port", rf"{_NAME}|{_IPV6}(%\w+)?")
+CLIENT_ID: Final = _text("a text of up to 128 characters, without + and #", "[^+#]*", 128)  # empty: the default
+SHARE_URL: Final = Kind(_read_address, _URL_TEXT.schema)
+FILE: Final = Kind(_read_file, {"type": "string", "format": "path"}, shown=True)
+SWITCH: Final = Kind(_read_switch, {"type": "boolean"}, shown=True)
+GLUCOSE: Final = _whole(1, 1000)
+PORT: Final = _whole(1, 65535, empty=0)
+SECONDS: Final = _whole(5, 65535)
+MINUTES: Final = _whole(10, 60)
+REGION: Final = _choice(*get_args(Region))
+UNIT: Final = _choice(*get_args(Unit))
+PROTOCOL: Final = _choice(*get_args(Protocol), also=(5,))
+LOG_LEVEL: Final = _choice(*get_args(LogLevel))
+
+
+def safe(name: str) -> str:
+    """Return a name if it looks like a key; {username: anna,password:secret} makes a key out of the secret."""
+    return name if re.fullmatch("[A-Za-z0-9_-]{1,99}", name) else "?"
