@@ -39,7 +39,8 @@ import numpy as np
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.clock import Stopped
-from dexcom2mqtt.config import Account, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.readings import Reading

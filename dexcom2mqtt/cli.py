@@ -8,24 +8,20 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import logging
 import os
 import re
-import shutil
 import signal
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import version
-from dexcom2mqtt.logs import set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dexcom2mqtt.commands.check import Step
-    from dexcom2mqtt.config import Settings
+    from dexcom2mqtt.config.settings import Settings
 
 FAILED: Final = 1
 MISCONFIGURED: Final = 78  # EX_CONFIG of sysexits.h
@@ -81,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="dexcom2mqtt", description="Bring glucose readings from Dexcom Share to MQTT.", parents=[common]
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND")
+    # Named, since argparse would load what measures a terminal to find it out.
+    commands = parser.add_subparsers(prog="dexcom2mqtt", metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, parents=[common])
@@ -196,6 +193,9 @@ def _check(given: argparse.Namespace) -> int:
 
 def _print_step(step: Step) -> None:
     """Print a step, and what to do about it below, no wider than the terminal."""
+    import shutil  # noqa: PLC0415  # only what a command needs
+    import textwrap  # noqa: PLC0415
+
     width = max(shutil.get_terminal_size().columns, _NARROW)
 
     def fill(first: str, text: str) -> str:
@@ -212,6 +212,8 @@ def _print_step(step: Step) -> None:
 
 def _demo(given: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # the imports take time
+    from dexcom2mqtt.logs import set_up_logging  # noqa: PLC0415
+
     set_up_logging(given.log_level or "warning")
     try:
         from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries come with an extra
@@ -222,14 +224,15 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _healthcheck(given: argparse.Namespace) -> int:
-    from dexcom2mqtt import config  # noqa: PLC0415  # only what a command needs
-    from dexcom2mqtt.daemon import health  # noqa: PLC0415
+    from dexcom2mqtt.config.mistakes import ConfigError  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.config.naming import client_id  # noqa: PLC0415
+    from dexcom2mqtt.daemon.asking import HEALTHY, ask  # noqa: PLC0415
 
     try:
-        answer = health.ask(config.client_id(given.config))
-    except config.ConfigError as error:
+        answer = ask(client_id(given.config))
+    except ConfigError as error:
         return _complain(error.mistakes)
-    if answer != health.HEALTHY:
+    if answer != HEALTHY:
         return _fail(answer)
     print(answer)
     return 0
@@ -271,11 +274,15 @@ def _schema(_given: argparse.Namespace) -> int:
 
 def _load(given: argparse.Namespace) -> Settings | None:
     """Read the configuration and set up logging; None, and every mistake on standard error, where it is no good."""
-    from dexcom2mqtt import config  # noqa: PLC0415  # only what a command needs
+    import logging  # noqa: PLC0415
+
+    from dexcom2mqtt.config.loading import load  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.config.mistakes import ConfigError  # noqa: PLC0415
+    from dexcom2mqtt.logs import set_up_logging  # noqa: PLC0415
 
     try:
-        settings = config.load(given.config)
-    except config.ConfigError as error:
+        settings = load(given.config)
+    except ConfigError as error:
         _complain(error.mistakes)
         return None
     set_up_logging(given.log_level or settings.log_level)

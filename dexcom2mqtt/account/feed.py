@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.status import Past
     from dexcom2mqtt.messages.stream import Stream

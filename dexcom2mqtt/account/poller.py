@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.account.limits import RateLimits
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.share import Batch, ShareClient

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.account.limits import RateLimits
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account, Secret
+    from dexcom2mqtt.config.settings import Account
+    from dexcom2mqtt.config.values import Secret
     from dexcom2mqtt.messages.status import Before
     from dexcom2mqtt.share import Batch
 

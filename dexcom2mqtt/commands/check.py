@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account, Settings
+    from dexcom2mqtt.config.settings import Account, Settings
     from dexcom2mqtt.share import Batch, Region, ShareClient
 
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}

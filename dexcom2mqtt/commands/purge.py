@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Settings
+    from dexcom2mqtt.config.settings import Settings
 
 _NAMED: Final = 3
 _BRIDGE_SECONDS: Final = 2.0

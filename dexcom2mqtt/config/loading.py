@@ -1,28 +1,23 @@
-"""Settings from what all sources say together.
-
-``healthcheck`` needs one name of them, every minute and on the smallest computers. So the library that builds settings
-is imported only when they are built.
-"""
+"""Settings from what all sources say together."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dexcom2mqtt.config import sources
-from dexcom2mqtt.config.mistakes import ConfigError, Mistake
-from dexcom2mqtt.config.settings import Mqtt, Section, Settings, keys_of
-from dexcom2mqtt.config.values import SEVERAL
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Section, Settings, is_section, keys_of
+from dexcom2mqtt.config.structure import structured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-S = TypeVar("S", bound=Section)
+    from dexcom2mqtt.config.mistakes import Place
 
-_NAMING: Final = ("base_topic", "client_id")
-"""The keys of the section mqtt that tell one daemon from another."""
+S = TypeVar("S", bound=Section)
 
 
 def load(
@@ -35,14 +30,14 @@ def load(
     later beats the earlier. Raises ConfigError with every mistake that can be told.
     """
     file, found = sources.find(path, environ, secrets)
-    layers, mistakes = sources.read_all(found)
-    settings, wrong = _structured(Settings, sources.merged(layers))
+    layers, mistakes = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
+    settings, wrong = structured(Settings, sources.merged(layers))
     if mistakes:  # what could not be read may say what is missing
         wrong = [each for each in wrong if each.stands_alone]
     elif not layers:
         first, second = sources.DEFAULT_FILES
         mistakes.append(f"no configuration: write {first} or {second}, or name it by --config")
-    mistakes += [_told(each, layers) for each in wrong]
+    mistakes += sources.told(wrong, layers)
     if settings is None or mistakes:
         raise ConfigError(*mistakes)
     # What systemd hands over is for the daemon alone; group bits in its mode stand for an access control list.
@@ -53,42 +48,12 @@ def load(
 
 def build(section: type[S], given: Mapping[str, Any]) -> S:
     """Make settings, or a section of them, of texts, numbers and switches. Raises ConfigError with every mistake."""
-    made, wrong = _structured(section, given)
+    made, wrong = structured(section, given)
     if made is None:
         raise ConfigError(*(each.told([""]) for each in wrong))
     return made
 
 
-def client_id(
-    path: Path | None = None, *, environ: Mapping[str, str] = os.environ, secrets: Sequence[Path] | None = None
-) -> str:
-    """Read ``mqtt.client_id`` from where ``load`` does, but no secret and nothing else. Raises ConfigError."""
-    _, found = sources.find(path, environ, secrets)
-    layers, mistakes = sources.read_all(
-        source for source in found if source[1][:1] in {(), ("mqtt",)} and {*source[1][1:]} <= {*_NAMING}
-    )
-    mqtt = sources.merged(layers).get("mqtt")
-    wrong = [] if isinstance(mqtt, dict | None) else [Mistake(("mqtt",), mqtt, SEVERAL)]
-    named: dict[str, Any] = {}
-    for name in _NAMING:
-        kind, written = keys_of(Mqtt)[name].kind, mqtt.get(name) if isinstance(mqtt, dict) else None
-        if kind is None or written is None:
-            continue
-        try:
-            named[name] = kind.read(written)
-        except ValueError as error:
-            wrong.append(Mistake(("mqtt", name), written, str(error)))
-    mistakes += [_told(each, layers) for each in wrong]
-    if mistakes:
-        raise ConfigError(*mistakes)
-    return Mqtt(**named).client_id
-
-
-def _structured(section: type[S], given: Mapping[str, Any]) -> tuple[S | None, list[Mistake]]:
-    from dexcom2mqtt.config.structure import structured  # noqa: PLC0415  # see above
-
-    return structured(section, given)
-
-
-def _told(mistake: Mistake, layers: Sequence[sources.Layer]) -> str:
-    return mistake.told([layer.origin for layer in layers if layer.at(mistake.place) is not None])
+def _is_ours(place: Place) -> bool:
+    """Tell whether a key may stand there. DEXCOM2MQTT_PORT_1883_TCP is what a container platform invents."""
+    return not place or (place[0] in keys_of(Settings) and (len(place) == 1 or is_section(place[:1])))

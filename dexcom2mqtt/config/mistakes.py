@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dexcom2mqtt.config.settings import Place, key_at, keys_of, section_at
 from dexcom2mqtt.config.values import safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Place = tuple[str, ...]
+"""The keys that lead to a value, such as ("mqtt", "host")."""
 
 
 class ConfigError(Exception):
@@ -21,15 +21,16 @@ class ConfigError(Exception):
         self.mistakes = mistakes
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(NamedTuple):
     """What is wrong at a place: with the value there, with the key itself, or between the values below it."""
 
     place: Place
     found: object
     """The value that was written there; None for nothing."""
-    allowed: str = ""
+    allowed: str
     about: Literal["value", "key", "unknown", "clash"] = "value"
+    shown: bool = False
+    """Whether the value may be shown, since it cannot be a secret."""
 
     @property
     def stands_alone(self) -> bool:
@@ -38,26 +39,25 @@ class Mistake:
 
     def told(self, origins: Sequence[str]) -> str:
         """Say it; ``origins`` names each source that says something about the place, the strongest first."""
-        words = self._unknown() if self.about == "unknown" else f"{self._found()}; allowed: {self.allowed}"
-        between = (
-            self.place == ("accounts",) and len(origins) > 1
-        )  # what is wrong between accounts has no single origin
-        return f"{'.'.join(map(safe, self.place))}: {words}{'' if between or not origins else origins[0]}"
-
-    def _unknown(self) -> str:
-        section = section_at(self.place[:-1])
-        allowed = [*keys_of(section)] if section else []
-        meant = [f" did you mean {key}?" for key in difflib.get_close_matches(self.place[-1][:40].lower(), allowed, 1)]
-        return f"unknown key;{''.join(meant)} allowed: {', '.join(allowed)}"
+        between = self.place == ("accounts",) and len(origins) > 1  # such a mistake has no single origin
+        origin = "" if between or not origins else origins[0]
+        return f"{'.'.join(map(safe, self.place))}: {self._found()} allowed: {self.allowed}{origin}"
 
     def _found(self) -> str:
-        key = key_at(self.place)
+        if self.about == "unknown":
+            return f"unknown key;{self._meant()}"
         if self.about == "key":
-            return "not usable as a key"
+            return "not usable as a key;"
         if self.found in ("", None, {}):
-            return "missing, or empty"
+            return "missing, or empty;"
         if isinstance(self.found, dict | list):
-            return "found a clash" if self.about == "clash" else "found keys or a list"
-        if key and key.kind and key.kind.shown:
-            return f"found {str(self.found)[:60]!r}"
-        return "found a value not shown here, as it may be a secret"
+            return "found a clash;" if self.about == "clash" else "found keys or a list;"
+        if not self.shown:
+            return "found a value not shown here, as it may be a secret;"
+        return f"found {str(self.found)[:60]!r};"
+
+    def _meant(self) -> str:
+        import difflib  # noqa: PLC0415  # not for healthcheck, which loads this every minute
+
+        close = difflib.get_close_matches(self.place[-1][:40].lower(), self.allowed.split(", "), 1)
+        return f" did you mean {close[0]}?" if close else ""

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-Place = tuple[str, ...]
-"""The keys that lead to a value, such as ("mqtt", "host")."""
+    from dexcom2mqtt.config.mistakes import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +156,14 @@ class Mqtt(Section):
     username: Secret | None = _key(v.HIDDEN, None, "user name at the broker")
     password: Secret | None = _key(v.MQTT_PASSWORD, None, "password at the broker")
     protocol: Protocol = _key(v.PROTOCOL, "auto", "MQTT version; auto: 5, or 3.1.1 where 5 is refused")
-    base_topic: str = _key(v.TOPIC_NAME, "dexcom2mqtt", "topic below which everything is published")
+    base_topic: str = _key(v.TOPIC_NAME, v.BASE_TOPIC, "topic below which everything is published")
     client_id: str = _key(v.CLIENT_ID, "", 'name of this program at the broker; default: base_topic with "_" for "/"')
     keepalive: int = _key(v.SECONDS, 60, "seconds (5 to 65535) between signs of life")
 
     def __post_init__(self) -> None:
         """Fill in what follows from other keys."""
         object.__setattr__(self, "port", self.port or (8883 if self.tls else 1883))
-        object.__setattr__(self, "client_id", self.client_id or self.base_topic.replace("/", "_"))
+        object.__setattr__(self, "client_id", v.client_id_of(self.base_topic, self.client_id))
 
     @classmethod
     def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -236,17 +235,13 @@ class Settings(Section):
         return tuple(filter(None, (self.exposed, "" if local or self.mqtt.tls else open_line)))
 
 
-def key_at(place: Place) -> Key | None:
-    """Return what is known of the key at a place, which is the whole for (); None if there is no such key."""
-    key: Key | None = Key("the whole configuration", {}, section=Settings)
+def is_section(place: Place) -> bool:
+    """Tell whether keys stand at a place, and not a value."""
+    section: type[Section] | None = Settings
+    free = False  # whether the next one is of the user's choice
     for name in place:
-        if key is None or key.section is None:
-            return None
-        key = replace(key, each=None) if key.each else keys_of(key.section).get(name)
-    return key
-
-
-def section_at(place: Place) -> type[Section] | None:
-    """Return whose keys stand at a place; None if a value stands there, and for accounts: their keys are free."""
-    key = key_at(place)
-    return None if key is None or key.each else key.section
+        key = keys_of(section).get(name) if section and not free else None
+        if not free:
+            section = key.section if key else None
+        free = bool(key and key.each)
+    return section is not None

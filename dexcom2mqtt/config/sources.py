@@ -5,30 +5,36 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dexcom2mqtt.config.mistakes import ConfigError
-from dexcom2mqtt.config.settings import Place, Settings, key_at, keys_of
 from dexcom2mqtt.config.values import safe
 from dexcom2mqtt.config.yaml_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from dexcom2mqtt.config.mistakes import Mistake, Place
+    from dexcom2mqtt.config.settings import Settings
+
 DEFAULT_FILES: Final = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
 DOCKER_SECRETS: Final = Path("/run/secrets")
 
 _MAX_BYTES = 512 * 1024  # a thousand accounts fit with every key; what is larger is the wrong file
 
-Source = tuple[str, Place, "Callable[[], str]"]
-"""What to call it, where its value belongs, how to read it."""
+
+class Source(NamedTuple):
+    """Something that may have a say."""
+
+    name: str
+    place: Place
+    """Where its text belongs: () for the file of the configuration."""
+    read: Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """What one file or variable says."""
 
     tree: Mapping[str, Any]
@@ -57,57 +63,59 @@ def find(
     return file, _sources(environ, secrets, file)
 
 
-def read_all(sources: Iterable[Source]) -> tuple[list[Layer], list[str]]:
-    """Read each source; return what they say, and what is wrong with those that cannot be read."""
+def read_all(sources: Iterable[Source], is_section: Callable[[Place], bool]) -> tuple[list[Layer], list[str]]:
+    """Read each source; return what they say, and what is wrong with those that cannot be read.
+
+    ``is_section`` tells whether keys stand at a place: a text that belongs there is YAML, and any other a value.
+    """
     layers: list[Layer] = []
     mistakes: list[str] = []
-    for name, place, read in sources:
+    for source in sources:
         try:
-            layers.append(_layer(name, place, read()))
+            layers.append(_layer(source, is_section))
         except ConfigError as error:
             mistakes += error.mistakes
     return layers, mistakes
 
 
 def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | None) -> Iterator[Source]:
-    """List what has a say, the strongest first: a deep key beats a text that holds its whole section."""
-    set_variables = [(name, text) for name, text in environ.items() if text]
+    """List what may have a say, the strongest first: a deep key beats a text that holds its whole section."""
     groups: list[list[Source]] = [
-        [(f"the environment variable {safe(name)}", _place(name), partial(str, text)) for name, text in set_variables]
+        [
+            Source(f"the environment variable {safe(name)}", _place(name), partial(str, text))
+            for name, text in environ.items()
+            if text
+        ]
     ]
     for folder in reversed(secrets):
         files = folder.glob("dexcom2mqtt_*")
-        groups.append([(f"the file {each}", _place(each.name), partial(_read, each, r"\r?\n\Z")) for each in files])
+        read = partial(partial, _read, drop=r"\r?\n\Z")
+        groups.append([Source(f"the file {each}", _place(each.name), read(each)) for each in files])
     for group in groups:
-        ours = [source for source in group if source[1]]
-        yield from sorted(ours, key=lambda source: (-len(source[1]), source[0]))
+        ours = [source for source in group if source.place]
+        yield from sorted(ours, key=lambda source: (-len(source.place), source.name))
     if file:
-        yield str(file), (), partial(_read, file)
+        yield Source(str(file), (), partial(_read, file))
 
 
 def _place(name: str) -> Place:
-    """Translate ``DEXCOM2MQTT_MQTT__HOST`` to ``("mqtt", "host")``; () for a name that is none of ours.
-
-    Container platforms invent variables such as DEXCOM2MQTT_PORT_1883_TCP, so an unknown first key is none.
-    """
+    """Translate ``DEXCOM2MQTT_MQTT__HOST`` to ``("mqtt", "host")``; () for a name that does not begin like it."""
     prefix, _, rest = name.lower().partition("dexcom2mqtt_")
-    place = tuple(rest.split("__", 4))  # no key lies deeper
-    ours = not prefix and place[0] in keys_of(Settings) and (len(place) == 1 or _is_section(place[:1]))
-    return place if ours else ()
+    return () if prefix or not rest else tuple(rest.split("__", 4))  # no key lies deeper
 
 
-def _is_section(place: Place) -> bool:
-    key = key_at(place)
-    return key is not None and key.section is not None
-
-
-def _layer(name: str, place: Place, text: str) -> Layer:
-    value = parse(name, text) if _is_section(place) else text
-    for key in reversed(place):
+def _layer(source: Source, is_section: Callable[[Place], bool]) -> Layer:
+    value = parse(source.name, source.read()) if is_section(source.place) else source.read()
+    for key in reversed(source.place):
         value = {key: value}
     if not isinstance(value, dict | None):
-        raise ConfigError(f"{name}: no keys such as accounts: and mqtt: in it")
-    return Layer(value or {}, f" (from {name})" if place else "")
+        raise ConfigError(f"{source.name}: no keys such as accounts: and mqtt: in it")
+    return Layer(value or {}, f" (from {source.name})" if source.place else "")
+
+
+def told(mistakes: Iterable[Mistake], layers: Sequence[Layer]) -> list[str]:
+    """Say each mistake, and where it comes from."""
+    return [each.told([layer.origin for layer in layers if layer.at(each.place) is not None]) for each in mistakes]
 
 
 def merged(layers: Sequence[Layer]) -> dict[str, Any]:

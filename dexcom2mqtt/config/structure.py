@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, pre_load, validates_schema
 
-from dexcom2mqtt.config.mistakes import Mistake
-from dexcom2mqtt.config.settings import Place, Section, keys_of
+from dexcom2mqtt.config.mistakes import Mistake, Place
+from dexcom2mqtt.config.settings import Section, keys_of
 from dexcom2mqtt.config.values import SEVERAL
 
 if TYPE_CHECKING:
@@ -115,14 +115,15 @@ def _in_section(section: type[Section], given: object, errors: Any, place: Place
     for name in (*keys, *(name for name in given if name not in keys)):
         key, value, wrong = keys.get(name), given.get(name), errors.get(name, [])
         if key is None:
-            yield Mistake((*place, name), value, about="unknown")
+            yield Mistake((*place, name), value, ", ".join(keys), "unknown")
         elif key.each and key.section:
             yield from _in_each(key.section, value, wrong, (*place, name))
             yield from (Mistake((*place, name), value, words, "clash") for words in errors.get((name,), ()))
         elif key.section:
             yield from _in_section(key.section, value, wrong, (*place, name))
         else:
-            yield from _here(key.default if value is None and not key.required else value, wrong, (*place, name))
+            found = key.default if value is None and not key.required else value
+            yield from _here(found, wrong, (*place, name), shown=key.kind is not None and key.kind.shown)
 
 
 def _in_each(section: type[Section], given: object, errors: Any, place: Place) -> Iterator[Mistake]:  # noqa: ANN401
@@ -136,6 +137,6 @@ def _in_each(section: type[Section], given: object, errors: Any, place: Place) -
         yield from _in_section(section, value, wrong.get("value", {}), (*place, name))
 
 
-def _here(found: object, errors: Any, place: Place) -> Iterator[Mistake]:  # noqa: ANN401
+def _here(found: object, errors: Any, place: Place, *, shown: bool = False) -> Iterator[Mistake]:  # noqa: ANN401
     words = errors.get(_OF_ALL, []) if isinstance(errors, Mapping) else errors
-    yield from (Mistake(place, found, allowed) for allowed in words)
+    yield from (Mistake(place, found, allowed, shown=shown) for allowed in words)

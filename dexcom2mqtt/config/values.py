@@ -2,6 +2,8 @@
 
 Every value arrives as the text that was written, so that a password 0123 stays 0123; only its kind makes it a number or
 a switch. The ValueError of a kind completes the sentence "allowed: …", and holds no piece of what was written.
+
+No dataclass is in here: ``healthcheck`` loads this every minute, and to load what makes dataclasses takes longer.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from dexcom2mqtt.topics import ACCOUNT_KEY, TOPIC
@@ -53,8 +54,7 @@ class Secret:
         return "Secret('**********')"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
+class Kind(NamedTuple, Generic[T]):
     """What a key takes. ``read`` makes the value, or raises ValueError with what is allowed."""
 
     read: Callable[[object], T]
@@ -168,6 +168,14 @@ REGION: Final = _choice(*get_args(Region))
 UNIT: Final = _choice(*get_args(Unit))
 PROTOCOL: Final = _choice(*get_args(Protocol), also=(5,))
 LOG_LEVEL: Final = _choice(*get_args(LogLevel))
+
+BASE_TOPIC: Final = "dexcom2mqtt"
+"""The topic below which everything is published, if no other is given."""
+
+
+def client_id_of(base_topic: str, client_id: str) -> str:
+    """Return the client id that holds: the one that is given, or what follows from the topic."""
+    return client_id or base_topic.replace("/", "_")
 
 
 def safe(name: str) -> str:

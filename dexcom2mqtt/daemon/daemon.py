@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from dexcom2mqtt.account.poller import Poller
-    from dexcom2mqtt.config import Account, Settings
+    from dexcom2mqtt.config.settings import Account, Settings
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.outcome import Protocol
     from dexcom2mqtt.share import ShareClient

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Settings
+    from dexcom2mqtt.config.settings import Settings
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.topics import Topics
 

@@ -8,12 +8,13 @@ the words for systemd's status line are handed in.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import os
 import socket
 from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.daemon.asking import HEALTHY, address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
 
 _log = logging.getLogger(__name__)
-
-HEALTHY: Final = "healthy"
-"""What a daemon answers whose loops are all alive."""
 
 PATIENCE: Final = 600.0
 """Real seconds that a loop may be late. Whatever is bounded is over by then, on a slow machine, too.
@@ -37,7 +35,6 @@ _ROUND: Final = 1.0
 _LEAST_ROUND: Final = 0.05
 _PAUSE: Final = 10.0
 """Real seconds after which this thread knows that it did not run, and so the others did not, either."""
-_ANSWER_SECONDS: Final = 5.0
 
 
 class Health:
@@ -138,23 +135,3 @@ class Health:
         except OSError:
             return False
         return True
-
-
-def address(client_id: str) -> str:
-    """Return the abstract Unix address of the daemon with this client id, which may be longer than an address."""
-    return f"\0dexcom2mqtt/{hashlib.sha256(client_id.encode()).hexdigest()}"
-
-
-def ask(client_id: str) -> str:
-    """Ask the daemon with this client id how it is; return ``HEALTHY`` or why not, after 5 s at the latest."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(_ANSWER_SECONDS)
-        sock.bind("")  # the kernel chooses an address, for the answer
-        try:
-            sock.connect(address(client_id))
-            sock.send(b"?")
-            return sock.recv(4096).decode(errors="replace")
-        except TimeoutError:
-            return f"the daemon does not answer within {_ANSWER_SECONDS:g} s; is it frozen?"
-        except OSError:
-            return f"no daemon with the mqtt.client_id {client_id} answers on this machine"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.mqtt.outcome import Protocol
     from dexcom2mqtt.topics import Topics

@@ -18,7 +18,7 @@ from dexcom2mqtt.daemon.daemon import STOP, Daemon
 
 if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Settings
+    from dexcom2mqtt.config.settings import Settings
 
 _log = logging.getLogger(__name__)
 

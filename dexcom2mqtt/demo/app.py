@@ -21,7 +21,8 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Settings, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Settings
 from dexcom2mqtt.daemon.daemon import STOP, Daemon
 from dexcom2mqtt.demo import screen
 from dexcom2mqtt.demo.embedded_broker import EmbeddedBroker

@@ -16,7 +16,8 @@ from dexcom2mqtt.readings import range_of, to_mmol_l
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dexcom2mqtt.config import Ranges, Unit
+    from dexcom2mqtt.config.settings import Ranges
+    from dexcom2mqtt.config.values import Unit
 
 _CADENCE: Final = 300.0
 _DAY: Final = 86_400.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, OverflowMethod, RenderableType, RenderResult
 
-    from dexcom2mqtt.config import Ranges
+    from dexcom2mqtt.config.settings import Ranges
     from dexcom2mqtt.demo.view import Line, Shown
 
 # The terminal's own colours, and no black or white: they suit a dark and a light background.

@@ -20,7 +20,7 @@ from dexcom2mqtt.topics import RETAINED, Topics
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from dexcom2mqtt.config import Unit
+    from dexcom2mqtt.config.values import Unit
 
 MISSING: Final = "---"
 """What is shown in place of a value that is not current."""

@@ -17,7 +17,7 @@ from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
-    from dexcom2mqtt.config import Account, Settings
+    from dexcom2mqtt.config.settings import Account, Settings
     from dexcom2mqtt.topics import Topics
 
 _ORIGIN: Final = "dexcom2mqtt"

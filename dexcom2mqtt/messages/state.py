@@ -13,7 +13,7 @@ from dexcom2mqtt.topics import RETAINED, STATE_KEYS
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.readings import Reading, Unit
     from dexcom2mqtt.topics import Topics
 

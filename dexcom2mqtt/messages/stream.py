@@ -24,7 +24,7 @@ from dexcom2mqtt.messages.state import reading_message, state_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dexcom2mqtt.config import Account
+    from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.state import State
     from dexcom2mqtt.readings import Reading

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Mqtt
+    from dexcom2mqtt.config.settings import Mqtt
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.outcome import Ending, Protocol, Refusal
 

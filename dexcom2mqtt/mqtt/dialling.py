@@ -17,7 +17,7 @@ from dexcom2mqtt.mqtt.tls_files import tls_context
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dexcom2mqtt.config import Mqtt, Tls
+    from dexcom2mqtt.config.settings import Mqtt, Tls
 
 CONNECT_SECONDS: Final = 5.0
 

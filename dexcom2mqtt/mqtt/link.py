@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Mqtt
+    from dexcom2mqtt.config.settings import Mqtt
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.messages.stream import Stream

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dexcom2mqtt.config import Tls
+    from dexcom2mqtt.config.settings import Tls
 
 _log = logging.getLogger(__name__)
 

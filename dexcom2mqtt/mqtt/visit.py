@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config import Mqtt
+    from dexcom2mqtt.config.settings import Mqtt
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.inbox import Still
     from dexcom2mqtt.mqtt.outcome import Failure, Protocol, Refusal

@@ -17,7 +17,8 @@ from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import Poller, poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Stopped, parse_iso
-from dexcom2mqtt.config import Account, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from dexcom2mqtt.messages import status, stream

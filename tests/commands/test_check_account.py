@@ -17,7 +17,8 @@ import trustme
 import yaml
 
 from dexcom2mqtt.commands.check import causes_of_rejection
-from dexcom2mqtt.config import Account, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
 from tests.support.processes import ROOT, Mosquitto

@@ -13,7 +13,7 @@ import pytest
 
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.commands.purge import accounts_in
-from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.messages import homeassistant
 from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline
 from dexcom2mqtt.messages.history import history_message

@@ -4,7 +4,10 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from dexcom2mqtt.config import Account, ConfigError, Ranges, Secret, Settings, Tls, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Account, Ranges, Settings, Tls
+from dexcom2mqtt.config.values import Secret
 from tests.support.configuration import ANNA, UUID, account, anna, dumped, read
 
 # --- values ------------------------------------------------------------------------------------------------

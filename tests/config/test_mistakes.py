@@ -14,9 +14,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dexcom2mqtt import config
-from dexcom2mqtt.config import Account, ConfigError, HomeAssistant, Mqtt, Ranges, Settings, Tls, load
-from dexcom2mqtt.config.settings import keys_of
+from dexcom2mqtt.config import loading
+from dexcom2mqtt.config.loading import load
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Settings, Tls, keys_of
 from tests.support.configuration import (
     ACCOUNT_KEYS,
     ANNA,
@@ -339,7 +340,7 @@ def test_a_thousand_accounts_fit(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"accounts": accounts}))
     before = time.process_time()
-    assert len(config.load(file, environ={}, secrets=()).accounts) == 1000
+    assert len(loading.load(file, environ={}, secrets=()).accounts) == 1000
     assert time.process_time() - before < 10
 
 

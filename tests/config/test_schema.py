@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dexcom2mqtt.config import Tls, load
 from dexcom2mqtt.config.editors import schema
-from dexcom2mqtt.config.settings import keys_of
+from dexcom2mqtt.config.loading import load
+from dexcom2mqtt.config.settings import Tls, keys_of
 from tests.support.configuration import ANNA, SECTIONS, dumped, read
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dexcom2mqtt.config import ConfigError, Tls, load, sources
+from dexcom2mqtt.config import sources
+from dexcom2mqtt.config.loading import load
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Tls
 from tests.support.configuration import (
     ACCOUNT_KEYS,
     ANNA,

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Mqtt
-from dexcom2mqtt.daemon import health
-from dexcom2mqtt.daemon.health import HEALTHY, PATIENCE, Health
+from dexcom2mqtt.config.settings import Mqtt
+from dexcom2mqtt.daemon import asking
+from dexcom2mqtt.daemon.asking import HEALTHY
+from dexcom2mqtt.daemon.health import PATIENCE, Health
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
@@ -260,18 +261,18 @@ def run(stack: ExitStack) -> Callable[..., str]:
 def test_answers_by_client_id(run: Callable[..., str]) -> None:
     """Whoever knows the client id, even the longest, can ask; without a daemon, this is what is said."""
     for client_id in (run(), run(client_id="🩸" * 128)):
-        eventually(lambda client_id=client_id: health.ask(client_id) == HEALTHY)  # type: ignore[misc]
-    assert health.ask("nobody") == "no daemon with the mqtt.client_id nobody answers on this machine"
+        eventually(lambda client_id=client_id: asking.ask(client_id) == HEALTHY)  # type: ignore[misc]
+    assert asking.ask("nobody") == "no daemon with the mqtt.client_id nobody answers on this machine"
 
 
 def test_one_question_gets_one_answer(run: Callable[..., str]) -> None:
     """Who asks once hears once, also when the daemon goes on for another round."""
     client_id = run()
-    eventually(lambda: health.ask(client_id) == HEALTHY)
+    eventually(lambda: asking.ask(client_id) == HEALTHY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
         asker.bind("")
         asker.settimeout(2.5)
-        asker.sendto(b"?", health.address(client_id))
+        asker.sendto(b"?", asking.address(client_id))
         assert asker.recv(100) == HEALTHY.encode()
         with pytest.raises(TimeoutError):
             asker.recv(100)
@@ -280,19 +281,19 @@ def test_one_question_gets_one_answer(run: Callable[..., str]) -> None:
 def test_a_question_without_an_address_does_no_harm(run: Callable[..., str]) -> None:
     """Any program of the machine may send anything there: the next one who asks gets an answer."""
     client_id = run()
-    eventually(lambda: health.ask(client_id) == HEALTHY)
+    eventually(lambda: asking.ask(client_id) == HEALTHY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stray:
-        stray.connect(health.address(client_id))
+        stray.connect(asking.address(client_id))
         for garbage in (b"", b"?", b"\xff" * 5000):
             stray.send(garbage)
-    assert health.ask(client_id) == HEALTHY
+    assert asking.ask(client_id) == HEALTHY
 
 
 def test_what_systemd_did_not_get_is_told_again(run: Callable[..., str], tmp_path: Path) -> None:
     """A notification that cannot be sent ends nothing, and is made up for."""
     words = ["first"]
     client_id = run(lambda: words[0], NOTIFY_SOCKET=str(tmp_path / "late"), WATCHDOG_USEC="1000000")
-    eventually(lambda: health.ask(client_id) == HEALTHY)
+    eventually(lambda: asking.ask(client_id) == HEALTHY)
     with Systemd(str(tmp_path / "late")) as systemd:
         eventually(lambda: systemd.fed)
         assert systemd.messages[0] == "READY=1\nSTATUS=first"
@@ -308,8 +309,8 @@ def test_what_systemd_did_not_get_is_told_again(run: Callable[..., str], tmp_pat
 def test_no_watchdog_is_not_fed(run: Callable[..., str], systemd: Systemd, microseconds: str) -> None:
     """Where systemd does not want signs of life, or writes nonsense, none is sent."""
     client_id = run(NOTIFY_SOCKET=systemd.name, WATCHDOG_USEC=microseconds)
-    eventually(lambda: health.ask(client_id) == HEALTHY)
-    assert health.ask(client_id) == HEALTHY  # that was a round more
+    eventually(lambda: asking.ask(client_id) == HEALTHY)
+    assert asking.ask(client_id) == HEALTHY  # that was a round more
     assert systemd.fed == 0
 
 

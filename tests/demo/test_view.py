@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dexcom2mqtt.config import Account, Ranges, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Account, Ranges
 from dexcom2mqtt.demo.app import Drawing
 from dexcom2mqtt.demo.plot import ASCII, BRAILLE, Frame, Point, plot
 from dexcom2mqtt.demo.screen import Look, Picture, Screen, suits

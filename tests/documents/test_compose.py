@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dexcom2mqtt import config
+from dexcom2mqtt.config import loading
 from tests.support.processes import ROOT
 
 EXAMPLES = ROOT / "examples" / "mosquitto"
@@ -26,7 +26,7 @@ def test_the_daemon_gets_a_whole_configuration(tmp_path: Path) -> None:
     """What compose.yaml sets, together with its secrets, is all that the daemon needs."""
     for name in DAEMON["secrets"]:
         (tmp_path / name).write_text("anna", encoding="utf-8")
-    settings = config.load(environ=DAEMON["environment"], secrets=[tmp_path])
+    settings = loading.load(environ=DAEMON["environment"], secrets=[tmp_path])
     assert settings.accounts.keys() == {"anna"}
     assert settings.mqtt.host in COMPOSE["services"]
     assert f"listener {settings.mqtt.port}\n" in BROKER_FILE

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
-from dexcom2mqtt import config, readings, share
+from dexcom2mqtt import readings, share
 from dexcom2mqtt.clock import iso, parse_iso
-from dexcom2mqtt.config import ConfigError, Settings
-from dexcom2mqtt.config.settings import keys_of
+from dexcom2mqtt.config import loading
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Settings, Tls, keys_of
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.bridge import SCHEMA_VERSION, bridge_info
@@ -113,9 +114,9 @@ def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "config.yaml").write_text(block.text, encoding="utf-8")
     if block.note == MISTAKE:
         with pytest.raises(ConfigError):
-            config.load(environ={}, secrets=())
+            loading.load(environ={}, secrets=())
     else:
-        assert config.load(environ={}, secrets=()).accounts
+        assert loading.load(environ={}, secrets=()).accounts
 
 
 @pytest.mark.parametrize("block", every_block("toml"), ids=str)
@@ -324,7 +325,7 @@ class World:
         file = self.folder / "config.yaml"
         file.write_text(block.text, encoding="utf-8")
         file.chmod(0o600)
-        self.settings = None if block.note == MISTAKE else config.load(file, environ={}, secrets=())
+        self.settings = None if block.note == MISTAKE else loading.load(file, environ={}, secrets=())
 
     def run(self, block: Block) -> None:
         """Run the commands of a block; each has to succeed."""
@@ -440,7 +441,7 @@ def test_the_broker_is_encrypted_as_shown(world: World, start_mosquitto: Callabl
     for block in (users, certificates):
         world.run(block)
     start_mosquitto(f"include_dir {world.folder}/mosquitto/conf.d")
-    context = tls_context(config.Tls(ca_file=world.folder / "ca.crt"))
+    context = tls_context(Tls(ca_file=world.folder / "ca.crt"))
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     for host in ("localhost", "127.0.0.1"):
         with socket.create_connection(("127.0.0.1", port)) as sock, context.wrap_socket(sock, server_hostname=host):
@@ -475,7 +476,7 @@ def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
         (folder / secret).write_text("\x01", encoding="utf-8")
         for environ, secrets in (({variable: "\x01"}, ()), ({}, (folder,))):
             with pytest.raises(ConfigError) as caught:
-                config.load(environ=environ, secrets=secrets)
+                loading.load(environ=environ, secrets=secrets)
             assert [mistake for mistake in caught.value.mistakes if mistake.startswith(f"{key}: ")], key
 
 

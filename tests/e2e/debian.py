@@ -27,10 +27,21 @@ APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--for
 
 
 class Debian:
-    """A small Debian in ``folder``; ``arch`` is Debian's word for it, by default this machine's."""
+    """A small Debian in ``folder``.
 
-    def __init__(self, folder: Path, suite: str, packages: Sequence[str], arch: str | None = None) -> None:
+    ``arch`` is Debian's word for it, by default this machine's; ``environ`` is what every command in there gets.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suite: str,
+        packages: Sequence[str],
+        arch: str | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._environ = _environ() | dict(environ or {})
         made = subprocess.run(
             [
                 *APART,
@@ -66,7 +77,7 @@ class Debian:
 
     def command(self, *command: str | Path) -> list[str]:
         """Return how to run a command in there."""
-        environ = (f"{key}={value}" for key, value in _environ().items())
+        environ = (f"{key}={value}" for key, value in self._environ.items())
         return [*self.entering(), "env", "-i", *environ, *map(str, command)]
 
     def run(

@@ -1,7 +1,8 @@
-"""The built wheel in Debian for the processors of Raspberry Pis, 64 and 32 bits, emulated by QEMU.
+"""The built wheel in Debian for the processors of Raspberry Pis, emulated by QEMU: arm64, ARMv7, and ARMv6.
 
 Debian 12 has the oldest Python that is enough, and with it an old pip and an old libc: a wheel that is missing for
-one of these is missing here first. Raspberry Pi OS 12 is made of it.
+one of these is missing here first. Raspberry Pi OS 12 is made of it, but for ARMv6: there it is Raspbian. Here that is
+Debian's armel, on the processor of the Pi 1, Zero and Zero W (ARM1176).
 """
 
 from __future__ import annotations
@@ -64,12 +65,13 @@ def build(folder: Path) -> Path:
 
 
 @contextmanager
-def installed(arch: str, processor: str, extra: str = "") -> Iterator[Debian]:
+def installed(arch: str, processor: str, extra: str = "", model: str = "") -> Iterator[Debian]:
     """Install the project as a user does, in a Debian for that architecture that has no compiler."""
     needs(f"qemu-{processor}-static")
     with tempfile.TemporaryDirectory(prefix="dexcom2mqtt-") as name, emulated(processor):
         folder = Path(name)
-        debian = Debian(folder / "debian", "bookworm", ["python3-venv"], arch)
+        environ = {"QEMU_CPU": model} if model else {}
+        debian = Debian(folder / "debian", "bookworm", ["python3-venv"], arch, environ)
         programs = " ".join(program.name for program in debian.inside("/usr/bin").iterdir())
         assert "python3" in programs
         assert not re.search(r"\b(cc|gcc|clang|tcc|rustc)\b", programs)
@@ -87,10 +89,12 @@ def arm64() -> Iterator[Debian]:
         yield debian
 
 
-@pytest.fixture(scope="module")
-def armhf() -> Iterator[Debian]:
-    with installed("armhf", "arm") as debian:
-        yield debian
+@pytest.fixture(scope="module", params=["armv7", "armv6"])
+def arm32(request: pytest.FixtureRequest) -> Iterator[tuple[Debian, str]]:
+    """Return a Debian of 32 bits, and what its processor calls itself."""
+    arch, model, machine = {"armv7": ("armhf", "", "armv7l"), "armv6": ("armel", "arm1176", "armv6l")}[request.param]
+    with installed(arch, "arm", model=model) as debian:
+        yield debian, machine
 
 
 def test_arm64_commands(arm64: Debian) -> None:
@@ -107,29 +111,31 @@ def test_arm64_demo(arm64: Debian) -> None:
     assert re.search(r"^dexcom2mqtt/anna/value \d+$", shown, re.MULTILINE), shown
 
 
-def test_armhf_commands(armhf: Debian) -> None:
+def test_arm32_commands(arm32: tuple[Debian, str]) -> None:
     """On 32 bits it says its version, and of the demo, which is not for them, what it would need."""
-    assert armhf.run("uname", "-m").stdout == "armv7l\n"
-    assert armhf.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
-    demo = armhf.run(DEXCOM2MQTT, "demo", may_fail=True)
+    debian, machine = arm32
+    assert debian.run("uname", "-m").stdout == f"{machine}\n"
+    assert debian.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
+    demo = debian.run(DEXCOM2MQTT, "demo", may_fail=True)
     assert (demo.returncode, demo.stdout) == (1, "")
     assert re.fullmatch(rf"dexcom2mqtt: .* the extra demo: {BIN}/pip install '\.\[demo\]'\n", demo.stderr)
 
 
-def test_armhf_daemon(armhf: Debian, mosquitto: Mosquitto, tmp_path: Path) -> None:
+def test_arm32_daemon(arm32: tuple[Debian, str], mosquitto: Mosquitto, tmp_path: Path) -> None:
     """On 32 bits the daemon brings readings to the broker, is healthy meanwhile, and SIGTERM ends it with 0."""
+    debian, _ = arm32
     with SimulatedShare([ANNA], time.time) as service, Subscriber(mosquitto.port) as subscriber:
         account = {"username": ANNA.username, "password": ANNA.password, "share_url": service.base_url}
         broker = {"host": "127.0.0.1", "port": mosquitto.port, "client_id": f"dexcom2mqtt-{mosquitto.port}"}
-        write_config(armhf.inside(CONFIG), {"accounts": {"anna": account}, "mqtt": broker})
-        with Process(armhf.command(DEXCOM2MQTT, "run", "--config", CONFIG), tmp_path / "log") as daemon:
+        write_config(debian.inside(CONFIG), {"accounts": {"anna": account}, "mqtt": broker})
+        with Process(debian.command(DEXCOM2MQTT, "run", "--config", CONFIG), tmp_path / "log") as daemon:
             topic = "dexcom2mqtt/anna/availability"
             eventually(lambda: "online" in subscriber.payloads(topic) or not daemon.running, 60)
             assert daemon.running, daemon.text()
             newest = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
             given = {record.taken: record.value for record in series(ANNA, time.time() - 900, time.time())}
             assert newest["mg_dl"] == given[newest["date"]]
-            health = armhf.command(DEXCOM2MQTT, "healthcheck", "--config", CONFIG)
+            health = debian.command(DEXCOM2MQTT, "healthcheck", "--config", CONFIG)
             assert subprocess.run(health, check=True, capture_output=True, text=True).stdout == "healthy\n"
             terminate(daemon)
             assert daemon.wait() == 0, daemon.text()

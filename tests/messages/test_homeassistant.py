@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 
-from dexcom2mqtt.config import Account, build
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.messages.homeassistant import account_of, discovery_message, discovery_topic
 from dexcom2mqtt.messages.state import State, fresh_messages, stale, state_of, unavailable, without_reading
 from dexcom2mqtt.messages.status import REMEDIES, ShareState, Status, status_message

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.state import guarded, unprotected

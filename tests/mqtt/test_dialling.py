@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Mqtt, Tls
+from dexcom2mqtt.config.settings import Mqtt, Tls
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.mqtt.connection import Connection
 from dexcom2mqtt.mqtt.dialling import explain

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.mqtt.connection import Connection, Received
 from dexcom2mqtt.mqtt.inbox import Gathering, Inbox, ReadBack
 from tests.mqtt.conftest import STATE, SUBACKS_LATE, is_late

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trustme
 
-from dexcom2mqtt.config import Tls
+from dexcom2mqtt.config.settings import Tls
 from dexcom2mqtt.mqtt.tls_files import TlsFileError, TlsFiles, tls_context
 from tests.support.certificates import chain_of, write
 

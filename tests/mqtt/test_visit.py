@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dexcom2mqtt.clock import Clock
-from dexcom2mqtt.config import Mqtt
+from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.mqtt.visit import Visit
 from tests.mqtt.conftest import SUBACKS_LATE, is_late
 from tests.support.processes import Mosquitto, Subscriber

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dexcom2mqtt.config import Account, Ranges, Secret
+from dexcom2mqtt.config.settings import Account, Ranges
+from dexcom2mqtt.config.values import Secret
 from dexcom2mqtt.readings import Reading
 
 if TYPE_CHECKING:

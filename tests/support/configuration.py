@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dexcom2mqtt.config import Account, ConfigError, HomeAssistant, Mqtt, Ranges, Settings, Tls, load
-from dexcom2mqtt.config.settings import Section
+from dexcom2mqtt.config.loading import load
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Tls
 
 ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
 UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from dexcom2mqtt.config import ConfigError, load
 from dexcom2mqtt.config.editors import schema
+from dexcom2mqtt.config.loading import load
+from dexcom2mqtt.config.mistakes import ConfigError
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:

@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from dexcom2mqtt import config
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
-from dexcom2mqtt.config import Account, ConfigError, build
+from dexcom2mqtt.config import loading
+from dexcom2mqtt.config.loading import build
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages.history import source_of
@@ -327,7 +329,7 @@ def test_any_configuration(folder: Path, content: bytes, environ: dict[str, str]
         for name, secret in secrets.items():
             (Path(given_secrets) / name.lower()).write_bytes(secret)
         try:
-            loaded = config.load(file, environ=environ, secrets=[Path(given_secrets)])
+            loaded = loading.load(file, environ=environ, secrets=[Path(given_secrets)])
         except ConfigError as error:
             mistakes = error.mistakes
         else:
@@ -343,5 +345,5 @@ def test_the_good_case_is_good(folder: Path) -> None:
     file = folder / "good.yaml"
     file.write_bytes(GOOD)
     environ = {"DEXCOM2MQTT_MQTT__PORT": "1884"}
-    loaded = config.load(file, environ=environ, secrets=[])
+    loaded = loading.load(file, environ=environ, secrets=[])
     assert (set(loaded.accounts), loaded.mqtt.port) == ({"anna"}, 1884)

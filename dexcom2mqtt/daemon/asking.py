@@ -1,0 +1,36 @@
+"""Asking the daemon of this machine how it is: an abstract Unix socket, and so no file.
+
+Containers ask every minute, on the smallest computers, too. So this loads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import socket
+import zlib
+from typing import Final
+
+HEALTHY: Final = "healthy"
+"""What a daemon answers whose loops are all alive."""
+
+_ANSWER_SECONDS: Final = 5.0
+
+
+def address(client_id: str) -> str:
+    """Return the abstract Unix address of the daemon with this client id, which may be too long for one."""
+    name = client_id.encode(errors="replace")
+    return f"\0dexcom2mqtt/{name[:64].decode(errors='replace')}/{zlib.crc32(name):08x}"
+
+
+def ask(client_id: str) -> str:
+    """Ask the daemon with this client id how it is; return ``HEALTHY`` or why not, after 5 s at the latest."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_ANSWER_SECONDS)
+        sock.bind("")  # the kernel chooses an address, for the answer
+        try:
+            sock.connect(address(client_id))
+            sock.send(b"?")
+            return sock.recv(4096).decode(errors="replace")
+        except TimeoutError:
+            return f"the daemon does not answer within {_ANSWER_SECONDS:g} s; is it frozen?"
+        except OSError:
+            return f"no daemon with the mqtt.client_id {client_id} answers on this machine"
