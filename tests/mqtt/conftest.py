@@ -6,12 +6,14 @@ import ssl
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
 from dexcom2mqtt.clock import Clock
+from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
@@ -24,12 +26,18 @@ from tests.support.relay import PASS, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from dexcom2mqtt.mqtt.connection import Received
 
 STATE = "test/bridge/state"
 ONLINE, OFFLINE = Message(STATE, "online"), Message(STATE, "offline")
+
+
+def written(settings: Any) -> Any:
+    """Return settings as they would be written: a path as its text."""
+    if isinstance(settings, dict):
+        return {key: written(value) for key, value in settings.items()}
+    return str(settings) if isinstance(settings, Path) else settings
 
 
 class Running:
@@ -44,7 +52,7 @@ class Running:
         self.protocols: list[str] = []
         self.received: list[Received] = []
         self.link = BrokerLink(
-            Mqtt(port=port, base_topic="test", **({"host": "127.0.0.1"} | settings)),
+            build(Mqtt, {"port": port, "base_topic": "test", "host": "127.0.0.1"} | written(settings)),
             self.clock,
             self.mirror,
             self.stream,
