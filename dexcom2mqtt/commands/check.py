@@ -18,6 +18,7 @@ from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import day, system_time
+from dexcom2mqtt.config.lookalikes import EXAMPLES
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE, history_message
 from dexcom2mqtt.messages.homeassistant import discovery_messages
@@ -45,8 +46,6 @@ _PHONE: Final = re.compile(r"\+?(?:[ ()./-]*\d){7,}[ ()./-]*")
 _PHONE_AS_WANTED: Final = re.compile(r"\+[0-9]+")
 _LONGEST_PASSWORD: Final = 30
 """Users report that a longer one works in Dexcom's app and not here."""
-_PLACEHOLDERS: Final = {"USER NAME", "PASSWORD", "her password at Dexcom"}
-"""What config.example.yaml and the README have in the place of credentials."""
 _EXAMPLES: Final = "@example.com"
 _UNSEEN: Final = {"Cc", "Cf", "Zl", "Zp", "Zs"}
 """Categories of characters that cannot be seen, or that look like a blank."""
@@ -180,7 +179,7 @@ def causes_of_rejection(account: Account) -> Iterator[str]:
 
 def _seen_of_name(name: str) -> Iterator[str]:
     """Yield what is odd about a user name, without showing it."""
-    if name.strip() in _PLACEHOLDERS or name.strip().casefold().endswith(_EXAMPLES):
+    if name.strip() in EXAMPLES or name.strip().casefold().endswith(_EXAMPLES):
         yield "The user name is still the one of the examples. Put in the one that signs in to the Dexcom app."
     if name != name.strip():
         yield "The user name begins or ends with a blank: remove it."
@@ -193,7 +192,7 @@ def _seen_of_name(name: str) -> Iterator[str]:
 
 def _seen_of_password(password: str, page: str) -> Iterator[str]:
     """Yield what is odd about a password, without showing it."""
-    if password.strip() in _PLACEHOLDERS:
+    if password.strip() in EXAMPLES:
         yield "The password is still the one of the examples. Put in the one that signs in to the Dexcom app."
     if password != password.strip():
         yield "The password begins or ends with a blank: remove it, unless it is a part of the password."

@@ -29,7 +29,8 @@ def _property(key: Key) -> dict[str, Any]:
         value = {"type": "object", "patternProperties": {f"^{ACCOUNT_KEY}$": value}, "additionalProperties": False}
     if key.required:
         return {"description": key.what, **value}
-    either = {"description": key.what, "anyOf": [value, {"type": "null"}]}
+    switch = [{"type": "boolean"}] if key.switch else []
+    either = {"description": key.what, "anyOf": [value, *switch, {"type": "null"}]}
     if key.default is None:
         return either | {"default": None}
     if key.kind and key.default not in {"", 0}:  # else it follows from other keys, and the description tells it

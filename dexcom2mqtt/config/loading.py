@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dexcom2mqtt.config import sources
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.lookalikes import oddity
+from dexcom2mqtt.config.mistakes import ConfigError, Mistake
 from dexcom2mqtt.config.settings import Section, Settings, is_section, keys_of
 from dexcom2mqtt.config.structure import structured
+from dexcom2mqtt.config.values import Written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dexcom2mqtt.config.mistakes import Place
 
 S = TypeVar("S", bound=Section)
+
+_SWITCHES: Final = frozenset(
+    (section, name)
+    for section, key in keys_of(Settings).items()
+    if key.section
+    for name, below in keys_of(key.section).items()
+    if below.switch
+)
+"""Where nothing at all behind a key is a mistake."""
 
 
 def load(
@@ -31,7 +42,8 @@ def load(
     """
     file, found = sources.find(path, environ, secrets)
     layers, mistakes = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
-    settings, wrong = structured(Settings, sources.merged(layers))
+    tree = sources.merged(layers, _SWITCHES)
+    settings, wrong = structured(Settings, tree)
     if mistakes:  # what could not be read may say what is missing
         wrong = [each for each in wrong if each.stands_alone]
     elif not layers:
@@ -40,18 +52,31 @@ def load(
     mistakes += sources.told(wrong, layers)
     if settings is None or mistakes:
         raise ConfigError(*mistakes)
+    noticed = [*_odd_passwords(tree, layers)]
     # What systemd hands over is for the daemon alone; group bits in its mode stand for an access control list.
     if file and str(file.parent) != environ.get("CREDENTIALS_DIRECTORY"):
-        return replace(settings, exposed=sources.exposed(file, layers[-1], settings))
-    return settings
+        noticed += filter(None, [sources.exposed(file, layers[-1], settings)])
+    return replace(settings, noticed=tuple(noticed))
 
 
 def build(section: type[S], given: Mapping[str, Any]) -> S:
     """Make settings, or a section of them, of texts, numbers and switches. Raises ConfigError with every mistake."""
     made, wrong = structured(section, given)
     if made is None:
-        raise ConfigError(*(each.told([""]) for each in wrong))
+        raise ConfigError(*(each.told() for each in wrong))
     return made
+
+
+def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> Iterator[str]:
+    """Warn of passwords that may have been mangled; a password may hold anything, so they are used as they are."""
+    for key, account in tree["accounts"].items():
+        password = account["password"]
+        odd = oddity(password)
+        if odd is None and isinstance(password, Written) and password.remark:
+            odd = "is not in quotes, and ends where a remark begins with #"
+        if odd:
+            where = sources.where(Mistake(("accounts", key, "password"), password, ""), layers)
+            yield f"accounts.{key}.password: the password {odd}. It is used as it is; mend it if that is wrong{where}"
 
 
 def _is_ours(place: Place) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from dexcom2mqtt.config.values import safe
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from dexcom2mqtt.config.lookalikes import find
+from dexcom2mqtt.config.values import NOTHING, Written, safe
 
 Place = tuple[str, ...]
 """The keys that lead to a value, such as ("mqtt", "host")."""
@@ -37,27 +35,53 @@ class Mistake(NamedTuple):
         """Whether this is wrong in itself, whatever another source would say that could not be read."""
         return self.about in {"unknown", "key"} or not isinstance(self.found, dict | list | None)
 
-    def told(self, origins: Sequence[str]) -> str:
-        """Say it; ``origins`` names each source that says something about the place, the strongest first."""
-        between = self.place == ("accounts",) and len(origins) > 1  # such a mistake has no single origin
-        origin = "" if between or not origins else origins[0]
-        return f"{'.'.join(map(safe, self.place))}: {self._found()} allowed: {self.allowed}{origin}"
+    @property
+    def line(self) -> int | None:
+        """Where it was written, or what it is missing from, as the line of its source; None if that is not known."""
+        if self.about == "clash":
+            return None
+        found = None if self.about in {"key", "unknown"} else _first(self.found)
+        written = [each for each in (*self.place, found) if isinstance(each, Written)]
+        return written[-1].line if written else None
+
+    def told(self, where: str = "") -> str:
+        """Say it, and ``where`` it was written."""
+        return f"{'.'.join(map(safe, self.place))}: {self._found()} allowed: {self.allowed}{where}"
 
     def _found(self) -> str:
         if self.about == "unknown":
-            return f"unknown key;{self._meant()}"
+            return f"unknown key;{self._meant()}{self._file()}"
         if self.about == "key":
             return "not usable as a key;"
-        if self.found in ("", None, {}):
+        if self.found in ("", None, {}) or self.found is NOTHING:
             return "missing, or empty;"
         if isinstance(self.found, dict | list):
             return "found a clash;" if self.about == "clash" else "found keys or a list;"
-        if not self.shown:
-            return "found a value not shown here, as it may be a secret;"
-        return f"found {str(self.found)[:60]!r};"
+        found = f"found {str(self.found)[:60]!r}" if self.shown else _HIDDEN
+        strange = find(str(self.found))
+        return found + (f", and {strange[1]} in it;" if strange else ";")
 
     def _meant(self) -> str:
         import difflib  # noqa: PLC0415  # not for healthcheck, which loads this every minute
 
         close = difflib.get_close_matches(self.place[-1][:40].lower(), self.allowed.split(", "), 1)
         return f" did you mean {close[0]}?" if close else ""
+
+    def _file(self) -> str:
+        """Say how a file is read, to somebody who knows …_FILE from other images."""
+        *section, key = self.place
+        known = key.lower().removesuffix("_file")
+        if not key.lower().endswith("_file") or known not in self.allowed.split(", "):
+            return ""
+        name = "__".join(safe(part) for part in (*section, known))
+        return f" a secret file is found by its name, /run/secrets/dexcom2mqtt_{name};"
+
+
+_HIDDEN: Final = "found a value not shown here, as it may be a secret"
+
+
+def _first(found: object) -> object:
+    """Return the first text in what was written."""
+    while isinstance(found, dict | list) and found:
+        found = next(iter(found))
+    return found

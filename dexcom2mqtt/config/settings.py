@@ -33,6 +33,8 @@ class Key:
     section: type[Section] | None = None
     each: Kind[str] | None = None
     """What a key of the user's choice may be."""
+    switch: bool = False
+    """Whether true in place of the section is the section with nothing but defaults."""
 
     @property
     def required(self) -> bool:
@@ -44,8 +46,8 @@ def _key(kind: Kind[Any], default: object, what: str) -> Any:  # noqa: ANN401  #
     return field(default=default, metadata={"key": Key(what, default, kind)})
 
 
-def _section(section: type[Section], default: object, what: str) -> Any:  # noqa: ANN401  # its type stands before it
-    return field(default=default, metadata={"key": Key(what, default, section=section)})
+def _section(section: type[Section], default: object, what: str, *, switch: bool = False) -> Any:  # noqa: ANN401
+    return field(default=default, metadata={"key": Key(what, default, section=section, switch=switch)})
 
 
 def _each(kind: Kind[str], section: type[Section], what: str) -> Any:  # noqa: ANN401  # its type stands before it
@@ -109,8 +111,8 @@ class Account(Section):
 
     name: str = _key(v.TEXT, "", "display name; default: the key, capitalised")
     account_id: Secret | None = _key(v.ACCOUNT_ID, None, "UUID of the account, in place of username")
-    username: Secret | None = _key(v.HIDDEN, None, "user name, e-mail or phone number, as +11234567890")
-    password: Secret = _key(v.HIDDEN, MISSING, "password of the one who wears the sensor, not of a follower")
+    username: Secret | None = _key(v.USER, None, "user name, e-mail or phone number, as +11234567890")
+    password: Secret = _key(v.PASSWORD, MISSING, "password of the one who wears the sensor, not of a follower")
     region: Region = _key(v.REGION, "us", "us, ous (outside the United States) or jp (Japan)")
     unit: Unit = _key(v.UNIT, "mg/dL", "unit of the readings")
     ranges: Ranges = _section(Ranges, Ranges(), "limits in mg/dL, ascending")
@@ -151,9 +153,9 @@ class Mqtt(Section):
     """The broker, and how to speak to it."""
 
     host: str = _key(v.HOST, "localhost", "host name or address of the broker, without port")
-    tls: Tls | None = _section(Tls, None, "encryption; {} is on, trusting the system's authorities")
+    tls: Tls | None = _section(Tls, None, "encryption; true trusts the system's authorities", switch=True)
     port: int = _key(v.PORT, 0, "port of the broker; default: 1883, or 8883 with tls")
-    username: Secret | None = _key(v.HIDDEN, None, "user name at the broker")
+    username: Secret | None = _key(v.USER, None, "user name at the broker")
     password: Secret | None = _key(v.MQTT_PASSWORD, None, "password at the broker")
     protocol: Protocol = _key(v.PROTOCOL, "auto", "MQTT version; auto: 5, or 3.1.1 where 5 is refused")
     base_topic: str = _key(v.TOPIC_NAME, v.BASE_TOPIC, "topic below which everything is published")
@@ -192,8 +194,8 @@ class Settings(Section):
     home_assistant: HomeAssistant = _section(HomeAssistant, HomeAssistant(), "Home Assistant")
     stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
     log_level: LogLevel = _key(v.LOG_LEVEL, "info", "the least important kind of line that is logged")
-    exposed: str = field(default="", compare=False)
-    """A warning about the file that it was read from. This is not a key."""
+    noticed: tuple[str, ...] = field(default=(), compare=False)
+    """Warnings about where it was read from. This is not a key."""
 
     def __post_init__(self) -> None:
         """Call whoever has no name by the key."""
@@ -230,9 +232,9 @@ class Settings(Section):
         local = re.fullmatch(f"{LOCAL}|::1", self.mqtt.host.lower())
         open_line = (
             "mqtt: the broker is on another machine and tls is not set, so what is sent there can be read on the way; "
-            "if the broker offers TLS, write tls: {} below mqtt:"
+            "if the broker offers TLS, write tls: true below mqtt:"
         )
-        return tuple(filter(None, (self.exposed, "" if local or self.mqtt.tls else open_line)))
+        return self.noticed if local or self.mqtt.tls else (*self.noticed, open_line)
 
 
 def is_section(place: Place) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dexcom2mqtt.config.mistakes import ConfigError
-from dexcom2mqtt.config.values import safe
+from dexcom2mqtt.config.values import NOTHING, safe
 from dexcom2mqtt.config.yaml_text import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from dexcom2mqtt.config.mistakes import Mistake, Place
     from dexcom2mqtt.config.settings import Settings
@@ -38,8 +38,14 @@ class Layer(NamedTuple):
     """What one file or variable says."""
 
     tree: Mapping[str, Any]
-    origin: str
-    """Where it comes from, as a mistake tells it; nothing for the file of the configuration."""
+    name: str
+    place: Place
+
+    def where(self, line: int | None) -> str:
+        """Say where something in it was written, as a mistake tells it."""
+        if self.place:
+            return f" (from {self.name})"
+        return f" ({self.name}, line {line})" if line else ""
 
     def at(self, place: Place) -> object:
         """Return what is said about a place; None for nothing."""
@@ -108,19 +114,44 @@ def _layer(source: Source, is_section: Callable[[Place], bool]) -> Layer:
     value = parse(source.name, source.read()) if is_section(source.place) else source.read()
     for key in reversed(source.place):
         value = {key: value}
+    if value is NOTHING:
+        value = None
     if not isinstance(value, dict | None):
         raise ConfigError(f"{source.name}: no keys such as accounts: and mqtt: in it")
-    return Layer(value or {}, f" (from {source.name})" if source.place else "")
+    return Layer(value or {}, source.name, source.place)
 
 
 def told(mistakes: Iterable[Mistake], layers: Sequence[Layer]) -> list[str]:
     """Say each mistake, and where it comes from."""
-    return [each.told([layer.origin for layer in layers if layer.at(each.place) is not None]) for each in mistakes]
+    return [each.told(where(each, layers)) for each in mistakes]
 
 
-def merged(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Lay them over each other: the first beats the others, key by key."""
-    return reduce(_over, (layer.tree for layer in layers), {})
+def where(mistake: Mistake, layers: Sequence[Layer]) -> str:
+    """Say where the value of a mistake was written, or what it is missing from."""
+    telling = [layer for layer in layers if layer.at(mistake.place) is not None]
+    if mistake.place == ("accounts",) and len(telling) > 1:  # what is wrong between accounts has no single origin
+        return ""
+    missing_from = [layer for layer in layers[-1:] if not layer.place and layer.at(mistake.place[:-1]) is not None]
+    return next((layer.where(mistake.line) for layer in (*telling, *missing_from)), "")
+
+
+def merged(layers: Sequence[Layer], switches: Collection[Place] = ()) -> dict[str, Any]:
+    """Lay them over each other: the first beats the others, key by key.
+
+    Nothing at all behind a key is None, but at the places of ``switches``, where it is told.
+    """
+    return _settled(reduce(_over, (layer.tree for layer in layers), {}), (), switches)
+
+
+def _settled(tree: Mapping[str, Any], place: Place, switches: Collection[Place]) -> dict[str, Any]:
+    settled: dict[str, Any] = {}
+    for key, value in tree.items():
+        here = (*place, str(key))
+        if isinstance(value, dict):
+            settled[key] = _settled(value, here, switches)
+        else:
+            settled[key] = None if value is NOTHING and here not in switches else value
+    return settled
 
 
 def _over(strong: Mapping[str, Any], weak: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, pre_l
 
 from dexcom2mqtt.config.mistakes import Mistake, Place
 from dexcom2mqtt.config.settings import Section, keys_of
-from dexcom2mqtt.config.values import SEVERAL
+from dexcom2mqtt.config.values import ON_OR_SEVERAL, SEVERAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Section)
 
 _UNKNOWN = "unknown"
+_ON, _OFF = ("true", "yes", "on"), ("false", "no", "off")
 _OF_ALL = "_schema"  # where marshmallow puts what is wrong with a whole section
 
 
@@ -57,14 +58,17 @@ class _Keys(Schema):
         unknown = RAISE
 
     section: ClassVar[type[Section]]
-    error_messages: ClassVar[dict[str, str]] = {"type": SEVERAL, "unknown": _UNKNOWN}  # type: ignore[misc]
 
     @pre_load
     def _drop_nothing(self, given: Any, **_: object) -> Any:  # noqa: ANN401  # as marshmallow has it
         if not isinstance(given, Mapping):
             return given
-        optional = {name for name, key in keys_of(self.section).items() if not key.required}
-        return {name: value for name, value in given.items() if value is not None or name not in optional}
+        keys = keys_of(self.section)
+        written = {
+            name: _switched(value) if name in keys and keys[name].switch else value for name, value in given.items()
+        }
+        optional = {name for name, key in keys.items() if not key.required}
+        return {name: value for name, value in written.items() if value is not None or name not in optional}
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _fit(self, right: Mapping[str, Any], given: object, **_: object) -> None:
@@ -80,6 +84,13 @@ class _Keys(Schema):
         return self.section(**right)
 
 
+def _switched(given: object) -> object:
+    """Return what true and false stand for, in place of a section."""
+    if not isinstance(given, str):
+        return given
+    return {} if given.lower() in _ON else None if given.lower() in _OFF else given
+
+
 def _allowed(kind: Kind[Any]) -> str:
     """Return what a kind says that it takes, in place of nothing."""
     try:
@@ -89,16 +100,18 @@ def _allowed(kind: Kind[Any]) -> str:
     return ""
 
 
-def _schema(section: type[Section]) -> Schema:
+def _schema(section: type[Section], allowed: str = SEVERAL) -> Schema:
     declared = {name: _field(key) for name, key in keys_of(section).items()}
-    made: Schema = type(section.__name__, (_Keys,), {"section": section, **declared})()
+    messages = {"type": allowed, "unknown": _UNKNOWN}
+    made: Schema = type(section.__name__, (_Keys,), {"section": section, "error_messages": messages, **declared})()
     return made
 
 
 def _field(key: Key) -> fields.Field[Any]:
     if key.kind:
         return _Value(key.kind, required=key.required)
-    below = fields.Nested(_schema(key.section or Section), error_messages={"null": SEVERAL})
+    allowed = ON_OR_SEVERAL if key.switch else SEVERAL
+    below = fields.Nested(_schema(key.section or Section, allowed), error_messages={"null": allowed})
     if key.each:
         return fields.Dict(keys=_Value(key.each), values=below, error_messages={"invalid": SEVERAL})
     return below

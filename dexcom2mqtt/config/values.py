@@ -12,9 +12,10 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
+from dexcom2mqtt.config.lookalikes import EXAMPLES, oddity
 from dexcom2mqtt.topics import ACCOUNT_KEY, TOPIC
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 SEVERAL: Final = "keys, indented below it"
 """What is allowed at the place of a section."""
+ON_OR_SEVERAL: Final = "true, null, or keys, indented below it"
+"""What is allowed at the place of a section that can be switched on as a whole."""
 _ONE: Final = "a text, in quotes"
 
 
@@ -54,6 +57,30 @@ class Secret:
         return "Secret('**********')"
 
 
+class Written(str):
+    """A text and where it was written."""
+
+    __slots__ = ("line", "remark")
+
+    line: int
+    """Counted from 1."""
+    remark: bool
+    """Whether it was not in quotes, and a remark follows on its line: perhaps that belongs to it."""
+
+    def __new__(cls, text: str, line: int, *, remark: bool = False) -> Self:
+        """Make a text that knows its place."""
+        self = super().__new__(cls, text)
+        self.line, self.remark = line, remark
+        return self
+
+
+class Nothing:
+    """Nothing at all behind a key, which may be a mistake; null and ~ are written on purpose."""
+
+
+NOTHING: Final = Nothing()
+
+
 class Kind(NamedTuple, Generic[T]):
     """What a key takes. ``read`` makes the value, or raises ValueError with what is allowed."""
 
@@ -75,13 +102,27 @@ def _text(allowed: str = "", pattern: str = ".+", longest: int = 256, *, shown: 
         clean = not any(unicodedata.category(character) in {"Cc", "Cs"} for character in given)
         if not (clean and len(given) <= longest and re.fullmatch(pattern, given)):
             raise ValueError(allowed)
-        return given
+        return str(given)
 
     return Kind(read, {"type": ["string", "number", "boolean"]}, shown)
 
 
 def _secret(text: Kind[str]) -> Kind[Secret]:
     return Kind(lambda given: Secret(text.read(given)), text.schema)
+
+
+def _read_user(given: object) -> Secret:
+    name = TEXT.read(given)
+    if odd := oddity(name):
+        raise ValueError(f"a user name alone; this one {odd}")
+    return Secret(name)
+
+
+def _read_password(given: object) -> Secret:
+    password = TEXT.read(given)
+    if password in EXAMPLES:
+        raise ValueError("the password itself; this one is still the one of the example")
+    return Secret(password)
 
 
 def _whole(lowest: int, highest: int, empty: int | None = None) -> Kind[int]:
@@ -149,7 +190,8 @@ _URL: Final = rf"(https://({_NAME}|\[{_IPV6}\])|http://({LOCAL}|\[::1\]))(:[1-9]
 _URL_TEXT: Final = _text("https://…, or http:// and localhost, without user, ? and #", _URL)
 
 TEXT: Final = _text()
-HIDDEN: Final = _secret(TEXT)
+USER: Final = Kind(_read_user, TEXT.schema)
+PASSWORD: Final = Kind(_read_password, TEXT.schema)
 MQTT_PASSWORD: Final = _secret(_text(longest=16_383))  # MQTT: 65535 bytes; UTF-8: up to 4 each
 ACCOUNT_ID: Final = _secret(_text("a UUID, such as 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", _UUID))
 ACCOUNT: Final = _text("small letters and digits, separated by single _, such as anna_marie; not bridge", ACCOUNT_KEY)

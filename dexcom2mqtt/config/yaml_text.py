@@ -6,22 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dexcom2mqtt.config.lookalikes import find
 from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.values import NOTHING, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _MAX_NODES = 50_000  # with every alias followed: a few lines of YAML can stand for billions
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """Proper YAML, but nothing for a configuration."""
+    """Proper YAML, but nothing for a configuration; ``index`` is where in the text of the node."""
 
-    def __init__(self, node: yaml.Node, problem: str) -> None:
-        super().__init__(problem=problem, problem_mark=node.start_mark)
+    def __init__(self, node: yaml.Node, problem: str, index: int = 0) -> None:
+        mark = node.start_mark
+        mark.column += index
+        super().__init__(problem=problem, problem_mark=mark)
 
 
 _INVISIBLE = "a character that cannot be seen; delete the line and type it anew"
+_STRANGE = "{}; delete it and type it anew"
+_HOME_ASSISTANTS = (
+    "!secret is Home Assistant's; write the value itself here, or give it by the environment or a secret file"
+)
 _UNKNOWN = "not YAML; put values with special characters in quotes"
 _CAUSES = {  # from a piece of PyYAML's words to ours: its own quote the file, and so perhaps a password
     r"character '\t'": "a tab; indent with spaces",
@@ -42,14 +50,14 @@ _CAUSES = {  # from a piece of PyYAML's words to ours: its own quote the file, a
 }
 
 
-def parse(name: str, text: str) -> Any:  # noqa: ANN401  # dict, list, text or None
+def parse(name: str, text: str) -> Any:  # noqa: ANN401  # dict, list, Written, None or NOTHING
     """Read YAML; raise ConfigError with line, column and cause, but without any piece of the text."""
     why: str | None
     mark: yaml.Mark | None
     try:
         loader = yaml.BaseLoader(text)
         root = loader.get_single_node()
-        return None if root is None else _value(root, iter(range(_MAX_NODES)))
+        return None if root is None else _value(root, text.split("\n"), iter(range(_MAX_NODES)))
     except yaml.reader.ReaderError as error:
         before = text[: error.position].split("\n")
         why, mark = _INVISIBLE, yaml.Mark("", 0, len(before) - 1, len(before[-1]), None, 0)
@@ -61,33 +69,56 @@ def parse(name: str, text: str) -> Any:  # noqa: ANN401  # dict, list, text or N
         # Where a quote or bracket was opened tells more than where the file ended.
         opened = problem.startswith(("while scanning", "while parsing a flow")) and error.context_mark
         mark = opened or error.problem_mark
+        why, mark = _strange(text, mark) or (why, mark)
     except (ValueError, OverflowError, RecursionError):  # what PyYAML does not foresee
         why, mark = _UNKNOWN, loader.get_mark()
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     raise ConfigError(f"{name}{where}: {why}")
 
 
-def _value(node: yaml.Node, budget: Iterator[int]) -> Any:  # noqa: ANN401  # dict, list, text or None
+def _strange(text: str, mark: yaml.Mark | None) -> tuple[str, yaml.Mark] | None:
+    """Look for a character that only looks like another, where YAML is broken or one line above."""
+    lines = text.split("\n")
+    for number in (mark.line, mark.line - 1) if mark else ():
+        if 0 <= number < len(lines) and (found := find(lines[number])):
+            return _STRANGE.format(found[1]), yaml.Mark("", 0, number, found[0], None, 0)
+    return None
+
+
+def _value(node: yaml.Node, lines: Sequence[str], budget: Iterator[int]) -> Any:  # noqa: ANN401  # as parse has it
     """Turn a node into what was written: all is text but an unquoted null, ~ or nothing at all."""
     if next(budget, None) is None:
         raise _Refused(node, "too many values; aliases (*) must not multiply them")
     if node.tag not in {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}:
-        raise _Refused(node, _CAUSES["tag"])
+        raise _Refused(node, _HOME_ASSISTANTS if node.tag == "!secret" else _CAUSES["tag"])
     if isinstance(node, yaml.ScalarNode):
-        return None if node.style is None and node.value in {"", "~", "null"} else node.value
+        return _scalar(node, lines)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item, budget) for item in node.value]
+        return [_value(item, lines, budget) for item in node.value]
+    return _section(node, lines, budget)
+
+
+def _section(node: yaml.Node, lines: Sequence[str], budget: Iterator[int]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = _value(key_node, budget)
+        key = _value(key_node, lines, budget)
         if not isinstance(key, str):
             raise _Refused(key_node, "a key that is not a word")
+        if strange := find(key):
+            raise _Refused(key_node, _STRANGE.format(f"{strange[1]} in this key"), strange[0])
         if key in keys:
             raise _Refused(key_node, "this key is written a second time here")
-        keys[key] = _value(value_node, budget)
+        keys[key] = _value(value_node, lines, budget)
     merged = keys.pop("<<", {})
     for base in merged if isinstance(merged, list) else [merged]:
         if not isinstance(base, dict):
             raise _Refused(node, "<<: takes a section, by its alias")
         keys = base | keys
     return keys
+
+
+def _scalar(node: yaml.ScalarNode, lines: Sequence[str]) -> object:
+    if node.style is None and node.value in {"", "~", "null"}:
+        return None if node.value else NOTHING
+    rest = lines[node.end_mark.line][node.end_mark.column :] if node.end_mark.line < len(lines) else ""
+    return Written(node.value, node.start_mark.line + 1, remark=node.style is None and rest.lstrip().startswith("#"))

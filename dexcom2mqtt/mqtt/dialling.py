@@ -137,7 +137,7 @@ _TLS_REFUSED: Final = (
     "It is so old, or so new, that it has no version of TLS or no cipher in common with this machine.",
 )
 NO_MQTT: Final = (
-    "The broker wants TLS at that port: write tls: {} below mqtt:, or take the port without TLS, mostly 1883.",
+    "The broker wants TLS at that port: write tls: true below mqtt:, or take the port without TLS, mostly 1883.",
     "Something else listens there: MQTT over WebSockets (mostly 9001) and web pages are of no use.",
 )
 NO_MQTT_OVER_TLS: Final = (_OUR_CERTIFICATE, NO_MQTT[1])

@@ -17,8 +17,8 @@ import trustme
 import yaml
 
 from dexcom2mqtt.commands.check import causes_of_rejection
-from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.settings import Account
+from dexcom2mqtt.config.values import Secret
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
 from tests.support.checking import ANNA, BEN, Bench, failed, remedies, steps
 from tests.support.processes import ROOT, Mosquitto
@@ -130,7 +130,9 @@ SEEN: Final = (EXAMPLE, EDGE, UNSEEN, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, L
 
 def rejected(**credentials: str) -> list[str]:
     """Return what is said of credentials that Share rejected, in their order; nothing of it shows them."""
-    told = list(causes_of_rejection(build(Account, credentials)))
+    hidden = {key: Secret(value) for key, value in credentials.items()}
+    account = Account(username=hidden.get("username"), account_id=hidden.get("account_id"), password=hidden["password"])
+    told = list(causes_of_rejection(account))
     assert not [cause for cause in told for value in credentials.values() if value.strip() in cause]
     return told
 
@@ -209,11 +211,11 @@ def test_placeholders_are_those_of_the_examples() -> None:
 def test_what_is_odd_is_told_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
     """All that is odd about the credentials heads the list, the user name first, and none of it is shown."""
     bench.accounts = {
-        "anna": bench.account(ANNA, username=" 0170/1234567", password="12345678901234567890123456789012 ")
+        "anna": bench.account(ANNA, username="0170/1234567", password="12345678901234567890123456789012 ")
     }
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    heads = ("The user name looks like a phone number.", EDGE, PASSWORD_EDGE, DIGITS, LONG, "They have to be those of")
+    heads = ("The user name looks like a phone number.", PASSWORD_EDGE, DIGITS, LONG, "They have to be those of")
     for number, (cause, head) in enumerate(zip(remedies(done.stdout), heads, strict=False), 1):
         assert cause.startswith(f"{number}. {head}")
     assert "0170" not in done.stdout

@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     from tests.support.processes import Mosquitto
 
 BIN: Final = Path(sys.executable).parent
-PASSWORD: Final = "her password at Dexcom"
+PASSWORD: Final = "correct horse"
+PLACEHOLDERS: Final = {"her password at Dexcom": PASSWORD}
+"""What stands for a password in the documents, and what its reader puts there."""
 PEOPLE: Final = [
     SimulatedAccount("anna@example.com", PASSWORD, seed=1),
     SimulatedAccount("ben@example.com", "his password at Dexcom", seed=2),
@@ -78,6 +80,14 @@ PEOPLE: Final = [
 
 EVERY_BLOCK: Final = [block for document in DOCUMENTS for block in blocks_of(document)]
 SHELL: Final = ("sh", "console")
+
+
+def as_read(block: Block) -> str:
+    """Return what a block says once its reader has put in what is their own."""
+    text = block.text
+    for placeholder, own in PLACEHOLDERS.items():
+        text = text.replace(placeholder, own)
+    return text
 
 
 # --- every block -------------------------------------------------------------------------------------------
@@ -111,7 +121,7 @@ def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest
     if not keys & keys_of(Settings).keys():
         return
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(block.text, encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(as_read(block), encoding="utf-8")
     if block.note == MISTAKE:
         with pytest.raises(ConfigError):
             loading.load(environ={}, secrets=())
@@ -198,7 +208,7 @@ def run_python(block: Block) -> str:
     """Run it and return what it printed."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})  # noqa: S102  # it is what is tested
+        exec(compile(as_read(block), str(block), "exec"), {"__name__": "__main__"})  # noqa: S102  # it is what is tested
     return said.getvalue()
 
 
@@ -323,13 +333,13 @@ class World:
     def configure(self, block: Block) -> None:
         """Save a configuration as the reader is told to."""
         file = self.folder / "config.yaml"
-        file.write_text(block.text, encoding="utf-8")
+        file.write_text(as_read(block), encoding="utf-8")
         file.chmod(0o600)
         self.settings = None if block.note == MISTAKE else loading.load(file, environ={}, secrets=())
 
     def run(self, block: Block) -> None:
         """Run the commands of a block; each has to succeed."""
-        text = block.text.replace("sudo ", "").replace("/etc/mosquitto", f"{self.folder}/mosquitto")
+        text = as_read(block).replace("sudo ", "").replace("/etc/mosquitto", f"{self.folder}/mosquitto")
         text = text.replace("-g mosquitto", f"-g {os.getgid()}")
         assert not _CHANGES_THE_MACHINE.search(text.replace(str(self.folder), "")), f"{block} must not run here"
         lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -354,7 +364,7 @@ class World:
 
     def say(self, block: Block) -> None:
         """Run the commands after a `$`, and compare what they say with what is shown."""
-        for part in re.split(r"(?m)^\$ ", block.text)[1:]:
+        for part in re.split(r"(?m)^\$ ", as_read(block))[1:]:
             command, _, shown = part.partition("\n")
             ran = subprocess.run(
                 ["sh", "-c", command],

@@ -1,5 +1,6 @@
 """Configurations as the tests write them, and what load makes of them: settings, or mistakes in words."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,12 @@ def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: 
 
 
 def mistakes(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
+    """Return what is told of a configuration, without the lines of the file."""
+    with_lines = mistakes_with_lines(text, environ, *secrets)
+    return tuple(re.sub(r" \(test\.yaml, line \d+\)\Z", "", each) for each in with_lines)
+
+
+def mistakes_with_lines(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         read(text, environ, *secrets)
     assert str(caught.value) == "\n".join(caught.value.mistakes)
@@ -50,7 +57,7 @@ def account(**keys: object) -> str:
 def dumped(section: Section) -> dict[str, Any]:
     """Return the keys of a section and all below it, as a dictionary."""
     tree = asdict(section)
-    tree.pop("exposed", None)  # not a key
+    tree.pop("noticed", None)  # not a key
     return tree
 
 

@@ -35,7 +35,7 @@ _SECTIONS: Final = {
     (
         "mqtt",
         "tls",
-    ): "Encryption of the connection to the broker. `tls: {}` is enough where its certificate comes from a "
+    ): "Encryption of the connection to the broker. `tls: true` is enough where its certificate comes from a "
     "well-known authority. What `ca_file` names is trusted as it is, be it a root, one in between, or the broker's own "
     "certificate. The files are read anew for each connection, so that renewing them needs no restart "
     "([how to make and renew them](security.md#a-certificate-for-the-broker)).",
@@ -133,5 +133,5 @@ def _allowed(place: tuple[str, ...], folder: Path) -> str:
     except ConfigError as error:
         start = f"{'.'.join(place)}: "
         (mistake,) = [mistake for mistake in error.mistakes if mistake.startswith(start)]
-        return mistake.partition("allowed: ")[2]
+        return mistake.partition("allowed: ")[2].partition(f" ({file}, line ")[0]
     raise AssertionError(f"{place} allows anything")
