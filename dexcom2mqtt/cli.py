@@ -159,6 +159,8 @@ def _run(given: argparse.Namespace) -> int:
         code = process.run(settings)
     except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
+    except process.SecondDaemonError as error:
+        return _fail(str(error))
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
     # none run while the interpreter is taken apart, is what ends the process in time and with this code.
     sys.stdout.flush()
@@ -244,7 +246,15 @@ def _purge(given: argparse.Namespace) -> int:
         return MISCONFIGURED
     from dexcom2mqtt.clock import Clock  # noqa: PLC0415
     from dexcom2mqtt.commands import purge  # noqa: PLC0415  # only what a command needs
+    from dexcom2mqtt.daemon.asking import broker_of  # noqa: PLC0415
     from dexcom2mqtt.mqtt import dialling, tls_files  # noqa: PLC0415
+
+    name = settings.mqtt.client_id
+    if broker_of(name) == settings.mqtt.place:
+        return _fail(
+            f"a daemon with the mqtt.client_id {name} runs on this machine: stop it first, for it would publish it all "
+            "again"
+        )
 
     try:
         print(

@@ -167,6 +167,11 @@ class Mqtt(Section):
         object.__setattr__(self, "port", self.port or (8883 if self.tls else 1883))
         object.__setattr__(self, "client_id", v.client_id_of(self.base_topic, self.client_id))
 
+    @property
+    def place(self) -> str:
+        """Where the broker is, as host:port."""
+        return f"{self.host}:{self.port}"
+
     @classmethod
     def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Name a password without a user."""

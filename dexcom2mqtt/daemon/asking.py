@@ -1,4 +1,4 @@
-"""Asking the daemon of this machine how it is: an abstract Unix socket, and so no file.
+"""Asking the daemon of this machine how it is, and which broker it has: an abstract Unix socket, and so no file.
 
 Containers ask every minute, on the smallest computers, too. So this loads no more than it needs.
 """
@@ -12,6 +12,9 @@ from typing import Final
 HEALTHY: Final = "healthy"
 """What a daemon answers whose loops are all alive."""
 
+WHICH_BROKER: Final = b"which broker?"
+"""A question; anything else is answered by how the daemon is."""
+
 _ANSWER_SECONDS: Final = 5.0
 
 
@@ -23,14 +26,26 @@ def address(client_id: str) -> str:
 
 def ask(client_id: str) -> str:
     """Ask the daemon with this client id how it is; return ``HEALTHY`` or why not, after 5 s at the latest."""
+    try:
+        return _answer(client_id, b"?")
+    except TimeoutError:
+        return f"the daemon does not answer within {_ANSWER_SECONDS:g} s; is it frozen?"
+    except OSError:
+        return f"no daemon with the mqtt.client_id {client_id} answers on this machine"
+
+
+def broker_of(client_id: str) -> str | None:
+    """Return the broker of the daemon with this client id, as host:port; None if none answers."""
+    try:
+        return _answer(client_id, WHICH_BROKER)
+    except OSError:
+        return None
+
+
+def _answer(client_id: str, question: bytes) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(_ANSWER_SECONDS)
         sock.bind("")  # the kernel chooses an address, for the answer
-        try:
-            sock.connect(address(client_id))
-            sock.send(b"?")
-            return sock.recv(4096).decode(errors="replace")
-        except TimeoutError:
-            return f"the daemon does not answer within {_ANSWER_SECONDS:g} s; is it frozen?"
-        except OSError:
-            return f"no daemon with the mqtt.client_id {client_id} answers on this machine"
+        sock.connect(address(client_id))
+        sock.send(question)
+        return sock.recv(4096).decode(errors="replace")

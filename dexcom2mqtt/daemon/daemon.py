@@ -66,7 +66,7 @@ class Daemon:
         self._settings = settings
         self._mirror = Mirror(self._topics.bridge_state, self._wake, functools.partial(guarded, self._topics))
         self._stream = Stream(self._topics, changed=self._wake)
-        self._health = Health(self._clock, settings.mqtt.client_id, self._summary)
+        self._health = Health(self._clock, settings.mqtt.client_id, self._summary, broker=settings.mqtt.place)
         self._rate_limits = RateLimits()
         clients = {key: client_of(account, self._clock) for key, account in settings.accounts.items()}
         self._proxies = dict.fromkeys(client.proxy for client in clients.values() if client.proxy)

@@ -14,7 +14,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.daemon.asking import HEALTHY, address
+from dexcom2mqtt.daemon.asking import HEALTHY, WHICH_BROKER, address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,15 +40,22 @@ _PAUSE: Final = 10.0
 class Health:
     """By when each loop will be back, and telling so.
 
-    ``client_id`` tells the daemons of a machine apart. ``words`` says how it is going, in a line for a person.
+    ``client_id`` tells the daemons of a machine apart, and ``broker`` those that have the same one by accident.
+    ``words`` says how it is going, in a line for a person.
     ``environ`` has what systemd wants: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``.
     """
 
     def __init__(
-        self, clock: Clock, client_id: str, words: Callable[[], str], environ: Mapping[str, str] = os.environ
+        self,
+        clock: Clock,
+        client_id: str,
+        words: Callable[[], str],
+        environ: Mapping[str, str] = os.environ,
+        broker: str = "",
     ) -> None:
         self._clock = clock
         self._client_id = client_id
+        self._broker = broker
         self._words = words
         self._back_by: dict[str, float] = {}
         self._looked = clock.now()
@@ -94,16 +101,17 @@ class Health:
                     error.strerror,
                     self._client_id,
                 )
-            asker: bytes | None = None
+            question, asker = b"", None
             while not self._clock.stopped:
                 health = self.look()
                 self._tell(health)
                 if asker:
                     with contextlib.suppress(OSError):  # who asked is gone
-                        sock.sendto(health.encode(), asker)
+                        answer = self._broker if question == WHICH_BROKER else health
+                        sock.sendto(answer.encode(), asker)
                 asker = None
                 with contextlib.suppress(OSError):  # nobody asks in this round
-                    asker = sock.recvfrom(1)[1]
+                    question, asker = sock.recvfrom(64)
 
     def stopping(self) -> None:
         """Tell systemd that the daemon is about to end."""

@@ -14,17 +14,35 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import version
+from dexcom2mqtt.daemon.asking import broker_of
 from dexcom2mqtt.daemon.daemon import STOP, Daemon
 
 if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Settings
+    from dexcom2mqtt.config.settings import Mqtt, Settings
 
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS: Final = 1.8
+_ENDING_SECONDS: Final = 3.0
+"""How long a daemon may take that is about to end, as at a restart."""
 _FILES: Final = 64
 """Open files that are none of an account: the broker's, those of names being looked up, and the like."""
+
+
+class SecondDaemonError(Exception):
+    """Another daemon has the same name at the same broker: each would take the other off it."""
+
+
+def _runs_already(mqtt: Mqtt) -> bool:
+    """Tell whether another daemon of this machine is what this one would be; wait a moment if it may be ending."""
+    if broker_of(mqtt.client_id) != mqtt.place:
+        return False
+    stopped = signal.sigtimedwait(STOP, _ENDING_SECONDS)
+    if stopped is not None:
+        signal.raise_signal(stopped.si_signo)  # for whoever waits for it below
+        return False
+    return broker_of(mqtt.client_id) == mqtt.place
 
 
 def _allow_open_files(count: int) -> None:
@@ -44,9 +62,16 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
 
     The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
     waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
-    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError and VariableError.
+    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError, VariableError
+    and SecondDaemonError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    if _runs_already(settings.mqtt):
+        raise SecondDaemonError(
+            f"a daemon with the mqtt.client_id {settings.mqtt.client_id} at {settings.mqtt.place} runs on this machine "
+            "already, perhaps as a service (systemctl status dexcom2mqtt): end it first, or give this one another "
+            "base_topic"
+        )
     _allow_open_files(2 * len(settings.accounts) + _FILES)
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
