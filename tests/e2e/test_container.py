@@ -346,7 +346,7 @@ def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone
         return run("docker", "compose", "exec", "-T", "mosquitto", *listen, may_fail=True)
 
     begin, add_user, ask_version = _documented("sh")
-    run("sh", "-ec", begin)
+    run("sh", "-ec", begin.replace("her password at Dexcom", ANNA.password))  # as the reader does
     run("sh", "-ec", add_user, said="password\npassword\n")
     eventually(lambda: subscribe("-u", "homeassistant", "-P", "password").stdout.strip() == "online", 60)
     assert "not authorised" in subscribe().stderr
@@ -359,7 +359,7 @@ def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone
         assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
         assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
     log = run("docker", "compose", "logs", "dexcom2mqtt").stdout
-    assert "her password" not in log
+    assert ANNA.password not in log
     assert "ERROR" not in log
     assert run("sh", "-ec", ask_version).stdout.strip() == VERSION
     run("docker", "compose", "down", "--volumes")
