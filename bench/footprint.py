@@ -107,7 +107,7 @@ FULL: Final = Plan(9, 8, 60, (1, 10, 100), 40, 300, first_start=True)
 QUICK: Final = Plan(
     5, 3, 15, (), 45, 40, first_start=False,
     above_bare=14, growth=1.5, start_ratio=4, late=2, core=0.60,
-    resident=42, start_cpu_ratio=4, healthcheck_cpu=0.25, healthcheck_peak=24,
+    resident=42, start_cpu_ratio=4, healthcheck_cpu=0.4, healthcheck_peak=24,
 )  # fmt: skip
 
 
