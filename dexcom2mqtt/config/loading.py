@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.lookalikes import oddity
 from dexcom2mqtt.config.mistakes import ConfigError, Mistake
-from dexcom2mqtt.config.settings import Section, Settings, is_section, keys_of
+from dexcom2mqtt.config.settings import Section, Settings, is_section, is_switch, keys_of
 from dexcom2mqtt.config.structure import structured
 from dexcom2mqtt.config.values import Written
 
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.mistakes import Place
 
 S = TypeVar("S", bound=Section)
-
-_SWITCHES: Final = frozenset(
-    (section, name)
-    for section, key in keys_of(Settings).items()
-    if key.section
-    for name, below in keys_of(key.section).items()
-    if below.switch
-)
-"""Where nothing at all behind a key is a mistake."""
 
 
 def load(
@@ -42,7 +33,7 @@ def load(
     """
     file, found = sources.find(path, environ, secrets)
     layers, mistakes = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
-    tree = sources.merged(layers, _SWITCHES)
+    tree = sources.merged(layers, is_switch)
     settings, wrong = structured(Settings, tree)
     if mistakes:  # what could not be read may say what is missing
         wrong = [each for each in wrong if each.stands_alone]
@@ -80,5 +71,5 @@ def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> 
 
 
 def _is_ours(place: Place) -> bool:
-    """Tell whether a key may stand there. DEXCOM2MQTT_PORT_1883_TCP is what a container platform invents."""
+    """Tell whether a place begins with a known key. Container platforms add names like DEXCOM2MQTT_PORT_1883_TCP."""
     return not place or (place[0] in keys_of(Settings) and (len(place) == 1 or is_section(place[:1])))

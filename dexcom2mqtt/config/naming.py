@@ -1,7 +1,7 @@
 """What tells one daemon from another: the client id, for ``healthcheck``.
 
-It is asked every minute, on the smallest computers, too. So nothing in here loads the tables of all keys, or a library
-but that for YAML.
+Containers ask for it every minute, even on the smallest computers. So this loads neither the tables of all keys nor any
+library except the one for YAML.
 """
 
 from __future__ import annotations

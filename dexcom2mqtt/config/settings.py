@@ -1,7 +1,7 @@
 """The settings: every key with its kind, its default and what it is, one line each, and what must hold between keys.
 
-Must not know what a setting is used for. What is made by calling a class is taken as it is; ``config.build`` and
-``config.load`` check it.
+Must not know what a setting is used for. What is made by calling a class is taken as it is; ``loading.build``
+and ``loading.load`` check it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Key:
     """What is known of a key. It has a kind, or is a section, or has a section below each key of the user's choice."""
 
     what: str
-    """What it is, in words; if its default follows from other keys, that default, too."""
+    """What it is, in words. A default that follows from other keys is told there."""
     default: object
     """``MISSING`` if it must be given."""
     kind: Kind[Any] | None = None
@@ -243,12 +243,22 @@ class Settings(Section):
 
 
 def is_section(place: Place) -> bool:
-    """Tell whether keys stand at a place, and not a value."""
-    section: type[Section] | None = Settings
-    free = False  # whether the next one is of the user's choice
+    """Tell whether the text for a place holds keys rather than a single value."""
+    key = _key_at(place)
+    return key is not None and key.section is not None
+
+
+def is_switch(place: Place) -> bool:
+    """Tell whether true may stand in place of the keys there."""
+    key = _key_at(place)
+    return key is not None and key.switch
+
+
+def _key_at(place: Place) -> Key | None:
+    """Return what is known of the key at a place, which is the whole for (); None if there is no such key."""
+    key: Key | None = Key("the whole configuration", {}, section=Settings)
     for name in place:
-        key = keys_of(section).get(name) if section and not free else None
-        if not free:
-            section = key.section if key else None
-        free = bool(key and key.each)
-    return section is not None
+        if key is None or key.section is None:
+            return None
+        key = replace(key, each=None) if key.each else keys_of(key.section).get(name)
+    return key

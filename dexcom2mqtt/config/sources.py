@@ -14,7 +14,7 @@ from dexcom2mqtt.config.values import NOTHING, safe
 from dexcom2mqtt.config.yaml_text import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from dexcom2mqtt.config.mistakes import Mistake, Place
     from dexcom2mqtt.config.settings import Settings
@@ -135,22 +135,22 @@ def where(mistake: Mistake, layers: Sequence[Layer]) -> str:
     return next((layer.where(mistake.line) for layer in (*telling, *missing_from)), "")
 
 
-def merged(layers: Sequence[Layer], switches: Collection[Place] = ()) -> dict[str, Any]:
+def merged(layers: Sequence[Layer], is_switch: Callable[[Place], bool] = lambda _: False) -> dict[str, Any]:
     """Lay them over each other: the first beats the others, key by key.
 
-    Nothing at all behind a key is None, but at the places of ``switches``, where it is told.
+    Nothing at all behind a key is None. At a place of ``is_switch`` it stays, since it is a mistake there.
     """
-    return _settled(reduce(_over, (layer.tree for layer in layers), {}), (), switches)
+    return _settled(reduce(_over, (layer.tree for layer in layers), {}), (), is_switch)
 
 
-def _settled(tree: Mapping[str, Any], place: Place, switches: Collection[Place]) -> dict[str, Any]:
+def _settled(tree: Mapping[str, Any], place: Place, is_switch: Callable[[Place], bool]) -> dict[str, Any]:
     settled: dict[str, Any] = {}
     for key, value in tree.items():
         here = (*place, str(key))
         if isinstance(value, dict):
-            settled[key] = _settled(value, here, switches)
+            settled[key] = _settled(value, here, is_switch)
         else:
-            settled[key] = None if value is NOTHING and here not in switches else value
+            settled[key] = None if value is NOTHING and not is_switch(here) else value
     return settled
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,13 +21,13 @@ class _Refused(yaml.MarkedYAMLError):
     """Proper YAML, but nothing for a configuration; ``index`` is where in the text of the node."""
 
     def __init__(self, node: yaml.Node, problem: str, index: int = 0) -> None:
-        mark = node.start_mark
+        mark = copy.copy(node.start_mark)
         mark.column += index
         super().__init__(problem=problem, problem_mark=mark)
 
 
-_INVISIBLE = "a character that cannot be seen; delete the line and type it anew"
-_STRANGE = "{}; delete it and type it anew"
+_INVISIBLE = "a character that cannot be seen; delete the line and type it again"
+_STRANGE = "{}; delete it and type it again"
 _HOME_ASSISTANTS = (
     "!secret is Home Assistant's; write the value itself here, or give it by the environment or a secret file"
 )

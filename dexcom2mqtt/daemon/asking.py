@@ -1,6 +1,6 @@
 """Asking the daemon of this machine how it is, and which broker it has: an abstract Unix socket, and so no file.
 
-Containers ask every minute, on the smallest computers, too. So this loads no more than it needs.
+Containers ask every minute, even on the smallest computers. So this loads no more than it needs.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS: Final = 1.8
-_ENDING_SECONDS: Final = 3.0
-"""How long a daemon may take that is about to end, as at a restart."""
+_ENDING_ROUNDS: Final = 30
+_ENDING_ROUND: Final = 0.1
+"""Seconds; a daemon that is about to end, as at a restart, has 30 of these."""
 _FILES: Final = 64
 """Open files that are none of an account: the broker's, those of names being looked up, and the like."""
 
@@ -38,10 +39,11 @@ def _runs_already(mqtt: Mqtt) -> bool:
     """Tell whether another daemon of this machine is what this one would be; wait a moment if it may be ending."""
     if broker_of(mqtt.client_id) != mqtt.place:
         return False
-    stopped = signal.sigtimedwait(STOP, _ENDING_SECONDS)
-    if stopped is not None:
-        signal.raise_signal(stopped.si_signo)  # for whoever waits for it below
-        return False
+    pause = threading.Event()
+    for _ in range(_ENDING_ROUNDS):
+        if signal.sigpending() & STOP:
+            break
+        pause.wait(_ENDING_ROUND)
     return broker_of(mqtt.client_id) == mqtt.place
 
 
@@ -66,7 +68,10 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     and SecondDaemonError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    if _runs_already(settings.mqtt):
+    already = _runs_already(settings.mqtt)
+    if already and signal.sigpending() & STOP:
+        return 0  # a stop while it waits; the broker was not touched
+    if already:
         raise SecondDaemonError(
             f"a daemon with the mqtt.client_id {settings.mqtt.client_id} at {settings.mqtt.place} runs on this machine "
             "already, perhaps as a service (systemctl status dexcom2mqtt): end it first, or give this one another "

@@ -24,7 +24,6 @@ from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from tests.support import share_faults
 from tests.support.processes import (
-    BUSY,
     Mosquitto,
     Process,
     Subscriber,
@@ -439,7 +438,7 @@ def test_a_stop_in_time_while_nobody_reads_the_log(
                 os.write(full, b"x")
         os.close(full)
         process.terminate()
-        assert process.wait(2.5 * BUSY) == 0
+        assert process.wait(2.5) == 0
     finally:
         process.kill()
         process.wait()

@@ -103,6 +103,7 @@ def test_a_stop_while_it_waits_is_a_stop(machine: Machine, first: Process, mosqu
     assert second.wait() == 0
     assert time.monotonic() - began < 5 * BUSY
     assert first.running
+    assert connected(mosquitto, machine) == 1
 
 
 def waits(process: Process) -> bool:

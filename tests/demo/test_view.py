@@ -533,8 +533,8 @@ class Terminal:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = 10) -> int:
-        return self._process.wait(BUSY * seconds)
+    def wait(self, seconds: float = 10 * BUSY) -> int:
+        return self._process.wait(seconds)
 
     def hang_up(self) -> None:
         os.close(self._slave)
@@ -583,7 +583,7 @@ def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
         eventually(lambda: "anna/value" in terminal.text())
         if how:
             terminal.signal(how)
-        assert terminal.wait(2 if how else 10) == 0
+        assert terminal.wait(2 if how else 10 * BUSY) == 0
         eventually(lambda: "the demo has ended: " in terminal.text())
         assert not terminal.cursor_hidden
         assert terminal.written.count(ENTER) == terminal.written.count(LEAVE) == 1

@@ -103,8 +103,8 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = 10.0) -> int:
-        return self._process.wait(BUSY * seconds)
+    def wait(self, seconds: float = 10.0 * BUSY) -> int:
+        return self._process.wait(seconds)
 
     def kill(self) -> None:
         """End it at once, and whatever it was stopped in."""
