@@ -22,7 +22,6 @@ MODULES = [path for path in EVERY_MODULE if DEMO not in path.parents]
 THIRD_PARTY = {
     "amqtt",
     "certifi",
-    "marshmallow",
     "paho",
     "requests",
     "rich",

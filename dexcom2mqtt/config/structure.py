@@ -1,11 +1,9 @@
-"""From keys and texts to settings, or to every mistake in them: marshmallow walks the tables of ``settings``."""
+"""From keys and texts to settings, or to every mistake in them, by the tables of ``settings``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, pre_load, validates_schema
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dexcom2mqtt.config.mistakes import Mistake, Place
 from dexcom2mqtt.config.settings import Section, keys_of
@@ -19,69 +17,83 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Section)
 
-_UNKNOWN = "unknown"
 _ON, _OFF = ("true", "yes", "on"), ("false", "no", "off")
-_OF_ALL = "_schema"  # where marshmallow puts what is wrong with a whole section
 
 
 def structured(section: type[S], given: Mapping[str, Any]) -> tuple[S | None, list[Mistake]]:
     """Make a section of what was written; return it, or every mistake, in the order of the keys."""
+    made, wrong = _section(section, given, ())
+    return (None if wrong else cast("S", made)), wrong
+
+
+def _section(
+    section: type[Section], given: object, place: Place, allowed: str = SEVERAL
+) -> tuple[Section | None, list[Mistake]]:
+    """Make a section: a key without a value has its default, none is unknown, and each must fit the others."""
+    if not isinstance(given, Mapping):
+        return None, [Mistake(place, given, allowed)]
+    right: dict[str, Any] = {}
+    wrong: dict[str, list[Mistake]] = {}
+    for name, key in keys_of(section).items():
+        value = _switched(given.get(name)) if key.switch else given.get(name)
+        if value is None and not key.required:
+            continue
+        made, mistakes = _value(key, value, (*place, name))
+        if mistakes:
+            wrong[name] = mistakes
+        else:
+            right[name] = made
+    for name, words in section.wrong(given, right):
+        wrong.setdefault(name, []).append(_clash(keys_of(section)[name], given.get(name), (*place, name), words))
+    mistakes = [*_in_order(section, given, place, wrong)]
+    return (None if mistakes else section(**right)), mistakes
+
+
+def _value(key: Key, value: object, place: Place) -> tuple[object, list[Mistake]]:
+    """Make what stands behind a key: a value, a section, or a section below each key of the user's choice."""
+    section = key.section or Section
+    if key.each:
+        return _each(key.each, section, value, place)
+    if key.kind is None:
+        return _section(section, value, place, ON_OR_SEVERAL if key.switch else SEVERAL)
     try:
-        made: S = _schema(section).load(given)
-    except ValidationError as error:
-        return None, [*_in_section(section, given, error.messages, ())]
-    return made, []
+        return key.kind.read(value), []
+    except ValueError as error:
+        return None, [Mistake(place, value, str(error), shown=key.kind.shown)]
 
 
-class _Value(fields.Field[Any]):
-    """One value, read by its kind."""
-
-    def __init__(self, kind: Kind[Any], *, required: bool = False) -> None:
-        words = _allowed(kind)
-        super().__init__(required=required, error_messages={"required": words, "null": words})
-        self._kind = kind
-
-    def _deserialize(self, value: Any, *_: object, **__: object) -> Any:  # noqa: ANN401  # as marshmallow has it
+def _each(kind: Kind[str], section: type[Section], given: object, place: Place) -> tuple[object, list[Mistake]]:
+    if not isinstance(given, Mapping):
+        return None, [Mistake(place, given, SEVERAL)]
+    right: dict[str, Section | None] = {}
+    wrong: list[Mistake] = []
+    for name, value in given.items():
+        made, mistakes = _section(section, value, (*place, name))
         try:
-            return self._kind.read(value)
+            right[kind.read(name)] = made
         except ValueError as error:
-            raise ValidationError(str(error)) from None
+            wrong.append(Mistake((*place, name), value, str(error), "key"))
+        wrong += mistakes
+    return right, wrong
 
 
-class _Keys(Schema):
-    """Keys that stand together: nothing at all is the default, none is unknown, and each must fit the others."""
+def _clash(key: Key, value: object, place: Place, words: str) -> Mistake:
+    """Say that a value does not fit the others; it may be a default."""
+    if key.each:
+        return Mistake(place, value, words, "clash")
+    found = key.default if value is None and not key.required else value
+    return Mistake(place, found, words, shown=key.kind is not None and key.kind.shown)
 
-    class Meta:
-        """What marshmallow is to do: it knows no schema by its name, and takes no unknown key."""
 
-        register = False
-        unknown = RAISE
-
-    section: ClassVar[type[Section]]
-
-    @pre_load
-    def _drop_nothing(self, given: Any, **_: object) -> Any:  # noqa: ANN401  # as marshmallow has it
-        if not isinstance(given, Mapping):
-            return given
-        keys = keys_of(self.section)
-        written = {
-            name: _switched(value) if name in keys and keys[name].switch else value for name, value in given.items()
-        }
-        optional = {name for name, key in keys.items() if not key.required}
-        return {name: value for name, value in written.items() if value is not None or name not in optional}
-
-    @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def _fit(self, right: Mapping[str, Any], given: object, **_: object) -> None:
-        wrong: dict[object, list[str]] = {}
-        for name, allowed in self.section.wrong(given, right) if isinstance(given, Mapping) else ():
-            # A tuple is not what somebody writes; else it would be mixed with what is wrong below the key.
-            wrong.setdefault((name,) if keys_of(self.section)[name].each else name, []).append(allowed)
-        if wrong:
-            raise ValidationError(wrong)
-
-    @post_load
-    def _make(self, right: dict[str, Any], **_: object) -> Section:
-        return self.section(**right)
+def _in_order(
+    section: type[Section], given: Mapping[str, Any], place: Place, wrong: Mapping[str, list[Mistake]]
+) -> Iterator[Mistake]:
+    keys = keys_of(section)
+    for name in keys:
+        yield from wrong.get(name, ())
+    for name, value in given.items():
+        if name not in keys:
+            yield Mistake((*place, name), value, ", ".join(keys), "unknown")
 
 
 def _switched(given: object) -> object:
@@ -89,67 +101,3 @@ def _switched(given: object) -> object:
     if not isinstance(given, str):
         return given
     return {} if given.lower() in _ON else None if given.lower() in _OFF else given
-
-
-def _allowed(kind: Kind[Any]) -> str:
-    """Return what a kind says that it takes, in place of nothing."""
-    try:
-        kind.read(None)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _schema(section: type[Section], allowed: str = SEVERAL) -> Schema:
-    declared = {name: _field(key) for name, key in keys_of(section).items()}
-    messages = {"type": allowed, "unknown": _UNKNOWN}
-    made: Schema = type(section.__name__, (_Keys,), {"section": section, "error_messages": messages, **declared})()
-    return made
-
-
-def _field(key: Key) -> fields.Field[Any]:
-    if key.kind:
-        return _Value(key.kind, required=key.required)
-    allowed = ON_OR_SEVERAL if key.switch else SEVERAL
-    below = fields.Nested(_schema(key.section or Section, allowed), error_messages={"null": allowed})
-    if key.each:
-        return fields.Dict(keys=_Value(key.each), values=below, error_messages={"invalid": SEVERAL})
-    return below
-
-
-# What marshmallow found, in the order of the keys. It nests its words as the keys are nested.
-
-
-def _in_section(section: type[Section], given: object, errors: Any, place: Place) -> Iterator[Mistake]:  # noqa: ANN401
-    if not isinstance(errors, Mapping) or not isinstance(given, Mapping):
-        yield from _here(given, errors, place)
-        return
-    keys = keys_of(section)
-    for name in (*keys, *(name for name in given if name not in keys)):
-        key, value, wrong = keys.get(name), given.get(name), errors.get(name, [])
-        if key is None:
-            yield Mistake((*place, name), value, ", ".join(keys), "unknown")
-        elif key.each and key.section:
-            yield from _in_each(key.section, value, wrong, (*place, name))
-            yield from (Mistake((*place, name), value, words, "clash") for words in errors.get((name,), ()))
-        elif key.section:
-            yield from _in_section(key.section, value, wrong, (*place, name))
-        else:
-            found = key.default if value is None and not key.required else value
-            yield from _here(found, wrong, (*place, name), shown=key.kind is not None and key.kind.shown)
-
-
-def _in_each(section: type[Section], given: object, errors: Any, place: Place) -> Iterator[Mistake]:  # noqa: ANN401
-    """Tell what is wrong with each of the keys of the user's choice, and with what is below it."""
-    if not isinstance(errors, Mapping) or not isinstance(given, Mapping):
-        yield from _here(given, errors, place)
-        return
-    for name, value in given.items():
-        wrong = errors.get(name, {})
-        yield from (Mistake((*place, name), value, words, "key") for words in wrong.get("key", ()))
-        yield from _in_section(section, value, wrong.get("value", {}), (*place, name))
-
-
-def _here(found: object, errors: Any, place: Place, *, shown: bool = False) -> Iterator[Mistake]:  # noqa: ANN401
-    words = errors.get(_OF_ALL, []) if isinstance(errors, Mapping) else errors
-    yield from (Mistake(place, found, allowed, shown=shown) for allowed in words)
