@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import io
 import os
 import re
@@ -148,13 +149,16 @@ def _matching(text: str, pattern: str, otherwise: str) -> str:
 def _run(given: argparse.Namespace) -> int:
     # Before anything that takes time: a stop during the start is a stop, too.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    gc.disable()  # what is loaded stays: looking for garbage in it would take a tenth of the start
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
+    # First: Python 3.11 takes far longer to compile the patterns of its libraries when more calls are below them.
+    from dexcom2mqtt.share.errors import VariableError  # noqa: I001, PLC0415
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
-    from dexcom2mqtt.share.errors import VariableError  # noqa: PLC0415
 
+    gc.enable()
     try:
         code = process.run(settings)
     except (tls_files.TlsFileError, VariableError) as error:

@@ -5,8 +5,7 @@ It owns no payload: what goes to a topic is the business of the messages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 ACCOUNT_KEY: Final = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
 """The pattern of an account's key, which is its level in the topics."""
@@ -36,8 +35,7 @@ RETAINED: Final = ("availability", "state", "history", "status", *STATE_KEYS)
 """The topics of an account that the broker keeps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Topics:
+class Topics(NamedTuple):
     """The topics below one ``base_topic``."""
 
     base: str

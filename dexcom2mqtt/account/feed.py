@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.account.ledger import Ledger
 from dexcom2mqtt.account.report import Kept
@@ -41,8 +40,7 @@ _SEEN_LATELY: Final = 4 * 3600.0
 _SAME: Final = 5.0  # seconds: each answer tells the time a little more exactly
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
+class _Published(NamedTuple):
     """What was published before the start: the history, unread, and what the status told of stamps."""
 
     history: bytes | None

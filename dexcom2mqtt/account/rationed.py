@@ -8,10 +8,7 @@ lasts longer than seconds is the schedule's.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-import tenacity
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.account.limits import DeadSession, SignIns
 from dexcom2mqtt.clock import DAY
@@ -39,8 +36,7 @@ _RETRY_FIRST: Final = 1.0
 _RETRY_MOST: Final = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What was asked of Share in the last 24 hours."""
 
     requests: int = 0
@@ -104,6 +100,19 @@ class RationedClient:
 
         One sign-in is enough for a fetch, and limits are limits: then it is left at that.
         """
+        try:
+            self._learn_the_time()
+            batch = self._fetch_once(minutes) if tries == 1 else self._fetch_with_retries(minutes, tries)
+        except RateLimitedError as error:
+            self._rate_limits.limit(self._client.host, self._clock.now(), error.retry_after)
+            raise
+        finally:
+            self._restore_when_told()
+        return batch
+
+    def _fetch_with_retries(self, minutes: int, tries: int) -> Batch:
+        import tenacity  # noqa: PLC0415  # the first poll has one try alone, and starts sooner without it
+
         logins = self._client.logins
 
         def enough(state: tenacity.RetryCallState) -> bool:
@@ -117,14 +126,7 @@ class RationedClient:
             sleep=self._sleep,
             reraise=True,
         )
-        try:
-            self._learn_the_time()
-            batch: Batch = retry(self._fetch_once, minutes)
-        except RateLimitedError as error:
-            self._rate_limits.limit(self._client.host, self._clock.now(), error.retry_after)
-            raise
-        finally:
-            self._restore_when_told()
+        batch: Batch = retry(self._fetch_once, minutes)
         return batch
 
     def restore(self, before: Before) -> None:

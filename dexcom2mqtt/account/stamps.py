@@ -7,9 +7,9 @@ are doubtful. What is doubtful stays so, and is never current: rather nothing th
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.history import TOLERANCE
@@ -31,8 +31,7 @@ _Like = tuple[int, int]
 """What tells one record of Share from another: its date and its mg/dL."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """What one answer of Share brought that was not seen before, oldest first."""
 
     right: tuple[Reading, ...] = ()

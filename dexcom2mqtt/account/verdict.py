@@ -6,7 +6,7 @@ The daemon and ``check`` speak from here, so that both say the same of the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.share.errors import (
@@ -33,8 +33,7 @@ STATES: Final[dict[type[ShareError], ShareState]] = {
 """What an account becomes by each error of Share."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A state, and the text that says what happened and what to do."""
 
     share: ShareState

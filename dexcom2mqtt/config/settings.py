@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import MISSING, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dexcom2mqtt.config import values as v
 from dexcom2mqtt.config.values import LOCAL, Kind, LogLevel, Protocol, Region, Secret, Unit, safe
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.mistakes import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What is known of a key. It has a kind, or is a section, or has a section below each key of the user's choice."""
 
     what: str
@@ -260,5 +259,5 @@ def _key_at(place: Place) -> Key | None:
     for name in place:
         if key is None or key.section is None:
             return None
-        key = replace(key, each=None) if key.each else keys_of(key.section).get(name)
+        key = key._replace(each=None) if key.each else keys_of(key.section).get(name)
     return key

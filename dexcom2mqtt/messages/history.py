@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
@@ -87,8 +86,7 @@ def history_message(  # noqa: PLR0913  # by name, and each has its user
     return Message(topics.of(account, "history"), to_json(history))
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """What a history tells after a restart."""
 
     readings: tuple[Reading, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
@@ -179,8 +179,7 @@ def status_message(topics: Topics, account: str, status: Status) -> Message:
     return Message(topics.of(account, "status"), to_json(payload))
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(NamedTuple):
     """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
 
     ``right`` is whether the phone's clock was known to be right when it was written.
@@ -191,8 +190,7 @@ class Past:
     right: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(NamedTuple):
     """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
 
     rejected: tuple[int, ...] = ()

@@ -8,8 +8,7 @@ next one is decided here alone.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from dexcom2mqtt.clock import growing_pause
 from dexcom2mqtt.mqtt import patience
@@ -35,8 +34,7 @@ _IDLE_LEAST: Final = 15.0
 _KEEPALIVE_LEAST: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Next:
+class Next(NamedTuple):
     """What follows from a failure: how many seconds to wait before the next attempt, and what to say, if anything."""
 
     pause: float

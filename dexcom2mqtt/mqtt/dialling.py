@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dexcom2mqtt.mqtt.tls_files import tls_context
 
@@ -31,8 +30,7 @@ class BrokerError(Exception):
         """What may have led to it and what to do, the most frequent first; empty where the text says it all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(NamedTuple):
     """What a broker's certificate says, as far as it is looked at."""
 
     subject: str

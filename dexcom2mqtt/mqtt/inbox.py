@@ -7,8 +7,8 @@ connection until the read-back is over, and from then on the subscriptions alone
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.mqtt.connection import matches
 
@@ -131,8 +131,7 @@ class Gathering:
         return real * self._clock.speed
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBack:
+class ReadBack(NamedTuple):
     """What to read from the broker once after the start, before anything is published there.
 
     ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Protocol = Literal["5", "3.1.1"]
 Ending = Literal[
@@ -22,16 +22,14 @@ Reason = Literal["hang_up", "silence", "rights", "size", "quota", "other"]
 """Why something was not taken: the broker hung up at it, never acknowledged it, or said why it refuses it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line for the log, and its level."""
 
     level: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A topic that is published to, or a filter that is subscribed to."""
 
     topic: str
@@ -57,8 +55,7 @@ class Failure:
     """Whether the broker itself said that another client has taken over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why the broker did not take something."""
 
     reason: Reason

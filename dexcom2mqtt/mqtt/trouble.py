@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.mqtt.outcome import Line, Place
 
@@ -35,8 +35,7 @@ _SPACING: Final = 0.2
 _SPACING_MOST: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(NamedTuple):
     """What becomes of a place: it is left alone until then, and what to say, if anything."""
 
     place: Place

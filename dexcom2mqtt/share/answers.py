@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from http import HTTPStatus
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.readings import LOW_MG_DL, MalformedRecordError, Reading, parse_record
 from dexcom2mqtt.share.errors import (
@@ -43,8 +43,7 @@ _SIGNED_OUT: Final = frozenset({"SessionIdNotFound", "SessionNotValid"})
 _GATEWAY: Final = frozenset({502, 503, 504})
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer, whatever it says; of its headers, the two that matter."""
 
     status: int
