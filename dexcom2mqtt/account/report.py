@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.clock import local
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
 
 _log = logging.getLogger(__name__)
+
+_FOR_LONG: Final = 3600.0
+"""Seconds after which what lasts is told once more, if there is more to say then."""
 
 
 class Kept(NamedTuple):
@@ -58,6 +61,7 @@ class StatusReport:
         self._usage = Usage()
         self._kept = Kept()
         self._since = clock.now()
+        self._lasts = False  # whether it was logged that it lasts
         self._before: Before | None = None  # until it is read
         self._lock = threading.Lock()  # held while it is put, so that no older one follows
 
@@ -82,15 +86,22 @@ class StatusReport:
 
     def become(self, verdict: Verdict) -> None:
         """Take on a state, and log it if it is another one."""
-        before = self._status
+        before, now = self._status, self._clock.now()
         self._status = replace(before, share=verdict.share, message=verdict.message)
-        if verdict.share == before.share:
-            return
-        self._since = self._clock.now()
-        self._status = replace(self._status, since=None)
+        if verdict.share != before.share:
+            self._since, self._lasts = now, False
+            self._status = replace(self._status, since=None)
+            self._log(well_before=before.well)
+        elif verdict.if_it_lasts and now - self._since >= _FOR_LONG:
+            self._status = replace(self._status, message=f"{verdict.message} {verdict.if_it_lasts}")
+            if not self._lasts:  # once more
+                self._lasts = True
+                self._log(well_before=before.well)
+
+    def _log(self, *, well_before: bool) -> None:
         if not self._status.well:
-            _log.warning("%s: %s: %s", self._key, verdict.share, verdict.message)
-        elif not before.well:
+            _log.warning("%s: %s: %s", self._key, self._status.share, self._status.message)
+        elif not well_before:
             _log.info("%s: well again", self._key)
 
     def publish(

@@ -38,6 +38,8 @@ class Verdict(NamedTuple):
 
     share: ShareState
     message: str
+    if_it_lasts: str = ""
+    """What more to say once it has been so for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,18 @@ def of_batch(batch: Batch, found: Found) -> Verdict:
 def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
     """Judge a failure; ``untried`` is whether the present credentials have not been sent since the start."""
     share = STATES[type(error)]
-    wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
-    says_all = isinstance(error, UnavailableError) and error.at_proxy
+    if isinstance(error, UnavailableError):
+        if_it_lasts = status.NO_NAME_FOR_LONG if error.missing == "name" else ""
+        return Verdict(share, status.tell(str(error), _remedy(error)), if_it_lasts)
     untried = untried and isinstance(error, CredentialsRejectedError)
-    return Verdict(share, status.tell(str(error), share, wrong_clock=wrong_clock, untried=untried, says_all=says_all))
+    return Verdict(share, status.tell(str(error), status.UNTRIED if untried else status.REMEDIES[share]))
+
+
+def _remedy(error: UnavailableError) -> str:
+    """Return what to do if Share cannot be reached; nothing if the error says it."""
+    if error.at_proxy:
+        return ""
+    if error.wrong_clock:
+        return status.WRONG_CLOCK
+    here = {"name": status.NO_NAME, "authority": status.UNTRUSTED}
+    return here[error.missing] if error.missing else status.REMEDIES["unavailable"]

@@ -99,10 +99,21 @@ DRIFTED: Final = (
     "they are read. Please report it."
 )
 
-_WRONG_CLOCK: Final = (
+WRONG_CLOCK: Final = (
     "This machine's clock seems to be wrong: set it, or let the machine reach a time server. Trying goes on."
 )
-_UNTRIED: Final = (
+NO_NAME: Final = (
+    "It is this machine that cannot look up names: it has no internet connection, or no name server. Check its "
+    "network. The daemon keeps trying."
+)
+NO_NAME_FOR_LONG: Final = "In a container: restart it, for it keeps the name servers that it found when it started."
+"""What more there is to do once that has lasted for an hour."""
+UNTRUSTED: Final = (
+    "Something in this machine's network answers in place of Share: a filter, a virus scanner, or the sign-in page of "
+    "a guest network. Use another network; if it is meant to be, name its authority by SSL_CERT_FILE. The password was "
+    "not sent. The daemon keeps trying."
+)
+UNTRIED: Final = (
     "The credentials of now were not tried yet: after so many rejected sign-ins, one more might lock the account. They "
     "are tried by themselves when the next poll is due; one more restart does not hasten that. To know it sooner, try "
     "them once with dexcom2mqtt check."
@@ -143,17 +154,10 @@ class Status:
         return self.share in _WELL
 
 
-def tell(
-    happened: str, share: ShareState, *, wrong_clock: bool = False, untried: bool = False, says_all: bool = False
-) -> str:
-    """Join what happened and what to do about it; ``untried``: the present credentials were not sent yet.
-
-    With ``says_all``, what to do is part of what happened.
-    """
-    if says_all:
-        return f"{happened[:1].upper()}{happened[1:]}{'' if happened.endswith('?') else '.'}"
-    remedy = _WRONG_CLOCK if wrong_clock else _UNTRIED if untried else REMEDIES[share]
-    return f"{happened[:1].upper()}{happened[1:]}. {remedy}"
+def tell(happened: str, remedy: str = "") -> str:
+    """Join what happened and what to do about it, if that is not said yet."""
+    end = "" if happened.endswith("?") else "."
+    return f"{happened[:1].upper()}{happened[1:]}{end} {remedy}".rstrip()
 
 
 def phone_clock(seconds_ahead: float) -> str:

@@ -5,6 +5,8 @@ Never part of an error's text: user names, passwords, account ids, session ids, 
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class ShareError(Exception):
     """Whatever went wrong with Share. The text names no secret and quotes nothing that Share said."""
@@ -21,15 +23,24 @@ class VariableError(ArgumentError):
 class UnavailableError(ShareError):
     """Share could not be reached or is out of order: try again soon."""
 
-    def __init__(self, text: str, *, wrong_clock: bool = False, answered: bool = False, at_proxy: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        wrong_clock: bool = False,
+        answered: bool = False,
+        at_proxy: bool = False,
+        missing: Literal["name", "authority"] | None = None,
+    ) -> None:
         super().__init__(text)
         self.wrong_clock = wrong_clock
         """Whether the certificate is outside its dates, as when this machine's clock is wrong."""
         self.answered = answered
         """Whether Share itself answered: not if there was no answer, and not if it is a gateway's (502, 503, 504)."""
-
         self.at_proxy = at_proxy
         """Whether it failed at the proxy of the environment; the text says what to do."""
+        self.missing = missing
+        """What this machine lacks: Share's address for its name, or the authority that signed what was shown to it."""
 
 
 class CredentialsRejectedError(ShareError):

@@ -12,7 +12,7 @@ import http.client
 import os
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import certifi
@@ -39,6 +39,7 @@ _IDLE_SECONDS: Final = 60.0
 """By the clock: after that, whatever is between may have forgotten a connection, and drop what comes on it."""
 _CERTIFICATE_NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+_NO_NAME: Final = "its name could not be looked up"
 _CREDENTIALS_WANTED: Final = 407
 _FAILURES: Final = range(500, 600)
 
@@ -98,9 +99,12 @@ class Transport:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 dates = cause.verify_code in {_CERTIFICATE_NOT_YET_VALID, _CERTIFICATE_EXPIRED}
                 why = "outside its dates" if dates else "not one this machine trusts"
-                raise UnavailableError(f"the certificate of {self.host} is {why}", wrong_clock=dates) from None
+                told = f"the certificate of {self.host} is {why}"
+                raise UnavailableError(told, wrong_clock=dates, missing=None if dates else "authority") from None
         way = "" if self.proxy is None else f" through the proxy {self.proxy}"
-        raise UnavailableError(f"no answer from {self.host}{way}: {_describe(error)}") from None
+        why = _describe(error)
+        missing: Literal["name"] | None = "name" if why == _NO_NAME else None
+        raise UnavailableError(f"no answer from {self.host}{way}: {why}", missing=missing) from None
 
 
 def _host_of(url: str) -> str:
@@ -155,7 +159,7 @@ def _describe(error: BaseException) -> str:
     """Say what failed in words of our own: the libraries' texts hold the URL, and so the session id."""
     kinds = [type(cause).__name__ for cause in _causes(error)]
     if "gaierror" in kinds:
-        return "its name could not be looked up"
+        return _NO_NAME
     if "ConnectionRefusedError" in kinds:
         return "the connection was refused"
     if any("Timeout" in kind for kind in kinds):

@@ -138,6 +138,30 @@ def test_changes_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_what_lasts_for_an_hour_is_logged_once_more(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """After an hour there is more to do, which is said once, and at once again only after it was well in between."""
+    caplog.set_level(logging.INFO)
+    name, silence = Verdict("unavailable", "No name.", "Restart it."), verdict("unavailable", "No answer.")
+    long = "anna: unavailable: No name. Restart it."
+    for _ in range(2):
+        caplog.clear()
+        for pause, told, lines in (
+            (0, name, ["anna: unavailable: No name."]),
+            (3599, name, []),
+            (1, silence, []),
+            (0, name, [long]),
+            (3600, silence, []),
+            (3600, name, []),
+        ):
+            desk.clock.time += pause
+            desk.report.become(told)
+            desk.publish()
+            assert caplog.messages == lines
+            caplog.clear()
+        assert desk.last["message"] == "No name. Restart it."
+        desk.report.become(verdict("ok"))
+
+
 def test_another_message_is_published(desk: Desk) -> None:
     """The message is always that of the last verdict."""
     desk.report.become(verdict("no_readings"))

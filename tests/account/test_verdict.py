@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -94,17 +95,29 @@ def test_nothing_at_all() -> None:
 )
 def test_each_error_is_a_state(error: ShareError, share: ShareState) -> None:
     """What happened comes first, then what to do; untried credentials matter only if they were rejected."""
-    assert of_error(error) == Verdict(share, status.tell(str(error), share))
+    assert of_error(error) == Verdict(share, status.tell(str(error), status.REMEDIES[share]))
     untried = share == "credentials_rejected"
-    assert of_error(error, untried=True) == Verdict(share, status.tell(str(error), share, untried=untried))
-    assert (of_error(error, untried=True) == of_error(error)) is not untried
+    remedy = status.UNTRIED if untried else status.REMEDIES[share]
+    assert of_error(error, untried=True) == Verdict(share, status.tell(str(error), remedy))
 
 
 def test_a_wrong_clock_is_told() -> None:
     """If this machine's clock makes TLS fail, that is what to look at."""
     error = UnavailableError("share.example has a certificate that is not valid yet", wrong_clock=True)
-    assert of_error(error) == Verdict("unavailable", status.tell(str(error), "unavailable", wrong_clock=True))
-    assert "clock" in of_error(error).message
+    assert of_error(error) == Verdict("unavailable", status.tell(str(error), status.WRONG_CLOCK))
+
+
+@pytest.mark.parametrize(
+    ("missing", "remedy", "lasts"),
+    [("name", status.NO_NAME, status.NO_NAME_FOR_LONG), ("authority", status.UNTRUSTED, "")],
+)
+def test_what_this_machine_lacks_is_not_told_as_share(
+    missing: Literal["name", "authority"], remedy: str, lasts: str
+) -> None:
+    """Names and authorities are this machine's: nobody is to wait for Share to be mended."""
+    told = of_error(UnavailableError("no answer from share.example: because", missing=missing))
+    assert told == Verdict("unavailable", f"No answer from share.example: because. {remedy}", lasts)
+    assert "out of order" not in told.message
 
 
 def test_what_failed_at_the_proxy_is_not_told_as_share() -> None:

@@ -282,8 +282,8 @@ def test_a_share_that_says_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://share.invalid/Services", "its name could not be looked up"),
-        ("http://127.0.0.1:1/Services", "the connection was refused"),
+        ("https://share.invalid/Services", "its name could not be looked up. It is this machine that cannot"),
+        ("http://127.0.0.1:1/Services", "the connection was refused. Share cannot be reached or is out of order."),
     ],
 )
 def test_a_share_that_is_not_there(bench: Bench, mosquitto: Mosquitto, url: str, words: str) -> None:
@@ -293,7 +293,6 @@ def test_a_share_that_is_not_there(bench: Bench, mosquitto: Mosquitto, url: str,
     assert done.returncode == 1
     (told,) = failed(done.stdout)
     assert words in told
-    assert "check this machine's network and name resolution" in told
     assert "clock" not in done.stdout
 
 

@@ -103,17 +103,17 @@ def test_a_bug_is_told_as_one() -> None:
 @pytest.mark.parametrize("share", STATES)
 def test_tells_what_happened_and_what_to_do(share: ShareState) -> None:
     """What happened comes first, as a sentence, and then what to do."""
-    assert tell("share.example answered with status 502", share) == (
+    assert tell("share.example answered with status 502", REMEDIES[share]) == (
         f"Share.example answered with status 502. {REMEDIES[share]}"
     )
 
 
-def test_a_wrong_clock_is_named() -> None:
-    """Where the clock is to blame, the text says so rather than to look at the network."""
-    text = tell("the certificate is outside its dates", "unavailable", wrong_clock=True)
-    assert text.startswith("The certificate is outside its dates. ")
-    assert "clock" in text
-    assert REMEDIES["unavailable"] not in text
+@pytest.mark.parametrize(
+    ("happened", "told"), [("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")]
+)
+def test_tells_what_happened_alone_if_that_says_what_to_do(happened: str, told: str) -> None:
+    """Without a remedy nothing follows, and there is one mark at the end."""
+    assert tell(happened) == told
 
 
 def test_begins_by_starting() -> None:

@@ -180,7 +180,8 @@ def test_tells_a_refused_connection(service: SimulatedShare, client: ShareClient
     at = host(service)
     service.close()
     failure(UnavailableError, client_of(service).fetch)
-    assert str(failure(UnavailableError, client.fetch)) == f"no answer from {at}: the connection was refused"
+    error = failure(UnavailableError, client.fetch)
+    assert (str(error), error.missing) == (f"no answer from {at}: the connection was refused", None)
     assert client.requests == 4
     service.start()
     assert client.fetch().readings == readings_of(ANNA)
@@ -192,7 +193,7 @@ def test_tells_an_unknown_host() -> None:
     client = ShareClient(username="a", password="b", base_url="https://share.invalid/Services")
     error = failure(UnavailableError, client.fetch)
     assert str(error) == "no answer from share.invalid: its name could not be looked up"
-    assert not error.wrong_clock
+    assert (error.missing, error.wrong_clock) == ("name", False)
     assert (client.requests, client.logins) == (1, 0)
 
 
@@ -424,6 +425,7 @@ def test_tells_a_certificate_that_is_not_good(
     with LittleServer(certificate) as server:
         error = failure(UnavailableError, client_to(server).fetch)
     assert error.wrong_clock is wrong_clock
+    assert error.missing == (None if wrong_clock else "authority")
     assert str(error) == f"the certificate of {host(server)} is {why}"
     assert server.cookies == []
 
