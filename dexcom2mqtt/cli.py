@@ -254,7 +254,7 @@ def _purge(given: argparse.Namespace) -> int:
     from dexcom2mqtt.mqtt import dialling, tls_files  # noqa: PLC0415
 
     name = settings.mqtt.client_id
-    if broker_of(name) == settings.mqtt.place:
+    if broker_of(name) is not None:
         return _fail(
             f"a daemon with the mqtt.client_id {name} runs on this machine: stop it first, for it would publish it all "
             "again"

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+CLIENT_ID = f"test-{uuid.uuid4()}"
+"""A name of its own, since purge refuses if any daemon of this machine has it."""
 FOREIGN = {
     "dexcom2mqtt/note": "mine",
     "dexcom2mqtt/anna/note": "mine",
@@ -77,7 +80,7 @@ def purge(mosquitto: Mosquitto, tmp_path: Path) -> Callable[..., subprocess.Comp
     def purge(*arguments: str, **mqtt: Any) -> subprocess.CompletedProcess[str]:
         config = {
             "accounts": {"anna": {"username": "anna@example.com", "password": "hunter2"}},
-            "mqtt": {"host": "127.0.0.1", "port": mosquitto.port, **mqtt},
+            "mqtt": {"host": "127.0.0.1", "port": mosquitto.port, "client_id": CLIENT_ID, **mqtt},
         }
         file = write_config(tmp_path / "config.yaml", config)
         command = [sys.executable, "-m", "dexcom2mqtt", "purge", "--config", str(file), *arguments]
@@ -266,7 +269,7 @@ def test_an_interruption_is_no_traceback(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         config = {
             "accounts": {"anna": {"username": "anna@example.com", "password": "hunter2"}},
-            "mqtt": {"host": "127.0.0.1", "port": server.getsockname()[1]},
+            "mqtt": {"host": "127.0.0.1", "port": server.getsockname()[1], "client_id": CLIENT_ID},
         }
         file = write_config(tmp_path / "config.yaml", config)
         command = [sys.executable, "-m", "dexcom2mqtt", "purge", "--config", str(file)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,6 +49,7 @@ def test_everybody_can_do_what_they_need_and_no_more(broker: Mosquitto, tmp_path
                 "username": "dexcom2mqtt",
                 "password": "dexcom2mqtt",
                 "protocol": protocol,
+                "client_id": f"test-{uuid.uuid4()}",  # purge refuses if any daemon of this machine has it
             },
         }
         file = write_config(tmp_path / "config.yaml", config)
