@@ -51,8 +51,8 @@ def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
     assert "No will message specified." in mosquitto.log().split("as dexcom2mqtt-check")[1]
 
 
-def test_the_sample_in_the_readme(bench: Bench, mosquitto: Mosquitto) -> None:
-    """What README.md shows is what it writes, but for numbers and names."""
+def test_the_sample_in_the_documents(bench: Bench, mosquitto: Mosquitto) -> None:
+    """What docs/troubleshooting.md shows is what it writes, but for numbers and names."""
     written = bench.check(mosquitto.port, host="localhost").stdout
     for pattern, shown in (
         (r"127\.0\.0\.1:\d+", "share2.dexcom.com"),
@@ -60,7 +60,8 @@ def test_the_sample_in_the_readme(bench: Bench, mosquitto: Mosquitto) -> None:
         (r"\d+ mg/dL .*? old; there are 28[78]", "85 mg/dL →, 2 min old; there are 288"),
     ):
         written = re.sub(pattern, shown, written)
-    sample = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    sample = page.split("```text\n")[1].split("```")[0]
     assert re.sub("\n +", " ", sample) == written
 
 

@@ -339,8 +339,9 @@ class World:
 
     def run(self, block: Block) -> None:
         """Run the commands of a block; each has to succeed."""
-        text = as_read(block).replace("sudo ", "").replace("/etc/mosquitto", f"{self.folder}/mosquitto")
-        text = text.replace("-g mosquitto", f"-g {os.getgid()}")
+        text = as_read(block).replace("sudo -u mosquitto ", "").replace("sudo ", "")
+        text = re.sub("/(etc|var/lib)/mosquitto", f"{self.folder}/mosquitto", text)
+        text = text.replace("-o mosquitto -g mosquitto", f"-o {os.getuid()} -g {os.getgid()}")
         assert not _CHANGES_THE_MACHINE.search(text.replace(str(self.folder), "")), f"{block} must not run here"
         lines = [line for line in text.splitlines() if not line.startswith("#")]
         words = re.sub(r"\s+#.*", "", lines[-1])

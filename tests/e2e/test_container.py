@@ -346,6 +346,8 @@ def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone
         return run("docker", "compose", "exec", "-T", "mosquitto", *listen, may_fail=True)
 
     begin, add_user, ask_version = _documented("sh")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert begin in readme  # its path for Docker is this one
     run("sh", "-ec", begin.replace("her password at Dexcom", ANNA.password))  # as the reader does
     run("sh", "-ec", add_user, said="password\npassword\n")
     eventually(lambda: subscribe("-u", "homeassistant", "-P", "password").stdout.strip() == "online", 60)
@@ -358,6 +360,7 @@ def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone
         assert re.search(rf"^Uid:\t{user}\t", status, re.MULTILINE)
         assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
         assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+    assert "Warning" not in run("docker", "compose", "logs", "mosquitto").stdout
     log = run("docker", "compose", "logs", "dexcom2mqtt").stdout
     assert ANNA.password not in log
     assert "ERROR" not in log

@@ -191,8 +191,8 @@ def test_the_demo_runs_with_its_extra(installed: Path, clone: Path, tmp_path: Pa
     assert "mg_dl" in shown
 
 
-def test_the_readme_installs_it(clone: Path, tmp_path: Path) -> None:
-    """The README's commands, in a clone and as they stand, install a command that tells its version."""
-    (block,) = [block for block in blocks_of("README.md") if block.reason == ("e2e", "package")]
+def test_the_documents_install_it_without_root(clone: Path, tmp_path: Path) -> None:
+    """The documented commands, in a clone and as they stand, install a command that tells its version."""
+    (block,) = [block for block in blocks_of("docs/deployment.md") if block.reason == ("e2e", "package")]
     assert run("sh", "-euc", block.text, cwd=clone, home=tmp_path).stdout.endswith(f"\n{VERSION}\n")
     assert (tmp_path / "dexcom2mqtt-venv" / "bin" / "dexcom2mqtt").exists()

@@ -27,6 +27,7 @@ BROKER_LOGIN = ("daemon", "the password at the broker")
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "sudo", "python3-venv")
 DOCS = "docs/deployment.md"
 CONFIG = "/etc/dexcom2mqtt/config.yaml"
+PI_CONFIG = "/home/pi/dexcom2mqtt/config.yaml"
 UNIT = "/etc/systemd/system/dexcom2mqtt.service"
 DROP_INS = "/run/systemd/system/dexcom2mqtt.service.d"
 PROGRAM = "/opt/dexcom2mqtt/bin/dexcom2mqtt"
@@ -152,10 +153,13 @@ def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copied)
         debian.run("chown", "-R", "pi:", "/home/pi")
-        debian.person(blocks(DOCS, "## With systemd")[0].splitlines()[0])
-        debian.run("tee", CONFIG, given=yaml.safe_dump(settings(share, broker)))  # in the editor, which is next there
-        (three_commands,) = blocks("README.md", "## As a service")
-        debian.person(three_commands)
+        install, check, service = blocks("README.md", "### Raspberry Pi")
+        packages, clone, *rest = install.splitlines()
+        assert set(packages.split()[3:]) & set(PACKAGES)  # it is not asked again
+        assert clone.startswith("git clone ADDRESS dexcom2mqtt ")  # it is there already
+        debian.run("install", "-o", "pi", "/dev/stdin", PI_CONFIG, given=yaml.safe_dump(settings(share, broker)))
+        debian.person("\n".join(["cd ..", *rest, check]))
+        debian.person(service)
         yield debian
     finally:
         debian.end()
@@ -185,7 +189,6 @@ def restarted(debian: Booted, killed: str) -> bool:
 
 def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) -> None:
     """After them it is active, and will be after a boot; its status line tells the reading that the broker has."""
-    assert set(blocks("README.md", "## As a service")) <= set(blocks(DOCS, "## With systemd"))
     assert installed.systemctl("is-enabled", "dexcom2mqtt") == "enabled"
     assert installed.systemctl("is-active", "dexcom2mqtt") == "active"
     with Subscriber(broker.port) as subscriber:
@@ -362,13 +365,18 @@ def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None
 
 
 def test_nothing_is_left_of_it(start: Callable[..., Booted], broker: Mosquitto) -> None:
-    """The documented commands restart it, then remove it from the machine and what it left from the broker."""
+    """The documented commands restart it, update it, then remove it, and what it left from the broker."""
     debian = start()
     killed = debian.shown("MainPID")
-    restart, remove = (
-        block for block in blocks(DOCS, "## With systemd") if re.match("sudo systemctl (restart|disable)", block)
+    change, update, remove = (
+        block
+        for block in blocks(DOCS, "## With systemd")
+        if block.startswith(("sudo nano", "git pull", "sudo systemctl disable"))
     )
-    debian.person(restart)
+    debian.person(change.partition("\n")[2])  # the editor is not used
+    assert restarted(debian, killed)
+    killed = debian.shown("MainPID")
+    debian.person(update.replace("git pull\n", ""))  # nothing is newer
     assert restarted(debian, killed)
     assert [topic for topic in retained(broker.port) if "dexcom2mqtt" in topic]
     debian.person(remove)
