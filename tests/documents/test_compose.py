@@ -48,7 +48,9 @@ def test_both_are_confined(service: dict[str, Any]) -> None:
 def test_the_broker_finds_its_files_and_lets_nobody_in_without_a_password() -> None:
     """Each path that mosquitto.conf names is mounted there: a file of this clone, or a volume around it."""
     mounts = dict(volume.split(":")[1::-1] for volume in BROKER["volumes"])
-    copied = {copy: Path(source) for source, copy in re.findall(r"install -m 600 (\S+) (\S+) &&", BROKER["command"][-1])}
+    copied = {
+        copy: Path(source) for source, copy in re.findall(r"install -m 600 (\S+) (\S+) &&", BROKER["command"][-1])
+    }
     assert "allow_anonymous false\n" in BROKER_FILE
     for path in map(Path, re.findall(r"^\w+ (/\S+)$", BROKER_FILE, re.MULTILINE)):
         place = copied.get(str(path), path)
