@@ -155,6 +155,7 @@ def _run(given: argparse.Namespace) -> int:
         return MISCONFIGURED
     # First: Python 3.11 takes far longer to compile the patterns of its libraries when more calls are below them.
     from dexcom2mqtt.share.errors import VariableError  # noqa: I001, PLC0415
+    from dexcom2mqtt import threads  # noqa: PLC0415
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
@@ -163,8 +164,8 @@ def _run(given: argparse.Namespace) -> int:
         code = process.run(settings)
     except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
-    except process.SecondDaemonError as error:
-        return _fail(str(error))
+    except (process.SecondDaemonError, threads.ThreadError) as error:
+        code = _fail(str(error))
     # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
     # none run while the interpreter is taken apart, is what ends the process in time and with this code.
     sys.stdout.flush()

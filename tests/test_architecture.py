@@ -208,7 +208,7 @@ WINGS = {
     "commands": {"commands"},
 }
 """Which modules, or folders, belong together. All others are for everybody."""
-COMMON = {"readings", "clock", "topics", "logs"}
+COMMON = {"readings", "clock", "topics", "logs", "threads"}
 NEVER = {
     "share": {"account", "messages", "mqtt", "config", "daemon", "commands"},
     "messages": {"account", "mqtt", "share", "daemon", "commands"},

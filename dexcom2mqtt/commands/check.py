@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
-from dexcom2mqtt import version
+from dexcom2mqtt import threads, version
 from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.account.verdict import Found
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.share import Batch, Region, ShareClient
 
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
+_THREADS: Final = 5
+"""Those of the daemon that are none of an account: broker, heart, health, end, and the page."""
 _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
 _GONE: Final = 60.0
@@ -90,7 +92,7 @@ _UNTOLD: Final = "It may be reading there that is denied, which does no harm: MQ
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was tried, and what came of it. ``of`` is an account's key, ``configuration`` or ``broker``."""
+    """One thing that was tried, and what came of it. ``of`` is an account's key, or what else it is about."""
 
     of: str
     text: str
@@ -105,6 +107,7 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # nor one in a variable
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
+    yield from _check_threads(len(settings.accounts) + _THREADS)
     for proxy in dict.fromkeys(client.proxy for client in clients.values() if client.proxy):
         yield Step("configuration", f"Share is reached through the proxy {proxy}, which the environment names.")
     for key, account in settings.accounts.items():
@@ -113,6 +116,12 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         yield from _check_broker(settings, clock)
     except dialling.BrokerError as error:
         yield Step("broker", _sentence(str(error)), "failed", error.causes)
+
+
+def _check_threads(needed: int) -> Iterator[Step]:
+    if (started := threads.startable(needed)) < needed:
+        text = f"This machine lets the daemon start {started} of the {needed} threads that it needs."
+        yield Step("machine", text, "failed", threads.REMEDIES)
 
 
 # --- an account --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
+from dexcom2mqtt import threads
 from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
@@ -125,7 +126,7 @@ class Daemon:
                 return 0.0
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads. Raises ThreadError."""
         threading.excepthook = self._on_exception
         for proxy in self._proxies:
             _log.info("Share is reached through the proxy %s", proxy)
@@ -138,7 +139,7 @@ class Daemon:
         self._spawn("heart", self._beat)
 
     def answer_for_health(self) -> None:
-        """Tell systemd that the threads run and how they are, and answer ``healthcheck``."""
+        """Tell systemd that the threads run and how they are, and answer ``healthcheck``. Raises ThreadError."""
         self._spawn("health", self._health.run)
 
     def stop(self) -> None:
@@ -205,7 +206,7 @@ class Daemon:
             with contextlib.suppress(Stopped):
                 run()
 
-        threading.Thread(target=until_stopped, name=name, daemon=True).start()
+        threads.start(name, until_stopped)
 
     def _on_exception(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:

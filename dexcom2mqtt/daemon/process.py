@@ -13,7 +13,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt import version
+from dexcom2mqtt import threads, version
 from dexcom2mqtt.daemon.asking import broker_of
 from dexcom2mqtt.daemon.daemon import STOP, Daemon
 
@@ -33,6 +33,28 @@ _FILES: Final = 64
 
 class SecondDaemonError(Exception):
     """Another daemon has the same name at the same broker: each would take the other off it."""
+
+
+class _End:
+    """The end of the process, whatever hangs: even writing to the log may, if nobody reads it.
+
+    Its thread is there from the start, since none may be started any more when it is needed. Raises ThreadError.
+    """
+
+    def __init__(self) -> None:
+        self._near = threading.Event()
+        self._code = 0
+        threads.start("end", self._run)
+
+    def is_near(self, code: int) -> None:
+        """Let the process end with this code soon, unless it has ended before."""
+        self._code = code
+        self._near.set()
+
+    def _run(self) -> None:
+        self._near.wait()
+        threading.Event().wait(_STOP_SECONDS)
+        os._exit(self._code)
 
 
 def _runs_already(mqtt: Mqtt) -> bool:
@@ -64,8 +86,8 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
 
     The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
     waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
-    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError, VariableError
-    and SecondDaemonError.
+    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError, VariableError,
+    SecondDaemonError and ThreadError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     already = _runs_already(settings.mqtt)
@@ -80,14 +102,12 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     _allow_open_files(2 * len(settings.accounts) + _FILES)
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
+    end = _End()
     daemon.start()
     daemon.answer_for_health()
     signal.sigwait(STOP)
     code = 1 if daemon.broken else 0
-    # Even writing to the log may hang, where nobody reads it.
-    at_last = threading.Timer(_STOP_SECONDS, os._exit, [code])
-    at_last.daemon = True
-    at_last.start()
+    end.is_near(code)
     daemon.stop()
     _log.info("stopped")
     return code

@@ -153,7 +153,7 @@ def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copied)
         debian.run("chown", "-R", "pi:", "/home/pi")
-        install, check, service = blocks("README.md", "### Raspberry Pi")
+        install, check, _, service = blocks("README.md", "### Raspberry Pi")
         packages, clone, *rest = install.splitlines()
         assert set(packages.split()[3:]) & set(PACKAGES)  # it is not asked again
         assert clone.startswith("git clone ADDRESS dexcom2mqtt ")  # it is there already
