@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 DEFAULT_FILES: Final = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
 DOCKER_SECRETS: Final = Path("/run/secrets")
 
+_NOT_HANDED_OVER: Final = (
+    "; systemd did not hand it over (LoadCredential= of the unit). In a container of Proxmox, Incus or LXD, install "
+    "systemd/lxc.conf: docs/deployment.md has the commands"
+)
 _MAX_BYTES = 512 * 1024  # a thousand accounts fit with every key; what is larger is the wrong file
 
 
@@ -168,12 +172,16 @@ def _read(file: Path, drop: str = r"\Z") -> str:
             content = stream.read(_MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}{_NOT_HANDED_OVER * _by_systemd(file)}") from None
     except ValueError:
         raise ConfigError(f"{file}: is not a text in UTF-8; save it as one") from None
     if len(content) > _MAX_BYTES:
         raise ConfigError(f"{file}: is larger than {_MAX_BYTES} bytes and so cannot be what was meant")
     return re.sub(drop, "", text)
+
+
+def _by_systemd(file: Path) -> bool:
+    return file.is_relative_to("/run/credentials")
 
 
 def exposed(file: Path, layer: Layer, settings: Settings) -> str:

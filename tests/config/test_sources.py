@@ -253,6 +253,12 @@ def test_a_named_file_must_be_good(
     assert caught.value.mistakes == (f"{file}: {mistake}",)
 
 
+def test_what_systemd_did_not_hand_over_is_told_as_that() -> None:
+    """Nobody knows that path: what is wrong is the unit, or the container around it."""
+    with pytest.raises(ConfigError, match=r"No such file or directory; systemd did not hand it over .*lxc\.conf"):
+        load(Path("/run/credentials/dexcom2mqtt.service/config.yaml"), environ={})
+
+
 def test_a_folder_in_place_of_the_usual_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder called config.yaml, as Docker makes it where the file to mount is missing, is told."""
     monkeypatch.chdir(tmp_path)

@@ -39,11 +39,11 @@ STATUS = re.compile(r"^anna: (\d+) mg/dL [↑↗→↘↓]+ \d min ago, next pol
 class Booted(Debian):
     """A Debian that systemd boots. It has this machine's network, and ends with the tests, however those end."""
 
-    def boot(self, log: Path) -> None:
+    def boot(self, log: Path, *options: str) -> None:
         # Where these tests end, unshare is killed, and with it whatever runs in its namespace. nspawn alone, when it
         # is killed, leaves its container running.
         nspawn = ("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe")
-        self._unshare = Process([*APART, *nspawn, "--boot", "-D", self.folder], log)
+        self._unshare = Process([*APART, *nspawn, *options, "--boot", "-D", self.folder], log)
         try:
             eventually(self._is_up, 180)
         except AssertionError:
@@ -362,6 +362,71 @@ def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None
     assert debian.healthcheck() == (1, "dexcom2mqtt: the daemon does not answer within 5 s; is it frozen?\n")
     debian.signal("CONT")
     assert debian.healthcheck() == (0, "healthy\n")
+
+
+CONTAINER = "/run/systemd/system/service.d/zzz-lxc-service.conf"
+TAKEN_AWAY = """[Service]
+ProcSubset=all
+ProtectProc=default
+ProtectControlGroups=no
+ProtectKernelTunables=no
+NoNewPrivileges=no
+LoadCredential=
+ImportCredential=
+PrivateNetwork=no
+"""
+"""What containers of LXC add to each service, as lxc/distrobuilder's generator writes it (its issue 985)."""
+
+
+def test_a_container_that_takes_credentials_away(
+    start: Callable[..., Booted], installed: Booted, share: SimulatedShare, broker: Mosquitto
+) -> None:
+    """The log says that systemd did not hand the configuration over; with the drop-in, as documented, it runs."""
+    installed.systemctl("stop", "dexcom2mqtt")
+    installed.write(CONTAINER, TAKEN_AWAY)
+    installed.configure(settings(share, broker))
+    began = time.time()
+    installed.systemctl("start", "dexcom2mqtt", may_fail=True)
+    assert installed.shown("ExecMainStatus") == "78"
+    assert "systemd did not hand it over" in installed.journal(began)
+    runs_as_in_a_container(installed)
+    installed.run("rm", "-r", CONTAINER, f"{UNIT}.d")
+    assert start().healthcheck() == (0, "healthy\n")
+
+
+def test_a_container_that_allows_no_mounts(installed: Booted, tmp_path: Path) -> None:
+    """As it is, the service cannot be confined and does not start; with the drop-in, as documented, it runs."""
+    installed.systemctl("stop", "dexcom2mqtt")
+    installed.end()
+    installed.boot(tmp_path / "log", "--system-call-filter=~unshare")
+    eventually(lambda: installed.shown("ExecMainStatus") == "226", why=installed.journal())
+    runs_as_in_a_container(installed)
+    installed.run("rm", "-r", f"{UNIT}.d")
+    installed.end()
+    installed.boot(tmp_path / "again")
+
+
+def runs_as_in_a_container(debian: Booted) -> None:
+    """Type the documented commands, and see that they help."""
+    (commands,) = blocks(DOCS, "### In an LXC container")[:1]
+    debian.run("sh", "-euc", f"cd /home/pi/dexcom2mqtt\n{commands}")
+    assert debian.systemctl("is-active", "dexcom2mqtt") == "active"
+    assert debian.healthcheck() == (0, "healthy\n")
+    assert debian.run("stat", "-c", "%U", f"/proc/{debian.shown('MainPID')}").stdout.strip() == "dexcom2mqtt"
+    debian.systemctl("stop", "dexcom2mqtt")
+    debian.run("userdel", "dexcom2mqtt")
+    debian.run("chown", "root", CONFIG)
+
+
+def test_a_limit_on_processes_is_told(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> None:
+    """The log says in one line that no more threads can be started, and what to raise."""
+    installed.systemctl("stop", "dexcom2mqtt")
+    installed.configure(settings(share, broker), "[Service]\nTasksMax=3\n")
+    began = time.time()
+    installed.systemctl("start", "dexcom2mqtt", may_fail=True)
+    eventually(lambda: "this system lets the daemon start no more threads" in installed.journal(began))
+    assert "Traceback" not in installed.journal(began)
+    assert installed.shown("ExecMainStatus") == "1"
 
 
 def test_nothing_is_left_of_it(start: Callable[..., Booted], broker: Mosquitto) -> None:
