@@ -421,7 +421,7 @@ def runs_as_in_a_container(debian: Booted) -> None:
 def test_a_limit_on_processes_is_told(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> None:
     """The log says in one line that no more threads can be started, and what to raise."""
     installed.systemctl("stop", "dexcom2mqtt")
-    installed.configure(settings(share, broker), "[Service]\nTasksMax=3\n")
+    installed.configure(settings(share, broker), "[Service]\nLimitNPROC=3\n")
     began = time.time()
     installed.systemctl("start", "dexcom2mqtt", may_fail=True)
     eventually(lambda: "this system lets the daemon start no more threads" in installed.journal(began))
