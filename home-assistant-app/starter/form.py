@@ -1,0 +1,193 @@
+"""What was filled in on the tab Configuration, and the daemon's configuration that follows from it.
+
+The Supervisor has checked it against the schema of the app. What a schema cannot say is checked here or by the daemon,
+and told by the names on the form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+KEY: Final = re.compile(r"(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*")
+"""What the daemon takes for the key of an account."""
+FROM: Final = 55
+TO: Final = 249
+"""mg/dL; the limits of very low and very high, which the form does not have, lie right beyond these."""
+_OPEN_WAY: Final = "the broker is on another machine and tls is not set"
+_DEFAULTS: Final = {"low": 70, "high": 180}
+
+_UNDIVIDED: Final = str.maketrans(
+    {
+        "ß": "ss",
+        "æ": "ae",
+        "œ": "oe",
+        "ø": "o",
+        "đ": "d",
+        "ð": "d",
+        "ħ": "h",
+        "\N{LATIN SMALL LETTER DOTLESS I}": "i",
+        "ł": "l",
+        "þ": "th",
+    }
+)
+"""Letters that Unicode does not take apart into a plain one and its accent."""
+_HARMLESS: Final = re.compile(r"[ !#-\[\]-~]")
+"""What stands for itself between double quotes in YAML, and nowhere breaks a line."""
+
+
+class FormError(Exception):
+    """What was filled in cannot be used; ``mistakes`` has a text for each reason, none of them a secret."""
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class Broker(NamedTuple):
+    """A broker and how to sign in to it, as the Supervisor tells."""
+
+    host: str
+    port: int
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The keys of the daemon's configuration."""
+        signing_in = {"username": self.username, "password": self.password}
+        tls = {"tls": True} if self.tls else {}
+        return {"host": self.host, "port": self.port} | _filled(signing_in) | tls
+
+    def __str__(self) -> str:
+        """Name it, without what is a secret."""
+        return f"{self.host} port {self.port}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form as it was filled in: each account by its key, and what is empty left out."""
+
+    accounts: Mapping[str, Mapping[str, object]]
+    mqtt: Mapping[str, object]
+    general: Mapping[str, object]
+
+    @property
+    def names_a_broker(self) -> bool:
+        """Whether the Supervisor need not be asked for one."""
+        return "host" in self.mqtt
+
+    def configuration(self, broker: Broker | None) -> str:
+        """Return the daemon's configuration as YAML; ``broker`` is the Supervisor's, if it was asked for one."""
+        found = broker.settings if broker else {}
+        if "username" in self.mqtt:  # the other one's password is not theirs
+            found.pop("password", None)
+        accounts = {key: _account(entry) for key, entry in self.accounts.items()}
+        return _yaml({"accounts": accounts, "mqtt": {**found, **self.mqtt}, **self.general}) + "\n"
+
+    def told(self, line: str) -> str | None:
+        """Say by the form's names what the daemon says of its configuration, without where in its file that is.
+
+        None for what need not be said: the way to the Supervisor's broker is open, but within this machine.
+        """
+        if _OPEN_WAY in line:
+            return line.partition("; ")[0] if self.names_a_broker else None
+        line = re.sub(r" \([^()]*\.yaml, line \d+\)$", "", line)
+        return re.sub(r"\baccounts\.(\w+)(?:\.ranges)?(\.?)", self._entry, line)
+
+    def _entry(self, match: re.Match[str]) -> str:
+        entry = self.accounts.get(match[1])
+        return match[0] if entry is None else _place(entry) + (", " if match[2] else "")
+
+
+def read(text: str) -> Form:
+    """Read /data/options.json. Raises FormError with every mistake."""
+    try:
+        options = json.loads(text)
+        accounts = [_filled(entry) for entry in options.get("accounts") or []]
+        mqtt = _filled(options.get("mqtt") or {})
+    except (ValueError, TypeError, AttributeError):
+        raise FormError("what was filled in is not as the form has it; save it once more") from None
+    mistakes = [*_mistakes(accounts)]
+    if mistakes:
+        raise FormError(*mistakes)
+    general = {key: options[key] for key in ("stale_after", "log_level") if key in options}
+    return Form({key_of(entry): entry for entry in accounts}, mqtt, _filled(general))
+
+
+def key_of(entry: Mapping[str, object]) -> str:
+    """Return the key of an account: the one that was filled in, or what its name has of plain letters and digits."""
+    if "key" in entry:
+        return str(entry["key"])
+    plain = unicodedata.normalize("NFKD", str(entry.get("name", "")).casefold().translate(_UNDIVIDED))
+    letters = "".join(character for character in plain if not unicodedata.combining(character))
+    return "_".join(re.findall("[a-z0-9]+", letters))
+
+
+def _mistakes(accounts: list[dict[str, Any]]) -> Iterator[str]:
+    if not accounts:
+        yield "accounts: there is none yet; add one, with the user name and password of who wears the sensor"
+    taken: dict[str, str] = {}
+    for number, entry in enumerate(accounts, 1):
+        key, place = key_of(entry), _place(entry, number)
+        if not KEY.fullmatch(key):
+            yield _unusable(place, entry)
+        elif key in taken:
+            yield (
+                f"{place}: its topics and entities would be called {key}, as those of {taken[key]}; give one of the "
+                f"two a key of its own, such as {key}_2"
+            )
+        taken[key] = place
+        yield from _limits(place, entry)
+
+
+def _unusable(place: str, entry: Mapping[str, object]) -> str:
+    if "key" in entry or "name" not in entry:
+        what = "key" if "key" in entry else "name"
+        return f"{place}, {what}: small letters and digits, separated by single _, such as anna_marie; not bridge"
+    return (
+        f"{place}: no key follows from this name; fill in the key yourself: small letters and digits, separated by "
+        "single _, such as anna_marie; not bridge"
+    )
+
+
+def _limits(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    found = _DEFAULTS | {key: entry[key] for key in _DEFAULTS if key in entry}
+    for key in _DEFAULTS:
+        if not (isinstance(found[key], int) and FROM <= found[key] <= TO):
+            yield f"{place}, {key}: a whole number from {FROM} to {TO}, in mg/dL whatever the unit (mmol/L times 18)"
+            return
+    if found["low"] >= found["high"]:
+        yield f"{place}: low ({found['low']}) has to be below high ({found['high']})"
+
+
+def _place(entry: Mapping[str, object], number: int = 0) -> str:
+    """Name an account as its user sees it; control characters could forge a line in the log."""
+    name = "".join(character if character.isprintable() else "?" for character in str(entry.get("name", "")))
+    return f'accounts, "{name[:60]}"' if name else f"accounts, entry {number}"
+
+
+def _account(entry: Mapping[str, object]) -> dict[str, object]:
+    ranges = {key: entry[key] for key in _DEFAULTS if key in entry}
+    rest = {key: value for key, value in entry.items() if key not in {"key", *_DEFAULTS}}
+    return rest | ({"ranges": ranges} if ranges else {})
+
+
+def _filled(options: Mapping[str, object]) -> dict[str, object]:
+    """Leave out what is empty: a field that was filled in once and emptied again stays as an empty text."""
+    return {key: value for key, value in options.items() if value not in (None, "")}
+
+
+def _yaml(value: object) -> str:
+    """Write YAML in one line, every text between quotes: no password can be taken for anything else."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return '"' + "".join(each if _HARMLESS.fullmatch(each) else f"\\U{ord(each):08x}" for each in text) + '"'

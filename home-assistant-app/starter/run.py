@@ -1,0 +1,94 @@
+"""From the form to the running daemon, until a signal or the daemon ends it.
+
+The main thread only waits for signals: to stop, that the daemon ended, and that there is another broker. They are
+blocked before anything else starts, so that none is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from starter import form, supervisor
+from starter.daemon import Daemon
+
+if TYPE_CHECKING:
+    from starter.form import Broker, Form
+
+_log = logging.getLogger(__name__)
+
+OPTIONS: Final = Path("/data/options.json")
+MISCONFIGURED: Final = 78  # as the daemon ends then
+_STOP: Final = {signal.SIGTERM, signal.SIGINT}
+_OTHER_BROKER: Final = signal.SIGUSR1
+
+
+def main() -> int:
+    """Run until SIGTERM, SIGINT or the end of the daemon; return its exit code, 78 where the form cannot be used."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOP, signal.SIGCHLD, _OTHER_BROKER})
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO)
+    try:
+        filled_in = form.read(_options())
+    except form.FormError as error:
+        return _complain(error)
+    return Starter(filled_in).run()
+
+
+class Starter:
+    """A daemon, and the broker that it is to have."""
+
+    def __init__(self, filled_in: Form) -> None:
+        self._form = filled_in
+        self._daemon = Daemon(os.environ, filled_in.told)
+        self._broker: Broker | None = None
+
+    def run(self) -> int:
+        """Start the daemon as soon as it is known which broker, and anew when that changes; return the exit code."""
+        if self._form.names_a_broker:
+            self._start()
+        else:
+            token = os.environ.get("SUPERVISOR_TOKEN", "")
+            threading.Thread(target=supervisor.keep_asking, args=(token, self._use), daemon=True).start()
+        while True:
+            number = signal.sigwait({*_STOP, signal.SIGCHLD, _OTHER_BROKER})
+            if number in _STOP:
+                return self._daemon.stop(signal.Signals(number))
+            if number == _OTHER_BROKER:
+                self._daemon.stop()
+                self._start()
+            elif (code := self._daemon.ended()) is not None:
+                return _say_how_it_ended(code)
+
+    def _use(self, broker: Broker) -> None:
+        """Let the main thread start the daemon with this broker; called by the thread that asks."""
+        self._broker = broker
+        os.kill(os.getpid(), _OTHER_BROKER)
+
+    def _start(self) -> None:
+        self._daemon.start(self._form.configuration(self._broker))
+
+
+def _options() -> str:
+    try:
+        return OPTIONS.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise form.FormError(f"{OPTIONS} cannot be read; this image runs as an app of Home Assistant alone") from None
+
+
+def _complain(error: form.FormError) -> int:
+    lines = ("dexcom2mqtt: the configuration cannot be used:", *(f"  {mistake}" for mistake in error.mistakes))
+    sys.stderr.write("\n".join([*lines, ""]))
+    return _say_how_it_ended(MISCONFIGURED)
+
+
+def _say_how_it_ended(code: int) -> int:
+    if code == MISCONFIGURED:
+        _log.error("change it on the tab Configuration, save, and start the app again")
+    elif code:
+        _log.error("the daemon ended with %s; the app's switch Watchdog starts it again then", code)
+    return code

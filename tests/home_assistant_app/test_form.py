@@ -1,0 +1,245 @@
+"""The form of Home Assistant's app becomes the daemon's configuration, or a mistake by the form's names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import starter
+from hypothesis import given
+from hypothesis import strategies as some
+from starter import form
+from starter.form import Broker, FormError, key_of
+
+from dexcom2mqtt.config import loading
+from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.yaml_text import parse
+from dexcom2mqtt.topics import ACCOUNT_KEY
+from tests.test_architecture import imports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dexcom2mqtt.config.settings import Settings
+
+ANNA = {"name": "Anna", "username": "anna@example.com", "password": "correct horse", "region": "us", "unit": "mg/dL"}
+BEN = ANNA | {"name": "Ben", "username": "ben@example.com"}
+MOSQUITTO = Broker("core-mosquitto", 1883, "addons", "secret of the broker")
+
+
+def read(*accounts: dict[str, Any], **options: object) -> form.Form:
+    return form.read(json.dumps({"accounts": accounts, **options}))
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Settings]:
+    """Read as the daemon does what the form becomes."""
+
+    def load(filled_in: form.Form, broker: Broker | None = MOSQUITTO) -> Settings:
+        file = tmp_path / "config.yaml"
+        file.write_text(filled_in.configuration(broker), encoding="utf-8")
+        file.chmod(0o600)
+        return loading.load(file, environ={}, secrets=())
+
+    return load
+
+
+def mistakes_of(*accounts: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(FormError) as raised:
+        read(*accounts)
+    return raised.value.mistakes
+
+
+# --- what becomes of it ------------------------------------------------------------------------------------
+
+
+def test_every_option_reaches_the_daemon(load: Callable[..., Settings]) -> None:
+    """Each field of the form is a key of the configuration, and what is empty is left to its default."""
+    anna = ANNA | {"low": 80, "high": 160, "key": "my_girl", "region": "ous", "unit": "mmol/L"}
+    ben = BEN | {"key": "", "low": None}
+    settings = load(read(anna, ben, stale_after=20, log_level="debug"))
+    first, second = settings.accounts["my_girl"], settings.accounts["ben"]
+    assert (first.name, first.region, first.unit) == ("Anna", "ous", "mmol/L")
+    assert first.username
+    assert first.username.get_secret_value() == "anna@example.com"
+    assert first.password.get_secret_value() == "correct horse"
+    assert (first.ranges.very_low, first.ranges.low, first.ranges.high, first.ranges.very_high) == (54, 80, 160, 250)
+    assert (second.name, second.ranges.low, second.ranges.high) == ("Ben", 70, 180)
+    assert (settings.stale_after, settings.log_level) == (20, "debug")
+
+
+@pytest.mark.parametrize(
+    ("filled_in", "broker", "expected"),
+    [
+        ({}, MOSQUITTO, ("core-mosquitto", 1883, "addons", "secret of the broker", False)),
+        ({}, Broker("10.0.0.2", 8883, tls=True), ("10.0.0.2", 8883, None, None, True)),
+        ({"host": "10.0.0.3"}, None, ("10.0.0.3", 1883, None, None, False)),
+        (
+            {"host": "10.0.0.3", "port": 1884, "username": "me", "password": "mine"},
+            None,
+            ("10.0.0.3", 1884, "me", "mine", False),
+        ),
+        ({"username": "me"}, MOSQUITTO, ("core-mosquitto", 1883, "me", None, False)),
+        ({"username": "me", "password": "mine"}, MOSQUITTO, ("core-mosquitto", 1883, "me", "mine", False)),
+        ({"host": "", "port": None}, MOSQUITTO, ("core-mosquitto", 1883, "addons", "secret of the broker", False)),
+    ],
+)
+def test_what_is_written_wins_over_the_supervisors_broker(
+    filled_in: dict[str, object],
+    broker: Broker | None,
+    expected: tuple[object, ...],
+    load: Callable[..., Settings],
+) -> None:
+    """A host of one's own stands alone, a user of one's own never gets another's password, and the rest is told."""
+    form = read(ANNA, mqtt=filled_in)
+    assert form.names_a_broker is (broker is None)
+    mqtt = load(form, broker).mqtt
+    user, password = (each and each.get_secret_value() for each in (mqtt.username, mqtt.password))
+    assert (mqtt.host, mqtt.port, user, password, mqtt.tls is not None) == expected
+
+
+@given(some.text(min_size=1, max_size=30))
+def test_every_text_arrives_as_it_was_filled_in(text: str) -> None:
+    """Whatever a password holds, the daemon gets just that, or tells that it cannot be."""
+    written = read(ANNA | {"password": text}, mqtt={"host": "localhost"}).configuration(None)
+    assert written.isascii()
+    assert parse("config.yaml", written)["accounts"]["anna"]["password"] == text
+
+
+# --- the key -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Anna", "anna"),
+        ("Anna Marie", "anna_marie"),
+        ("  Anna-Marie  2 ", "anna_marie_2"),
+        ("Jörg", "jorg"),
+        ("Zoë", "zoe"),
+        ("Øyvind Strauß", "oyvind_strauss"),
+        ("Łucja", "lucja"),
+        ("IŞIL", "isil"),
+        ("Ærø", "aero"),
+        ("Anna's", "anna_s"),
+        ("ANNA", "anna"),
+    ],
+)
+def test_the_key_is_made_of_the_name(name: str, key: str) -> None:
+    """Accents go, and what is neither a letter nor a digit parts words: what is left the daemon takes for a key."""
+    assert key_of({"name": name}) == key
+    assert form.KEY.fullmatch(key)
+
+
+def test_a_key_is_what_the_daemon_takes_for_one() -> None:
+    """The pattern is the daemon's own."""
+    assert form.KEY.pattern == ACCOUNT_KEY
+
+
+@given(some.text(max_size=20))
+def test_a_key_of_any_name_is_usable_or_told(name: str) -> None:
+    """No name ends in a key that the daemon would not take."""
+    entry = ANNA | {"name": name}
+    if form.KEY.fullmatch(key_of(entry)):
+        assert list(read(entry).accounts) == [key_of(entry)]
+    else:
+        assert ["small letters and digits" in mistake for mistake in mistakes_of(entry)] == [True]
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+def test_no_account_is_a_mistake() -> None:
+    """A form that nobody has filled in yet says what to add."""
+    assert ["add one" in mistake for mistake in mistakes_of()] == [True]
+
+
+def test_two_names_that_are_alike_are_both_named() -> None:
+    """The user learns which two accounts would be one, and what to fill in."""
+    (mistake,) = mistakes_of(ANNA | {"name": "Zoë"}, BEN, ANNA | {"name": "ZOE", "username": "zoe"})
+    assert mistake.startswith('accounts, "ZOE": ')
+    for piece in ("called zoe", 'accounts, "Zoë"', "a key of its own, such as zoe_2"):
+        assert piece in mistake
+    assert list(read(ANNA, ANNA | {"key": "other"}).accounts) == ["anna", "other"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"name": "安娜"}, 'accounts, "安娜": no key follows from this name; fill in the key yourself'),
+        ({"name": "Bridge"}, 'accounts, "Bridge": no key follows'),
+        ({"name": ""}, "accounts, entry 1, name: small letters and digits"),
+        ({"key": "Anna Marie"}, 'accounts, "Anna", key: small letters and digits'),
+        ({"key": "bridge"}, 'accounts, "Anna", key: '),
+        ({"low": 4}, 'accounts, "Anna", low: a whole number from 55 to 249, in mg/dL whatever the unit'),
+        ({"high": 250}, 'accounts, "Anna", high: a whole number from 55 to 249'),
+        ({"low": "70"}, 'accounts, "Anna", low: a whole number'),
+        ({"low": 200}, 'accounts, "Anna": low (200) has to be below high (180)'),
+        ({"name": "A\nERROR forged", "low": 1}, 'accounts, "A?ERROR forged", low: '),
+    ],
+)
+def test_a_mistake_names_the_entry_and_its_field(changed: dict[str, object], told: str) -> None:
+    """It is told as the form has it, with what is allowed, in one line."""
+    (mistake,) = mistakes_of(ANNA | changed)
+    assert mistake.startswith(told)
+    assert mistake.isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"accounts": [1]}', '{"accounts": 1}', '{"accounts": [], "mqtt": 1}'])
+def test_options_that_are_none_are_a_mistake(text: str) -> None:
+    """What the Supervisor would never write is no traceback, either."""
+    with pytest.raises(FormError):
+        form.read(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"username": "anna@example.com "}, 'accounts, "Anna", username: found a value not shown here'),
+        ({"password": "PASSWORD"}, 'accounts, "Anna", password: found a value not shown here'),
+        ({"region": "mars"}, "accounts, \"Anna\", region: found 'mars'; allowed: us, ous, jp"),
+    ],
+)
+def test_the_daemons_mistakes_are_told_by_the_forms_names(
+    changed: dict[str, str], told: str, load: Callable[..., Settings]
+) -> None:
+    """What the daemon alone can tell names the entry and its field, and no file that the user has never seen."""
+    filled_in = read(ANNA | changed)
+    with pytest.raises(ConfigError) as raised:
+        load(filled_in)
+    (mistake,) = raised.value.mistakes
+    line = filled_in.told(mistake)
+    assert line
+    assert line.startswith(told)
+    assert "config.yaml" not in line
+
+
+def test_what_the_daemon_says_of_other_things_stays() -> None:
+    """Lines of the log pass as they are."""
+    for line in ("INFO    anna: 85 mg/dL →", "accounts.carla.region: x", "reads accountsXanna.y", ""):
+        assert read(ANNA).told(line) == line
+
+
+def test_the_way_to_the_supervisors_broker_is_no_trouble(load: Callable[..., Settings]) -> None:
+    """The warning of a broker without TLS is for one on another machine, without a remedy that the form has not."""
+    own = read(ANNA, mqtt={"host": "10.0.0.3"})
+    (warning,) = load(own).warnings
+    assert own.told(warning) == warning.partition(";")[0]
+    assert read(ANNA).told(load(read(ANNA)).warnings[0]) is None
+
+
+# --- the house ---------------------------------------------------------------------------------------------
+
+
+def test_the_starter_takes_no_library() -> None:
+    """It runs before and beside the daemon, with Python's own modules alone."""
+    modules = sorted(Path(starter.__file__).parent.glob("*.py"))
+    assert len(modules) > 4
+    for module in modules:
+        used = {name.partition(".")[0] for name in imports(module.read_text(encoding="utf-8"))}
+        assert used <= {*sys.stdlib_module_names, "starter"}, module.name
+        assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))), module.name

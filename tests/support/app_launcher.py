@@ -1,0 +1,52 @@
+"""The starter of Home Assistant's app as a process; otherwise it is ``python -m starter``.
+
+In the app there is a Supervisor by that name, and everything has its place. From the environment come here ``STUB``,
+the port of a stub of it on loopback; ``OPTIONS``, what was filled in; ``HANDED``, the folder for the daemon's
+configuration; and ``EVERY`` and ``SECONDS``, in place of how often it asks, and how long an answer may take. Who is not
+root cannot become somebody else: then the daemon keeps the user of the tests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+from starter import daemon, run, supervisor
+
+CONNECTION = http.client.HTTPConnection
+
+
+def main() -> int:
+    """Take the hooks from the environment, and run the starter."""
+    given = {name: os.environ.pop(name) for name in ("STUB", "OPTIONS", "HANDED", "EVERY", "SECONDS")}
+    with ExitStack() as hooks:
+
+        def patch(of: object, name: str, value: object) -> None:
+            hooks.enter_context(mock.patch.object(of, name, value))
+
+        patch(run, "OPTIONS", Path(given["OPTIONS"]))
+        patch(daemon, "FOLDER", Path(given["HANDED"]))
+        patch(supervisor, "EVERY", float(given["EVERY"]))
+        patch(supervisor, "SECONDS", float(given["SECONDS"]))
+        patch(supervisor, "FIRST_PAUSE", 0.05)
+        patch(supervisor, "LONGEST_PAUSE", 0.2)
+        patch(http.client, "HTTPConnection", partial(_connect, int(given["STUB"])))
+        if os.geteuid():
+            patch(daemon, "WITHOUT_RIGHTS", ())
+            patch(daemon, "USER", os.geteuid())
+        return run.main()
+
+
+def _connect(port: int, host: str, timeout: float) -> http.client.HTTPConnection:
+    """Reach the stub by the Supervisor's name."""
+    assert host == "supervisor"
+    return CONNECTION("127.0.0.1", port, timeout=timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
