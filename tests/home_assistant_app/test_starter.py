@@ -146,7 +146,7 @@ def test_every_option_reaches_the_broker(app: App, mosquitto: Mosquitto) -> None
         device = json.loads(subscriber.wait_for("homeassistant/device/dexcom2mqtt_girl/config").payload)
         state = json.loads(subscriber.wait_for("dexcom2mqtt/girl/state").payload)
     assert device["dev"]["name"] == "Anna Marie"
-    assert device["cmps"]["glucose_value"]["exp_aft"] == 20 * 60
+    assert device["cmps"]["glucose_value"]["expire_after"] == 20 * 60
     assert state["unit"] == "mmol/L"
     assert state["range"] in {"low", "high"}
     assert "u'me'" in mosquitto.log()
@@ -335,5 +335,5 @@ def test_a_broker_that_is_not_there_is_the_daemons_business(app: App) -> None:
     """The daemon copes with it, as ever: it is started, and keeps trying."""
     app.supervisor.answer = stub.broker(free_port())
     process = app.start(FORM)
-    _said(process, "takes no connections")
+    _said(process, "127.0.0.1:")
     assert process.running

@@ -1,0 +1,277 @@
+"""The repository with the app for Home Assistant: what the script writes, held against the Supervisor's rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tomllib
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import write
+import yaml
+
+from tests.home_assistant_app.test_form import ANNA
+from tests.support import supervisor_rules as rules
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+WHEEL = f"dexcom2mqtt-{VERSION}-py3-none-any.whl"
+TEMPLATES = ROOT / "home-assistant-app"
+
+
+def script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "scripts" / "home-assistant-app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let the script write one."""
+    folder = tmp_path_factory.mktemp("written") / "repository"
+    ran = script(folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert f"Copy {folder}/dexcom2mqtt into the folder addons" in ran.stdout
+    return folder
+
+
+def config_of(repository: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((repository / "dexcom2mqtt" / "config.yaml").read_text(encoding="utf-8")))
+
+
+# --- what is written ---------------------------------------------------------------------------------------
+
+
+def test_it_is_complete(repository: Path) -> None:
+    """It has each file that the Supervisor shows or builds from, and no other."""
+    starter = {f"starter/{file.name}" for file in (TEMPLATES / "starter").glob("*.py")}
+    shown = {"DOCS.md", "README.md", "CHANGELOG.md", "icon.png", "logo.png", "translations/en.yaml"}
+    app = {"config.yaml", "Dockerfile", "apparmor.txt", WHEEL, *shown, *starter}
+    files = {file.relative_to(repository).as_posix() for file in repository.rglob("*") if file.is_file()}
+    assert files == {"repository.yaml", *(f"dexcom2mqtt/{name}" for name in app)}
+
+
+def test_it_is_of_this_version(repository: Path) -> None:
+    """The version is that of the package, wherever one stands, and nothing is left to fill in."""
+    assert config_of(repository)["version"] == VERSION
+    app = repository / "dexcom2mqtt"
+    assert f"BUILD_VERSION={VERSION}" in (app / "Dockerfile").read_text(encoding="utf-8")
+    for file in app.rglob("*.*"):
+        if file.suffix in {".yaml", ".txt", ".md"}:
+            assert not re.search(r"\bVERSION\b", file.read_text(encoding="utf-8")), file
+    assert (app / "CHANGELOG.md").read_bytes() == (ROOT / "CHANGELOG.md").read_bytes()
+
+
+def test_the_package_in_it_is_this_one(repository: Path) -> None:
+    """The wheel has the daemon, and not what stands beside it in the app."""
+    names = zipfile.ZipFile(repository / "dexcom2mqtt" / WHEEL).namelist()
+    assert "dexcom2mqtt/cli.py" in names
+    assert not [name for name in names if "starter" in name]
+
+
+def test_home_assistant_finds_one_app(repository: Path) -> None:
+    """Of all files in it one is taken for an app, and of the templates here none."""
+
+    def found(folder: Path) -> list[str]:
+        files = (file.relative_to(folder).as_posix() for file in folder.rglob("*"))
+        return [file for file in files if re.search(r"(^|/)config\.(.*\.)?(ya?ml|json)$", file)]
+
+    assert found(repository) == ["dexcom2mqtt/config.yaml"]
+    assert found(TEMPLATES) == []
+    assert not (ROOT / "repository.yaml").exists()
+
+
+def test_the_repository_is_named(repository: Path) -> None:
+    """The name is a must; a link needs a place where this is published."""
+    named = yaml.safe_load((repository / "repository.yaml").read_text(encoding="utf-8"))
+    assert named.keys() <= {"name", "url", "maintainer"}
+    assert named["name"]
+
+
+@pytest.mark.parametrize(("name", "width", "height"), [("icon.png", 128, 128), ("logo.png", 250, 100)])
+def test_the_pictures(repository: Path, name: str, width: int, height: int) -> None:
+    """Each is a small PNG of the size that Home Assistant asks for, and has something on it."""
+    content = (repository / "dexcom2mqtt" / name).read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, rest = {}, content[8:]
+    while rest:
+        (length,), kind = struct.unpack(">I", rest[:4]), rest[4:8]
+        chunks[kind] = rest[8 : 8 + length]
+        assert rest[8 + length : 12 + length] == struct.pack(">I", zlib.crc32(kind + chunks[kind]))
+        rest = rest[12 + length :]
+    assert struct.unpack(">IIBBBBB", chunks[b"IHDR"]) == (width, height, 8, 6, 0, 0, 0)
+    pixels = zlib.decompress(chunks[b"IDAT"])
+    assert len(pixels) == height * (1 + 4 * width)
+    assert len(set(pixels)) > 20
+    assert len(content) < 10_000
+
+
+# --- the Supervisor's rules --------------------------------------------------------------------------------
+
+
+def test_config_keeps_the_rules(repository: Path) -> None:
+    """No rule of the Supervisor or the linter is broken."""
+    assert list(rules.broken_by(config_of(repository))) == []
+
+
+def test_config_says_what_was_promised(repository: Path) -> None:
+    """Architectures, the oldest Home Assistant, the broker, and a form with the accounts as a list."""
+    config = config_of(repository)
+    assert sorted(config["arch"]) == ["aarch64", "amd64"]
+    assert (config["homeassistant"], config["services"]) == ("2025.10.0", ["mqtt:want"])
+    (account,) = config["schema"]["accounts"]
+    assert list(account) == ["name", "username", "password", "region", "unit", "low", "high", "key"]
+    assert list(config["schema"]["mqtt"]) == ["host", "port", "username", "password"]
+    assert config["schema"].keys() == {"accounts", "mqtt", "stale_after", "log_level"}
+
+
+def test_the_form_takes_what_is_filled_in(repository: Path) -> None:
+    """The usual entry is valid, and so is every field; what the daemon would not take is refused on saving."""
+    schema = config_of(repository)["schema"]
+    full = ANNA | {"low": 80, "high": 200, "key": "anna"}
+    mqtt = {"host": "10.0.0.3", "port": 1884, "username": "me", "password": "mine"}
+    valid = [
+        {"accounts": [ANNA], "mqtt": {}},
+        {"accounts": [full], "mqtt": mqtt, "stale_after": 20, "log_level": "info"},
+    ]
+    assert [list(rules.not_valid(schema, options, "options")) for options in valid] == [[], []]
+    for wrong in ({"region": "mars"}, {"unit": "mg"}, {"name": None}):
+        assert list(rules.not_valid(schema, {"accounts": [ANNA | wrong], "mqtt": {}}, "options"))
+    assert list(rules.not_valid(schema, {"accounts": [], "mqtt": {}, "stale_after": 5}, "options"))
+
+
+def test_every_option_is_explained(repository: Path) -> None:
+    """Each field of the form has a name and a description, and no other is explained."""
+    file = repository / "dexcom2mqtt" / "translations" / "en.yaml"
+    translations = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert translations.keys() == {"configuration"}
+    assert list(rules.untranslated(config_of(repository)["schema"], translations["configuration"])) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "broken"),
+    [
+        ({"init": True}, "init has its default"),
+        ({"boot": "auto"}, "boot has its default"),
+        ({"watchdog": "tcp://[HOST]:1"}, "watchdog is no key"),
+        ({"codenotary": "a@b"}, "codenotary is no key"),
+        ({"arch": ["armv7"]}, "arch"),
+        ({"slug": "a b"}, "slug"),
+        ({"version": 1}, "version is no text"),
+        ({"services": ["mqtt"]}, "services: mqtt"),
+        ({"schema": {"a": "text"}, "options": {"a": "b"}}, "schema.a: text is no type"),
+        ({"schema": {"a": [["str"]]}, "options": {"a": []}}, "schema.a: neither a type nor keys nor a list of one"),
+        ({"schema": {"a": {"b": "str?"}, "c": "str?"}, "options": {"c": "d"}}, "options.a is missing"),
+        ({"schema": {"a": "str?"}, "options": {"b": 1}}, "options.b is not in the schema"),
+        ({"schema": {"a": "str?"}, "options": {"a": None}}, "options.a: not str?"),
+    ],
+)
+def test_a_rule_that_is_broken_is_found(changed: dict[str, object], broken: str, repository: Path) -> None:
+    """Each rule finds what breaks it."""
+    assert list(rules.broken_by(config_of(repository) | changed)) == [broken]
+
+
+def test_the_profile(repository: Path, tmp_path: Path) -> None:
+    """There is one AppArmor profile, by the name of the app, and AppArmor's own parser takes it."""
+    file = repository / "dexcom2mqtt" / "apparmor.txt"
+    assert rules.PROFILE.findall(file.read_text(encoding="utf-8")) == ["dexcom2mqtt"]
+    parser = shutil.which("apparmor_parser", path="/usr/sbin:/sbin")
+    if parser is None:
+        pytest.skip("apparmor_parser is not installed; install the package apparmor to run them")
+    broken = tmp_path / "broken"
+    broken.write_text(file.read_text(encoding="utf-8").replace("/data/ r,", "/data/ raw,"), encoding="utf-8")
+    codes = [subprocess.run([parser, "-Q", "-K", each], capture_output=True, check=False) for each in (file, broken)]
+    assert [ran.returncode for ran in codes] == [0, 1]
+    assert b"rror" not in codes[0].stderr
+
+
+def test_the_image_is_made_of_the_folder(repository: Path) -> None:
+    """What is copied into it lies in the folder, the base is named, and so is the health check."""
+    text = (repository / "dexcom2mqtt" / "Dockerfile").read_text(encoding="utf-8")
+    copied = re.findall(r"(?m)^COPY (?!--from)(\S+) ", text)
+    assert all(list((repository / "dexcom2mqtt").glob(pattern)) for pattern in copied)
+    bases = re.findall(r"(?m)^FROM (\S+)", text)
+    main = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert set(bases) == set(re.findall(r"(?m)^FROM (\S+)", main))
+    (check,) = re.findall(r"(?m)^HEALTHCHECK (.*)$", text)
+    assert check in main
+    assert json.loads(check.rpartition("CMD ")[2]) == ["dexcom2mqtt", "healthcheck"]
+
+
+# --- the script --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", ["ghcr.io/you/dexcom2mqtt", "you/dexcom2mqtt", "localhost:5000/{arch}-dexcom2mqtt"])
+def test_a_published_image_is_named(image: str, repository: Path, tmp_path: Path) -> None:
+    """With --image the store fetches it; all else is the same."""
+    folder = tmp_path / "repository"
+    assert script(folder, "--image", image).returncode == 0
+    assert config_of(folder) == config_of(repository) | {"image": image}
+    assert list(rules.broken_by(config_of(folder))) == []
+
+
+@pytest.mark.parametrize("image", ["ghcr.io/you/x:1", "ghcr.io/You/x", "GHCR.io/you/x", "", "a b", "x/", "/x"])
+def test_an_image_that_cannot_be_is_refused(image: str, tmp_path: Path) -> None:
+    """What Home Assistant would refuse is told before anything is written."""
+    ran = script(tmp_path / "repository", "--image", image)
+    assert ran.returncode == 2
+    assert "is not as ghcr.io/you/dexcom2mqtt: small letters, and no tag" in ran.stderr
+    assert not (tmp_path / "repository").exists()
+
+
+def test_it_writes_over_its_own(repository: Path, tmp_path: Path) -> None:
+    """A repository of an older version becomes one of this, with its history, and without the older package."""
+    folder = tmp_path / "repository"
+    shutil.copytree(repository, folder)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").touch()
+    (folder / "dexcom2mqtt" / WHEEL).rename(folder / "dexcom2mqtt" / "dexcom2mqtt-0.0.9-py3-none-any.whl")
+    (folder / "dexcom2mqtt" / "starter" / "older.py").touch()
+    assert script(folder).returncode == 0
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    expected = {file.relative_to(repository).as_posix() for file in repository.rglob("*") if file.is_file()}
+    assert files == {*expected, ".git/HEAD"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "dexcom2mqtt/pyproject.toml", "dexcom2mqtt/starter/my.txt"])
+def test_it_writes_over_nothing_else(name: str, tmp_path: Path) -> None:
+    """A folder with anything else in it, such as a clone, stays as it is."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    ran = script(tmp_path)
+    assert ran.returncode == 1
+    assert f"has something else in it ({name}); name a new or an empty folder" in ran.stderr
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / name]
+
+
+def test_it_writes_into_no_file(tmp_path: Path) -> None:
+    """A file in the place of the folder is named."""
+    (tmp_path / "file").touch()
+    ran = script(tmp_path / "file")
+    assert (ran.returncode, ran.stderr) == (1, f"home-assistant-app: {tmp_path}/file is a file; name a folder\n")
+
+
+def test_a_package_that_cannot_be_built_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where pip fails, its last words are told, and nothing is written."""
+    monkeypatch.setattr(write, "ROOT", tmp_path / "nothing")
+    assert write.main([str(tmp_path / "repository")]) == 1
+    assert "home-assistant-app: the package cannot be built: " in capsys.readouterr().err
+    assert not (tmp_path / "repository").exists()
+
+
+def test_it_needs_nothing_but_python() -> None:
+    """What writes it takes no library, as it runs where nothing is installed."""
+    for file in (TEMPLATES / "write.py", TEMPLATES / "pictures.py"):
+        used = set(re.findall(r"(?m)^(?:import|from) (\w+)", file.read_text(encoding="utf-8")))
+        assert used <= {*sys.stdlib_module_names, "pictures"}
