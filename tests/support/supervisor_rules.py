@@ -1,8 +1,8 @@
 """The rules for an app of Home Assistant, as its Supervisor and the linter of add-ons have them in 2026.
 
 Written after supervisor/apps/validate.py, apps/options.py and store/ of home-assistant/supervisor (2026-08), and after
-src/lint.py and src/config.schema.json of frenck/action-addon-linter (2026-04). Neither can be installed here. A key that is
-none of these is an error for the linter; one with its default is, too.
+src/lint.py and src/config.schema.json of frenck/action-addon-linter (2026-04). Neither can be installed here. A key
+that is none of these is an error for the linter, and so is one with its default.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ TYPE: Final = re.compile(
     r"(|bool|email|url|port|device(\(subsystem=[a-z]+\))?|str(\(\d*,\d*\))?|password(\(\d*,\d*\))?|int(\(-?\d*,-?\d*\))?"
     r"|float(\(-?[\d.]*,-?[\d.]*\))?|match\(.*\)|list\(.+\))\??"
 )
-CONFIG_FILE: Final = re.compile(r"(?:.*/)?config\.[^/]*(?<=\.(?:yaml|json))|(?:.*/)?config\.(?:.*\.)?yml")
 PROFILE: Final = re.compile(r"^profile ([^ ]+).*$", re.MULTILINE)
 
 
@@ -80,7 +79,7 @@ def broken_by(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _in_schema(element: Any, place: str, *, in_list: bool = False) -> Iterator[str]:  # what YAML gives
-    """A text of a type, a list of one such element (no list in a list), or elements by their keys."""
+    """Check for the text of a type, a list of one such element (no list in a list), or elements by their keys."""
     if isinstance(element, str):
         if not TYPE.fullmatch(element):
             yield f"{place}: {element} is no type"
