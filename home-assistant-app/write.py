@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--image",
         type=_image,
         metavar="NAME",
-        help="an image that is published, as ghcr.io/you/dexcom2mqtt, in place of building it in Home Assistant",
+        help="a published image, as registry.example.com/you/dexcom2mqtt, in place of one that Home Assistant builds",
     )
     given = parser.parse_args(arguments)
     try:
@@ -135,7 +135,9 @@ def _image(name: str) -> str:
     path = rest if slash and ("." in first or ":" in first or first == "localhost") else name
     registry = first.partition(":")[0] if path == rest else "localhost"
     if ":" in path or not _REGISTRY.fullmatch(registry) or not all(map(_PART.fullmatch, path.split("/"))):
-        raise argparse.ArgumentTypeError(f"{name!r} is not as ghcr.io/you/dexcom2mqtt: small letters, and no tag")
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is not as registry.example.com/you/dexcom2mqtt: small letters, and no tag"
+        )
     return name
 
 

@@ -22,10 +22,16 @@ from tests.support.processes import Process, eventually
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.e2e.debian import Debian
+
 COMPOSE = Path(sys.executable).with_name("podman-compose")
 
 CONFINED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 """As docker does it: podman alone would mount something writable at /run and /tmp."""
+
+PYTHON = "docker.io/library/python:3.13-slim"
+"""What our images are made from; here it is a Debian under that name."""
+_PATH = "--change=ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -161,6 +167,19 @@ class Machine:
         """Return what an image says about itself."""
         (found,) = json.loads(self.run("podman", "image", "inspect", image).stdout)
         return dict(found)
+
+
+def make_python(machine: Machine, debian: Debian) -> None:
+    """Make Python's image of a Debian that has python3-venv.
+
+    pip in there finds its index as here; our Dockerfiles know nothing of that.
+    """
+    debian.inside("/usr/local/bin/python").symlink_to("/usr/bin/python3")
+    settings = [
+        f"{key[4:].lower().replace('_', '-')} = {value}" for key, value in os.environ.items() if key[:4] == "PIP_"
+    ]
+    debian.inside("/etc/pip.conf").write_text("\n".join(["[global]", *settings, ""]), encoding="utf-8")
+    machine.run("sh", "-c", f"tar -C {debian.folder} --one-file-system -c . | podman import '{_PATH}' - {PYTHON}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The images they are made from, Python's and Mosquitto's, are a Debian with those
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from tests.e2e.containers import COMPOSE, Chroot, Container, Machine, Podman
+from tests.e2e.containers import COMPOSE, PYTHON, Chroot, Container, Machine, Podman, make_python
 from tests.e2e.debian import Debian, needs
 from tests.support.processes import MOSQUITTO, ROOT, Mosquitto, Subscriber, eventually
 
@@ -29,14 +28,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e]
 
-PYTHON = "docker.io/library/python:3.13-slim"
 BROKER = "docker.io/library/eclipse-mosquitto:2"
 IMAGE = "localhost/dexcom2mqtt"
 ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
 VERSION = version("dexcom2mqtt")
 BROKERS_PASSWORD = "password at the broker"
 
-PATH = "--change=ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOSQUITTO_IMAGE = f"""\
 FROM {PYTHON}
 VOLUME /mosquitto/data
@@ -71,26 +68,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def _make_bases(machine: Machine, folder: Path) -> None:
     """Make both images of one Debian."""
     debian = Debian(folder / "debian", "trixie", ["python3-venv", "mosquitto", "mosquitto-clients"])
-    debian.inside("/usr/local/bin/python").symlink_to("/usr/bin/python3")
-    _lead_to_packages(debian)
     debian.run("usermod", "--uid=1883", "mosquitto")
     debian.run("groupmod", "--gid=1883", "mosquitto")
     debian.run("apt-get", "clean")
     debian.run("install", "-d", "-o", "1883", "-g", "1883", "/mosquitto/data", "/mosquitto/config")
     debian.inside("/docker-entrypoint.sh").write_text(ENTRYPOINT, encoding="utf-8")
     debian.inside("/docker-entrypoint.sh").chmod(0o755)
-    machine.run("sh", "-c", f"tar -C {debian.folder} --one-file-system -c . | podman import '{PATH}' - {PYTHON}")
+    make_python(machine, debian)
     (folder / "broker").mkdir()
     (folder / "broker" / "Dockerfile").write_text(MOSQUITTO_IMAGE, encoding="utf-8")
     machine.run("buildah", "build", "--pull-never", f"--tag={BROKER}", folder / "broker")
-
-
-def _lead_to_packages(debian: Debian) -> None:
-    """Let pip in there find its index as here; the Dockerfile knows nothing of it."""
-    settings = [
-        f"{key[4:].lower().replace('_', '-')} = {value}" for key, value in os.environ.items() if key[:4] == "PIP_"
-    ]
-    debian.inside("/etc/pip.conf").write_text("\n".join(["[global]", *settings, ""]), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import yaml
 
 from tests.home_assistant_app.test_form import ANNA
 from tests.support import supervisor_rules as rules
+from tests.support.documents import codes_in, links_of, rows_of, section_of
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
@@ -207,10 +208,46 @@ def test_the_image_is_made_of_the_folder(repository: Path) -> None:
     assert json.loads(check.rpartition("CMD ")[2]) == ["dexcom2mqtt", "healthcheck"]
 
 
+# --- its documentation -------------------------------------------------------------------------------------
+
+
+def test_the_documentation_has_every_option(repository: Path) -> None:
+    """Each option is named as the schema has it, by the name that the form shows."""
+    text = (repository / "dexcom2mqtt" / "DOCS.md").read_text(encoding="utf-8")
+    schema = config_of(repository)["schema"]
+    translations = yaml.safe_load((TEMPLATES / "translations" / "en.yaml").read_text(encoding="utf-8"))["configuration"]
+    fields = translations["accounts"]["fields"]
+    assert [cells[0] for cells in rows_of(section_of(text, "## Options"))] == [
+        f"{fields[key]['name'].removesuffix(' at Dexcom')} (`{key}`)" for key in schema["accounts"][0]
+    ]
+    for key in schema.keys() - {"accounts"}:
+        assert f"**{translations[key]['name']}** (`{key}`)" in text
+
+
+def test_the_documentation_quotes_what_is_said(repository: Path) -> None:
+    """Each message that it explains is one of the starter's or the daemon's; and all of the starter's warnings are."""
+    text = (repository / "dexcom2mqtt" / "DOCS.md").read_text(encoding="utf-8")
+    quotes = [codes_in(cells[0])[0] for cells in rows_of(section_of(text, "## If something is wrong"))]
+    starter = "".join(file.read_text(encoding="utf-8") for file in (TEMPLATES / "starter").glob("*.py"))
+    daemon = (ROOT / "dexcom2mqtt" / "mqtt" / "codes.py").read_text(encoding="utf-8")
+    assert [quote for quote in quotes if quote not in starter + daemon] == []
+    said = re.findall(r'NoBrokerError\(f?"(.+?)"\)|return f?"(the\w* .+?)"', starter)
+    assert len(said) > 3
+    assert [words for words in map("".join, said) if not any(quote in words for quote in quotes)] == []
+
+
+def test_the_documentation_leads_nowhere_else() -> None:
+    """It is read within Home Assistant, where no other file of the project is."""
+    assert links_of((TEMPLATES / "DOCS.md").read_text(encoding="utf-8")) == []
+    assert links_of((TEMPLATES / "README.md").read_text(encoding="utf-8")) == []
+
+
 # --- the script --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image", ["ghcr.io/you/dexcom2mqtt", "you/dexcom2mqtt", "localhost:5000/{arch}-dexcom2mqtt"])
+@pytest.mark.parametrize(
+    "image", ["registry.example.com/you/dexcom2mqtt", "you/dexcom2mqtt", "localhost:5000/{arch}-dexcom2mqtt"]
+)
 def test_a_published_image_is_named(image: str, repository: Path, tmp_path: Path) -> None:
     """With --image the store fetches it; all else is the same."""
     folder = tmp_path / "repository"
@@ -219,12 +256,15 @@ def test_a_published_image_is_named(image: str, repository: Path, tmp_path: Path
     assert list(rules.broken_by(config_of(folder))) == []
 
 
-@pytest.mark.parametrize("image", ["ghcr.io/you/x:1", "ghcr.io/You/x", "GHCR.io/you/x", "", "a b", "x/", "/x"])
+@pytest.mark.parametrize(
+    "image",
+    ["registry.example.com/you/x:1", "registry.example.com/You/x", "REGISTRY.example.com/you/x", "", "a b", "x/", "/x"],
+)
 def test_an_image_that_cannot_be_is_refused(image: str, tmp_path: Path) -> None:
     """What Home Assistant would refuse is told before anything is written."""
     ran = script(tmp_path / "repository", "--image", image)
     assert ran.returncode == 2
-    assert "is not as ghcr.io/you/dexcom2mqtt: small letters, and no tag" in ran.stderr
+    assert "is not as registry.example.com/you/dexcom2mqtt: small letters, and no tag" in ran.stderr
     assert not (tmp_path / "repository").exists()
 
 

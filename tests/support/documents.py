@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS: Final = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "examples/**/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "examples/**/README.md", "home-assistant-app/DOCS.md")
     for path in ROOT.glob(pattern)
 )
 
@@ -139,9 +139,9 @@ def codes_in(text: str) -> list[str]:
 
 def files_of_the_project() -> list[Path]:
     """List all that is the project's own, as text."""
-    folders = (".ci", "bench", "dexcom2mqtt", "docs", "examples", "scripts", "systemd", "tests")
+    folders = (".ci", "bench", "dexcom2mqtt", "docs", "examples", "home-assistant-app", "scripts", "systemd", "tests")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("[!.]*"))
     return [path for path in found if path.is_file() and path.suffix in _TEXT and "__pycache__" not in path.parts]
 
 
-_TEXT: Final = {".md", ".py", ".yaml", ".yml", ".toml", ".json", ".service", ""}
+_TEXT: Final = {".md", ".py", ".yaml", ".yml", ".toml", ".json", ".service", ".txt", ""}
