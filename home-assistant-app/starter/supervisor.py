@@ -72,7 +72,7 @@ def ask(token: str) -> Broker:
         connection.request("GET", PATH, headers={"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
         status, answer = response.status, response.read(_MOST_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a token that cannot be sent
         raise NoBrokerError(f"the Supervisor does not answer ({_why(error)})") from None
     finally:
         connection.close()

@@ -66,7 +66,8 @@ class App:
             "DEXCOM2MQTT_MQTT__CLIENT_ID": str(self.handed.name),
         }
         log = self.folder / "log"
-        command = [sys.executable, "-m", "tests.support.app_launcher"]
+        with_groups = ["setpriv", "--groups=4,27"] if os.geteuid() == 0 else []
+        command = [*with_groups, sys.executable, "-m", "tests.support.app_launcher"]
         return self.stack.enter_context(Process(command, log, environ | urls))
 
     @staticmethod
