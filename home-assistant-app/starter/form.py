@@ -24,18 +24,7 @@ _OPEN_WAY: Final = "the broker is on another machine and tls is not set"
 _DEFAULTS: Final = {"low": 70, "high": 180}
 
 _UNDIVIDED: Final = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "œ": "oe",
-        "ø": "o",
-        "đ": "d",
-        "ð": "d",
-        "ħ": "h",
-        "\N{LATIN SMALL LETTER DOTLESS I}": "i",
-        "ł": "l",
-        "þ": "th",
-    }
+    {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ħ": "h", "\u0131": "i", "ł": "l", "þ": "th"}
 )
 """Letters that Unicode does not take apart into a plain one and its accent."""
 _HARMLESS: Final = re.compile(r"[ !#-\[\]-~]")

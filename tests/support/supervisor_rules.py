@@ -38,17 +38,9 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "ulimits": {},
 }
 OTHERS: Final = {
-    *(
-        "backup_exclude",
-        "backup_pre",
-        "backup_post",
-        "breaking_versions",
-        "devices",
-        "discovery",
-        "environment",
-        "image",
-    ),
-    *("ingress_entry", "machine", "map", "panel_title", "ports", "ports_description", "privileged", "services", "url"),
+    *("backup_exclude", "backup_pre", "backup_post", "breaking_versions", "devices", "discovery", "environment"),
+    *("image", "ingress_entry", "machine", "map", "panel_title", "ports", "ports_description", "privileged"),
+    *("services", "url"),
 }
 """What is allowed beside; not ``watchdog``, ``webui``, ``codenotary`` and ``auto_uart``, which the linter refuses."""
 ARCHITECTURES: Final = {"amd64", "aarch64"}

@@ -1,0 +1,262 @@
+"""Home Assistant's app: its image built from the written folder alone, and run as the Supervisor runs it.
+
+That is with docker-init as the first process (which is tini), a folder at /data, memory at /dev/shm, the Supervisor by
+its name, and the usual capabilities of docker.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
+from tests.e2e.containers import PYTHON, Machine, make_python
+from tests.e2e.debian import Debian, needs
+from tests.support import supervisor_stub as stub
+from tests.support.processes import MOSQUITTO, ROOT, Mosquitto, Process, Subscriber, eventually
+from tests.support.supervisor_stub import TOKEN, Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.e2e]
+
+IMAGE = "localhost/app"
+Ways = tuple[list[str], tuple[str, ...]]
+"""A command that runs the app, and what runs a command in there."""
+ADDRESS = ("127.0.0.91", 80)
+"""Where the stub of the Supervisor is: it has no port of its own in what we ask."""
+ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
+LOGIN = ("addons", "password at the broker")
+CAPABILITIES = (
+    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
+    *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+)
+"""What docker leaves to root in a container."""
+INIT = ("/usr/bin/tini", "--")
+ENTER = """\
+set -e
+root=$1 data=$2
+shift 2
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/dev/shm"
+mkdir -p "$root/data"
+mount --bind "$data" "$root/data"
+exec chroot "$root" "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Return a podman that knows the image which is made elsewhere."""
+    needs("buildah", "podman", "setpriv", "nsenter", "unshare")
+    if MOSQUITTO is None:
+        pytest.skip("needs mosquitto")
+    folder = tmp_path_factory.mktemp("containers")
+    machine = Machine(folder)
+    try:
+        make_python(machine, Debian(folder / "debian", "trixie", ["python3-venv", "tini", "procps"]))
+        yield machine
+    finally:
+        machine.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def image(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write the repository, and build the image from the folder of the app as the Supervisor does."""
+    folder = tmp_path_factory.mktemp("written")
+    subprocess.run([ROOT / "scripts" / "home-assistant-app", folder], check=True, capture_output=True)
+    given = [f"--build-arg={each}" for each in ("BUILD_VERSION=1.2.3", "BUILD_ARCH=amd64")]
+    machine.run("buildah", "build", "--pull-never", *given, f"--tag={IMAGE}", folder / "dexcom2mqtt", seconds=400)
+    return IMAGE
+
+
+@dataclass(frozen=True)
+class App:
+    """The app as it runs, and how to run a command in its container."""
+
+    machine: Machine
+    process: Process
+    inside: tuple[str, ...]
+    """What comes before a command."""
+    broker: Mosquitto
+
+    def run(self, *command: str, may_fail: bool = False) -> str:
+        return self.machine.run(*self.inside, *command, may_fail=may_fail).stdout
+
+    def pid_of(self, pattern: str) -> str:
+        return self.run("pgrep", "--full", pattern).split()[0]
+
+    def status_of(self, pattern: str) -> dict[str, str]:
+        lines = self.run("cat", f"/proc/{self.pid_of(pattern)}/status").splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+DAEMON = "dexcom2mqtt run"
+STARTER = "^python -m starter"
+
+
+@pytest.fixture(scope="module")
+def app(
+    machine: Machine, image: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[App]:
+    """Run it: the Supervisor has no broker at first, and then one with a password."""
+    folder = tmp_path_factory.mktemp("running")
+    subprocess.run(["/usr/bin/mosquitto_passwd", "-c", "-b", folder / "passwords", *LOGIN], check=True)
+    broker = Mosquitto(folder, "allow_anonymous false", f"password_file {folder / 'passwords'}")
+    (folder / "data").mkdir()
+    entry = {"name": "Anna", "username": ANNA.username, "password": ANNA.password, "region": "us", "unit": "mg/dL"}
+    options = folder / "data" / "options.json"
+    options.write_text(json.dumps({"accounts": [entry], "mqtt": {}}), encoding="utf-8")
+    options.chmod(0o600)
+    with Supervisor(stub.NOT_ENABLED, ADDRESS) as supervisor, SimulatedShare([ANNA], time.time) as share:
+        environ = {
+            "TZ": "Europe/Berlin",
+            "SUPERVISOR_TOKEN": TOKEN,
+            "HASSIO_TOKEN": TOKEN,
+            # What only this test needs: where Share is, and a name of its own in this machine's network.
+            "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": share.base_url,
+            "DEXCOM2MQTT_MQTT__CLIENT_ID": str(uuid.uuid4()),
+        }
+        way = _by_chroot if _trouble(machine, image, pytestconfig) else _by_podman
+        command, inside = way(machine, image, environ, folder)
+        process = Process(machine.command(*command), folder / "log")
+        try:
+            app = App(machine, process, inside, broker)
+            eventually(lambda: "there is no broker yet" in process.text(), 60, why=process.text())
+            supervisor.answer = stub.broker(broker.port, *LOGIN)
+            yield app
+        finally:
+            process.kill()
+            broker.kill()
+
+
+def _trouble(machine: Machine, image: str, pytestconfig: pytest.Config) -> str:
+    """Return why podman runs no container here, and say it; nothing if it does."""
+    ran = machine.run("podman", "run", "--rm", "--network=host", image, "true", may_fail=True)
+    trouble = ran.stderr.strip() if ran.returncode else ""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert capture
+    assert reporter
+    with capture.global_and_fixture_disabled():
+        reporter.write_line(f" run by {f'chroot, for podman cannot: {trouble}' if trouble else 'podman'}")
+    return trouble
+
+
+def _by_podman(machine: Machine, image: str, environ: dict[str, str], folder: Path) -> Ways:
+    """Run it in a container."""
+    name = f"app-{uuid.uuid4()}"
+    command = [
+        *("podman", "run", "--rm", f"--name={name}", "--network=host", f"--add-host=supervisor:{ADDRESS[0]}"),
+        *("--cap-drop=all", *(f"--cap-add={each}" for each in CAPABILITIES)),
+        *(f"--env={key}={value}" for key, value in environ.items()),
+        *(f"--volume={folder}/data:/data", f"--entrypoint={json.dumps(INIT)}"),
+        *(image, *machine.inspect(image)["Config"]["Cmd"]),
+    ]
+    return command, ("podman", "exec", name)
+
+
+def _by_chroot(machine: Machine, image: str, environ: dict[str, str], folder: Path) -> Ways:
+    """Run it in the image's files, entered by chroot, where podman does not run containers."""
+    config = machine.inspect(image)["Config"]
+    made = machine.run("buildah", "from", "--pull-never", image).stdout.strip()
+    root = machine.run("buildah", "mount", made).stdout.strip()
+    machine.run("sh", "-c", 'echo "$1 supervisor" >>"$0/etc/hosts"', root, ADDRESS[0])
+    bounding = "--bounding-set=-all," + ",".join(f"+{each}" for each in CAPABILITIES)
+    given = (*config["Env"], *(f"{key}={value}" for key, value in environ.items()))
+    entered = ("env", "-i", f"--chdir={config['WorkingDir']}", *given, "setpriv", bounding)
+    command = [
+        *("sh", "-c", 'echo $$ >"$0"; exec "$@"', str(folder / "pid")),
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", root, str(folder / "data")),
+        *(*entered, *INIT, *config["Cmd"]),
+    ]
+    spaces = f"/proc/$(cat {folder}/pid)/ns"
+    within = f'exec nsenter --mount={spaces}/mnt --pid={spaces}/pid_for_children "$@"'
+    return command, ("sh", "-c", within, "sh", "chroot", root, *entered)
+
+
+def test_what_the_image_says(machine: Machine, image: str) -> None:
+    """It starts as root, ends by SIGTERM, has the health check, and says what the Supervisor looks for."""
+    found = machine.inspect(image)
+    config = found["Config"]
+    assert (config.get("User", ""), config["Cmd"], config["StopSignal"]) == ("", ["python", "-m", "starter"], "SIGTERM")
+    assert found["Healthcheck"]["Test"] == ["CMD", "dexcom2mqtt", "healthcheck"]
+    labels = {name: config["Labels"][f"io.hass.{name}"] for name in ("type", "version", "arch")}
+    assert labels == {"type": "app", "version": "1.2.3", "arch": "amd64"}
+
+
+def test_what_is_in_the_image(machine: Machine, image: str) -> None:
+    """On top of Python's it has the daemon and the starter alone: no pip, no cache, no package that was installed."""
+    changed = machine.run("podman", "diff", image, PYTHON).stdout.split("\n")
+    added = {line[2:] for line in changed if line.startswith("A ")}
+    assert {"/opt/dexcom2mqtt/bin/dexcom2mqtt", "/opt/app/starter/run.py"} <= added
+    assert [path for path in added if not path.startswith("/opt")] == []
+    assert [path for path in added if "/pip/" in path or path.endswith(".whl")] == []
+
+
+def test_readings_arrive(app: App) -> None:
+    """With what was filled in and the Supervisor's broker they are there, and the log has no secret."""
+    with Subscriber(app.broker.port, login=LOGIN) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/anna/availability", "online", seconds=30)
+        subscriber.wait_for("homeassistant/device/dexcom2mqtt_anna/config")
+        assert 39 <= int(subscriber.wait_for("dexcom2mqtt/anna/value").payload) <= 401
+    for secret in (ANNA.password, ANNA.username, LOGIN[1], TOKEN):
+        assert secret not in app.process.text()
+
+
+def test_the_starter_is_root_and_the_daemon_nobody(app: App) -> None:
+    """The daemon has another user, no groups, no capability and no way to one; the init's child has the token alone."""
+    starter, daemon = app.status_of(STARTER), app.status_of(DAEMON)
+    assert (starter["PPid"], starter["Uid"].split()[0]) == ("1", "0")
+    assert daemon["PPid"] == starter["Pid"]
+    assert {*daemon["Uid"].split(), *daemon["Gid"].split()} == {"65532"}
+    assert daemon["Groups"] == ""
+    assert {int(daemon[f"Cap{of}"], 16) for of in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert daemon["NoNewPrivs"] == "1"
+    as_nobody = ("setpriv", "--reuid=65532", "--regid=65532", "--clear-groups")
+    environ = app.run(*as_nobody, "cat", f"/proc/{daemon['Pid']}/environ").split("\0")
+    assert "TZ=Europe/Berlin" in environ
+    assert not [each for each in environ if "TOKEN" in each or TOKEN in each or ANNA.password in each]
+    assert ANNA.password not in app.run("cat", f"/proc/{daemon['Pid']}/cmdline")
+
+
+def test_only_the_daemon_may_read_what_it_gets(app: App) -> None:
+    """The options stay root's, and the configuration is in memory, for the daemon's eyes."""
+    of = ("stat", "--format=%u %a %n")
+    assert app.run(*of, "/data/options.json").strip() == "0 600 /data/options.json"
+    assert app.run(*of, "/dev/shm/dexcom2mqtt/config.yaml").strip() == "65532 400 /dev/shm/dexcom2mqtt/config.yaml"
+    assert app.run("stat", "--file-system", "--format=%T", "/dev/shm").strip() == "tmpfs"
+
+
+def test_health(machine: Machine, app: App, image: str) -> None:
+    """The image's own check says that it is healthy, and not when the daemon is frozen."""
+    check = machine.inspect(image)["Healthcheck"]["Test"][1:]
+    assert app.run(*check).strip() == "healthy"
+    app.run("kill", "-STOP", app.pid_of(DAEMON))
+    assert app.run(*check, may_fail=True) == ""
+    app.run("kill", "-CONT", app.pid_of(DAEMON))
+    eventually(lambda: app.run(*check, may_fail=True).strip() == "healthy")
+
+
+def test_a_stop_ends_both(app: App) -> None:
+    """SIGTERM to the first process, as docker sends it, ends the app with 0 and says offline, within its 10 s."""
+    began = time.monotonic()
+    app.run("kill", "-TERM", "1")
+    assert app.process.wait() == 0, app.process.text()
+    assert time.monotonic() - began < 5
+    with Subscriber(app.broker.port, login=LOGIN) as subscriber:
+        subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
+    assert "stopped" in app.process.text()
+    assert "ERROR" not in app.process.text()
