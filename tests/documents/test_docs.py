@@ -326,6 +326,8 @@ class World:
         kept |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         if self.settings:
             kept |= {"DEXCOM2MQTT_MQTT__HOST": "127.0.0.1", "DEXCOM2MQTT_MQTT__PORT": str(self.broker.port)}
+            # Daemons of other tests have the usual one, and are seen on the whole machine.
+            kept["DEXCOM2MQTT_MQTT__CLIENT_ID"] = f"{self.settings.mqtt.client_id}-{self.folder.name}-{os.getpid()}"
             for key in self.settings.accounts:
                 kept[f"DEXCOM2MQTT_ACCOUNTS__{key.upper()}__SHARE_URL"] = self.service.base_url
         return kept
