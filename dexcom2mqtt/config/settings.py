@@ -73,6 +73,10 @@ def keys_of(section: type[Section]) -> Mapping[str, Key]:
     return {name: key for name, key in known.items() if key is not None}
 
 
+def _is_local(host: str) -> bool:
+    return re.fullmatch(f"{LOCAL}|::1", host.lower()) is not None
+
+
 def _there(key: str, given: Mapping[str, object]) -> bool:
     return given.get(key) is not None
 
@@ -188,6 +192,15 @@ class HomeAssistant(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Web(Section):
+    """The page, and what Nightscout's clients read."""
+
+    host: str = _key(v.ADDRESS, "127.0.0.1", "address to listen on; 0.0.0.0: every one, and so the home network")
+    port: int = _key(v.WEB_PORT, 8017, "port to listen on")
+    token: Secret | None = _key(v.TOKEN, None, "what a reader has to know; only /health is free for all")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings(Section):
     """The whole configuration, complete and free of contradictions."""
 
@@ -196,6 +209,7 @@ class Settings(Section):
     )
     mqtt: Mqtt = _section(Mqtt, Mqtt(), "the broker")
     home_assistant: HomeAssistant = _section(HomeAssistant, HomeAssistant(), "Home Assistant")
+    web: Web | None = _section(Web, None, "the page, and Nightscout's API; true: for this machine alone", switch=True)
     stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
     log_level: LogLevel = _key(v.LOG_LEVEL, "info", "the least important kind of line that is logged")
     noticed: tuple[str, ...] = field(default=(), compare=False)
@@ -233,12 +247,17 @@ class Settings(Section):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What works but is unsafe, each with its remedy; never a secret."""
-        local = re.fullmatch(f"{LOCAL}|::1", self.mqtt.host.lower())
         open_line = (
             "mqtt: the broker is on another machine and tls is not set, so what is sent there can be read on the way; "
             "if the broker offers TLS, write tls: true below mqtt:"
         )
-        return self.noticed if local or self.mqtt.tls else (*self.noticed, open_line)
+        open_page = (
+            "web: the page can be opened from other machines, and no token is set, so everybody in the network can "
+            "read the glucose; to let in only who knows it, write token: and a text of your choice below web:"
+        )
+        broker = [] if _is_local(self.mqtt.host) or self.mqtt.tls else [open_line]
+        page = [] if self.web is None or _is_local(self.web.host) or self.web.token else [open_page]
+        return (*self.noticed, *broker, *page)
 
 
 def is_section(place: Place) -> bool:

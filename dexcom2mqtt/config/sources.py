@@ -186,7 +186,7 @@ def _by_systemd(file: Path) -> bool:
 
 def exposed(file: Path, layer: Layer, settings: Settings) -> str:
     """Return the warning that a configuration file with a password in it is open to others, or nothing."""
-    places = [("mqtt", "password"), *(("accounts", key, "password") for key in settings.accounts)]
+    places = [("mqtt", "password"), ("web", "token"), *(("accounts", key, "password") for key in settings.accounts)]
     status = file.stat()
     if not status.st_mode & 0o044 or not any(layer.at(place) for place in places):
         return ""

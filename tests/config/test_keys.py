@@ -6,7 +6,7 @@ import pytest
 
 from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.mistakes import ConfigError
-from dexcom2mqtt.config.settings import Account, Ranges, Settings, Tls
+from dexcom2mqtt.config.settings import Account, Ranges, Settings, Tls, Web
 from dexcom2mqtt.config.values import Secret
 from tests.support.configuration import ANNA, UUID, account, anna, dumped, read
 
@@ -45,6 +45,7 @@ def test_two_lines_are_enough() -> None:
             "discovery_prefix": "homeassistant",
             "status_topic": "homeassistant/status",
         },
+        "web": None,
         "stale_after": 15,
         "log_level": "info",
     }
@@ -179,6 +180,31 @@ def test_a_section_says_no_secret_either() -> None:
     assert "CANARY" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "web"),
+    [
+        ("", None),
+        ("web: null", None),
+        ("web: false", None),
+        ("web: true", Web()),
+        ("web: {}", Web()),
+        ("web: {host: 0.0.0.0, port: 80, token: 0123}", Web(host="0.0.0.0", port=80, token=Secret("0123"))),
+    ],
+)
+def test_the_page_is_off_unless_it_is_there(written: str, web: Web | None) -> None:
+    """Nothing is served unless it is asked for; true is enough for it."""
+    assert read(f"{ANNA}{written}\n").web == web
+    assert (Web().host, Web().port, Web().token) == ("127.0.0.1", 8017, None)
+
+
+@pytest.mark.parametrize("web", ["true", "{port: 8017}"])
+def test_the_page_can_be_switched_on_from_the_environment(web: str) -> None:
+    """One variable switches it on, or holds the whole section; a deeper one joins it."""
+    got = read(ANNA, {"DEXCOM2MQTT_WEB": web, "DEXCOM2MQTT_WEB__HOST": "::1"}).web
+    assert got is not None
+    assert (got.host, got.port) == ("::1", 8017)
+
+
 # --- warnings ----------------------------------------------------------------------------------------------
 
 
@@ -200,3 +226,22 @@ def test_a_broker_elsewhere_without_tls_earns_a_warning(mqtt: str, *, warned: bo
     assert [each.startswith("mqtt: the broker is on another machine") and "tls: true" in each for each in got] == (
         [True] if warned else []
     )
+
+
+@pytest.mark.parametrize(
+    ("web", "warned"),
+    [
+        ("true", False),
+        ("{host: localhost}", False),
+        ("{host: 0.0.0.0}", True),
+        ("{host: '::'}", True),
+        ("{host: 192.168.1.2}", True),
+        ("{host: 0.0.0.0, token: secret}", False),
+    ],
+)
+def test_a_page_for_others_without_a_token_earns_a_warning(web: str, *, warned: bool) -> None:
+    """That everybody in the network can read the glucose is told, with what to write."""
+    got = read(f"{ANNA}web: {web}").warnings
+    assert [
+        each.startswith("web: the page can be opened from other machines") and "token:" in each for each in got
+    ] == ([True] if warned else [])

@@ -53,7 +53,7 @@ TOPIC = "letters, digits, _ and -, in levels separated by /"
 ANY_TOPIC = "a topic of up to 256 characters, without + and #"
 URL = "https://…, or http:// and localhost, without user, ? and #"
 FILE = "a file that exists and that this user may read"
-TOP_KEYS = "accounts, mqtt, home_assistant, stale_after, log_level"
+TOP_KEYS = "accounts, mqtt, home_assistant, web, stale_after, log_level"
 
 WRONG_KEYS = {
     "Anna": "Anna", "bridge": "bridge", "a__b": "a__b", "_a": "_a", "a_": "a_", "a-b": "a-b", "": "?", "a b": "?",
@@ -148,6 +148,15 @@ OTHERS = [
     (f"{ANNA}home_assistant: {{status_topic: ''}}", f"home_assistant.status_topic: {MISSING}: {ANY_TOPIC}"),
     *[(f"{ANNA}home_assistant: {{status_topic: {json.dumps(topic)}}}",
        f"home_assistant.status_topic: found {topic!r}; allowed: {ANY_TOPIC}") for topic in ("a/#", "+", "a\0")],
+    *[(f"{ANNA}{text}", f"web: {found}; allowed: true, null, or keys, indented below it") for text, found in
+      (("web:", "missing, or empty"), ("web: 8017", NOT_SHOWN))],
+    *[(f"{ANNA}web: {{port: {port}}}", f"web.port: found '{port}'; allowed: a whole number from 1 to 65535")
+      for port in ("0", "65536")],
+    (f"{ANNA}web: {{host: 'http://0.0.0.0'}}",
+     f"web.host: {NOT_SHOWN}; allowed: an address or name of this machine, without http:// and port"),
+    *[(f"{ANNA}web: {{token: {json.dumps(token)}}}",
+       f"web.token: {NOT_SHOWN}; allowed: up to 128 letters, digits and signs of ASCII, without blanks")
+      for token in ("a b", "ä", "t" * 129, "a\t")],
     *[(f"{ANNA}stale_after: {minutes}", f"stale_after: found '{minutes}'; allowed: a whole number from 10 to 60")
       for minutes in ("9", "61", "15.0", "15 min")],
     (f"{ANNA}log_level: Warning", "log_level: found 'Warning'; allowed: debug, info, warning, error; write warning"),
@@ -477,8 +486,8 @@ def test_no_secret_in_any_mistake(folder: Path, place: tuple[str, ...]) -> None:
 def test_values_are_shown_by_permission_only() -> None:
     """Of all keys, only those known to hold no secret show their value; a new key has to be thought about."""
     everything = {key for model in MODELS for key in keys_of(model)}
-    sections = {"accounts", "mqtt", "home_assistant", "ranges", "tls"}
+    sections = {"accounts", "mqtt", "home_assistant", "web", "ranges", "tls"}
     shown = {name for model in MODELS for name, key in keys_of(model).items() if key.kind and key.kind.shown}
     assert everything - shown - sections == {
-        *("username", "password", "account_id", "client_id", "host", "share_url", "name")
+        *("username", "password", "account_id", "client_id", "host", "share_url", "name", "token")
     }

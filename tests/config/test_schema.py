@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt.config.editors import schema
-from dexcom2mqtt.config.settings import Tls, keys_of
+from dexcom2mqtt.config.settings import Tls, Web, keys_of
 from tests.support.configuration import ANNA, SECTIONS, dumped, read
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"
@@ -60,6 +60,7 @@ def types_of(node: dict[str, Any]) -> list[str]:
         ("accounts.*.name", ["string", "number", "boolean", "null"]),
         ("mqtt.client_id", ["string", "number", "boolean", "null"]),
         ("mqtt.port", ["integer", "null"]),
+        ("web.token", ["string", "number", "boolean", "null"]),
         ("mqtt.tls.verify", ["boolean", "null"]),
         ("accounts.*.region", ["string", "null"]),
         ("mqtt.tls.ca_file", ["string", "null"]),
@@ -111,6 +112,7 @@ def test_the_example_shows_the_defaults() -> None:
     shown = example_with_everything_on()
     default = dumped(read(ANNA))
     default["mqtt"]["tls"] = dumped(Tls())
+    default["web"] = dumped(Web())
     for tree in (shown, default):
         for key in ("username", "password", "account_id"):
             del tree["accounts"]["anna"][key]

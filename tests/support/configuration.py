@@ -11,7 +11,7 @@ import yaml
 
 from dexcom2mqtt.config.loading import load
 from dexcom2mqtt.config.mistakes import ConfigError
-from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Tls
+from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Tls, Web
 
 ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
 UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
@@ -24,6 +24,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("mqtt",): Mqtt,
     ("mqtt", "tls"): Tls,
     ("home_assistant",): HomeAssistant,
+    ("web",): Web,
 }
 MODELS = SECTIONS.values()
 NOT_SHOWN = "found a value not shown here, as it may be a secret"

@@ -40,6 +40,10 @@ _SECTIONS: Final = {
     "certificate. The files are read anew for each connection, so that renewing them needs no restart "
     "([how to make and renew them](security.md#a-certificate-for-the-broker)).",
     ("home_assistant",): "Home Assistant finds the accounts by itself.",
+    (
+        "web",
+    ): "The page, and what Nightscout's clients read ([page.md](page.md)). Off unless it is there; `web: true` is on "
+    "with these defaults.",
     (): "These two stand by themselves, not indented.",
 }
 _NOTHING_FITS: Final = "\x01"
