@@ -27,6 +27,7 @@ THIRD_PARTY = {
     "rich",
     "tenacity",
     "urllib3",
+    "waitress",
     "yaml",
 }
 PURE = {
@@ -45,6 +46,14 @@ PURE = {
     "messages/homeassistant",
     "messages/mirror",
     "messages/stream",
+    "messages/delta",
+    "messages/overview",
+    "messages/percent",
+    "web",
+    "web/access",
+    "web/accounts",
+    "web/nightscout",
+    "web/query",
     "account/ledger",
     "account/limits",
     "account/schedule",
@@ -203,6 +212,7 @@ WINGS = {
     "account": {"account"},
     "messages": {"messages"},
     "mqtt": {"mqtt"},
+    "web": {"web"},
     "config": {"config"},
     "daemon": {"daemon"},
     "commands": {"commands"},
@@ -210,11 +220,12 @@ WINGS = {
 """Which modules, or folders, belong together. All others are for everybody."""
 COMMON = {"readings", "clock", "topics", "logs", "threads"}
 NEVER = {
-    "share": {"account", "messages", "mqtt", "config", "daemon", "commands"},
-    "messages": {"account", "mqtt", "share", "daemon", "commands"},
-    "account": {"mqtt", "daemon", "commands"},
-    "mqtt": {"share", "account", "daemon", "commands"},
-    "config": {"messages", "share", "account", "mqtt", "daemon", "commands"},
+    "share": {"account", "messages", "mqtt", "web", "config", "daemon", "commands"},
+    "messages": {"account", "mqtt", "web", "share", "daemon", "commands"},
+    "account": {"mqtt", "web", "daemon", "commands"},
+    "mqtt": {"share", "account", "web", "daemon", "commands"},
+    "web": {"share", "account", "mqtt", "daemon", "commands"},
+    "config": {"messages", "share", "account", "mqtt", "web", "daemon", "commands"},
     "daemon": {"commands"},
     "commands": {"daemon"},
 }

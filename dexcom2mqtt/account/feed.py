@@ -17,6 +17,7 @@ from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import DAY, local
 from dexcom2mqtt.messages.history import History, parse_history, source_of
 from dexcom2mqtt.messages.message import ForeignError, FutureError
+from dexcom2mqtt.messages.overview import Overview, overview_of
 from dexcom2mqtt.messages.state import fresh_messages, in_words, stale_messages, state_of, without_reading
 from dexcom2mqtt.messages.stream import Offer
 
@@ -48,7 +49,7 @@ class _Published(NamedTuple):
 
 
 class Feed:
-    """The readings of one account. Its own thread alone calls it, but for ``restore`` and ``summary``.
+    """The readings of one account. Its own thread alone uses it, but for ``restore``, ``summary`` and ``overview``.
 
     ``stale_after`` is in seconds. Nothing goes to the stream until it is known what was published before the start.
     """
@@ -83,6 +84,9 @@ class Feed:
         self._published: _Published | None = None
         self._streaming = False
         self._shown: tuple[Reading, float] | None = None  # and until when it is current
+        self._unproven: int | None = None  # the newest date that Share listed first, after which stamps are judged
+        self.overview = Overview(without_reading(account))
+        """What there is to see; for any thread, since it is replaced as a whole."""
         self.published_before = False
         """Whether readings of the last 24 hours were published before the start."""
 
@@ -117,6 +121,7 @@ class Feed:
         now, first, self._listed = self._clock.now(), not self._listed, True
         if batch.readings:
             self._latest_seen = batch.readings[-1].date / 1000
+            self._unproven = batch.readings[-1].date if self._unproven is None else self._unproven
         self.go_on()
         today = self._today() or 0.0
         known = self._ledger.newest
@@ -129,11 +134,12 @@ class Feed:
         self._offer(new)
         self._offer_doubtful(today)
         fresh = newest is not None and now < self._fresh_until(newest)
-        self._say_new(newest if newest_is_new else None, earlier=len(new) - newest_is_new, fresh=fresh)
+        _say_new(self._key, self._account, newest if newest_is_new else None, len(new) - newest_is_new, fresh=fresh)
         if newest_is_new and not first:
             self._late_at = -math.inf if fresh else now
         if new or not self._is_shown(newest):
             self._show(newest)
+        self.overview = self._overview()
         return Found(
             newest=newest,
             new=newest_is_new,
@@ -166,6 +172,7 @@ class Feed:
         self._stream.open(self._key, self._source, known, history.doubtful, history.since)
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
+        self.overview = self._overview()
 
     def _read(self, published: bytes | None, today: float) -> History | None:
         """Read a history back; None if it has to wait, since it is the time that may be wrong."""
@@ -237,9 +244,15 @@ class Feed:
         else:
             self._put(stale_messages(self._topics, self._key, state))
 
-    def _say_new(self, newest: Reading | None, *, earlier: int, fresh: bool) -> None:
-        if newest is not None:
-            when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
-            _log.info("%s: %s%s", self._key, in_words(newest, self._account.unit), when)
-        if earlier:
-            _log.info("%s: %s earlier readings", self._key, earlier)
+    def _overview(self) -> Overview:
+        # Until what was published before is known, some of what Share listed first may be doubtful.
+        after = 0 if self._streaming else self._unproven or 0
+        return overview_of(self._account, self._ledger.readings, after, self._shown, self._time.at)
+
+
+def _say_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:
+    if newest is not None:
+        when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
+        _log.info("%s: %s%s", key, in_words(newest, account.unit), when)
+    if earlier:
+        _log.info("%s: %s earlier readings", key, earlier)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.messages.delta import FURTHEST, NEAREST, delta
 from dexcom2mqtt.messages.history import TOLERANCE
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 _SLACK: Final = 300  # the answer to a read takes a while, and Share's day ends when it was asked
 _DOUBLE: Final = 30
 _GAP: Final = 450
-_DELTA_NEAREST_TO: Final = 300
-_DELTA_BETWEEN: Final = (150, 600)
 
 
 class Ledger:
@@ -76,22 +75,8 @@ class Ledger:
         self.add(since, now)
 
     def delta(self, reading: Reading) -> int | None:
-        """Return how many mg/dL ``reading`` is above the one about five minutes before it.
-
-        That is the one nearest to 300 s earlier among those 150 to 600 s earlier (of two, the older). None
-        where there is none, or where either is out of the sensor's range and so no measurement.
-        """
-        least, most = _DELTA_BETWEEN
-        distances = {
-            (reading.date - earlier.date) / 1000: earlier
-            for earlier in self._between(reading.date - most * 1000, reading.date - least * 1000)
-        }
-        if not distances:
-            return None
-        earlier = distances[min(distances, key=lambda seconds: (abs(seconds - _DELTA_NEAREST_TO), -seconds))]
-        if reading.out_of_range or earlier.out_of_range:
-            return None
-        return reading.mg_dl - earlier.mg_dl
+        """Return how many mg/dL ``reading`` is above the one about five minutes before it, or None."""
+        return delta(reading, self._between(reading.date - FURTHEST * 1000, reading.date - NEAREST * 1000))
 
     def minutes_to_read(self, now: float) -> int:
         """Return how many minutes Share has to be asked for, so that every gap may still be filled.

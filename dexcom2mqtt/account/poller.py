@@ -19,7 +19,7 @@ from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.message import ForeignError
-from dexcom2mqtt.messages.status import Before, parse_status
+from dexcom2mqtt.messages.status import Before, Status, parse_status
 from dexcom2mqtt.share import RateLimitedError, ShareError, UnavailableError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.overview import Overview
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.share import Batch, ShareClient
     from dexcom2mqtt.topics import Topics
@@ -107,6 +108,10 @@ class Poller:
     def summary(self) -> str:
         """Say how the account is doing, such as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; for any thread."""
         return self._report.summary(self._feed.summary())
+
+    def seen(self) -> tuple[Overview, Status]:
+        """Return what there is to see of the account, and how it is doing; for any thread."""
+        return self._feed.overview, self._report.status
 
     def expect_read_back(self) -> None:
         """Wait for what the broker retained, since it is being read now; for any thread."""

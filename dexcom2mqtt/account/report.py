@@ -57,13 +57,18 @@ class StatusReport:
         self._time = time
         self._topics = topics
         self._put = put
-        self._status = Status()
+        self._status = self._told = Status()
         self._usage = Usage()
         self._kept = Kept()
         self._since = clock.now()
         self._lasts = False  # whether it was logged that it lasts
         self._before: Before | None = None  # until it is read
         self._lock = threading.Lock()  # held while it is put, so that no older one follows
+
+    @property
+    def status(self) -> Status:
+        """How the account is doing, with what was so before the start; for any thread."""
+        return self._told
 
     @property
     def well(self) -> bool:
@@ -137,6 +142,7 @@ class StatusReport:
     def _put_status(self) -> None:
         before, full = self._before, self._status
         if before is None:
+            self._told = full
             return
         full = replace(
             full,
@@ -150,6 +156,7 @@ class StatusReport:
             if before.locked_until is not None:
                 locked = REMEDIES["locked_out"]
                 full = replace(full, share="locked_out", message=locked, next_poll_at=before.locked_until)
+        self._told = full
         self._put([status_message(self._topics, self._key, full)])
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from dexcom2mqtt.account.poller import Poller
-    from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.config.settings import Account, Settings, Web
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.outcome import Protocol
     from dexcom2mqtt.share import ShareClient
@@ -136,7 +136,18 @@ class Daemon:
             self._spawn(key, poller.run)
         # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
         self._spawn("broker", self._link.run)
+        if self._settings.web:
+            self._spawn("web", functools.partial(self._serve, self._settings.web))
         self._spawn("heart", self._beat)
+
+    def _serve(self, web: Web) -> None:
+        """Show the accounts in browsers; what goes wrong there touches nothing else."""
+        try:
+            from dexcom2mqtt.daemon import page  # noqa: PLC0415  # only who wants it loads a server
+
+            page.serve(web, self._settings.accounts, self._pollers, self._clock, self._health.look)
+        except Exception as error:  # noqa: BLE001  # see above
+            _log.error("web: it is not served; please report it:\n%s", redacted_traceback(error))
 
     def answer_for_health(self) -> None:
         """Tell systemd that the threads run and how they are, and answer ``healthcheck``. Raises ThreadError."""

@@ -29,6 +29,8 @@ _ENDING_ROUND: Final = 0.1
 """Seconds; a daemon that is about to end, as at a restart, has 30 of these."""
 _FILES: Final = 64
 """Open files that are none of an account: the broker's, those of names being looked up, and the like."""
+_FILES_OF_WEB: Final = 64
+"""Those of the page: each of its connections is one."""
 
 
 class SecondDaemonError(Exception):
@@ -99,7 +101,7 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
             "already, perhaps as a service (systemctl status dexcom2mqtt): end it first, or give this one another "
             "base_topic"
         )
-    _allow_open_files(2 * len(settings.accounts) + _FILES)
+    _allow_open_files(2 * len(settings.accounts) + _FILES + (_FILES_OF_WEB if settings.web else 0))
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
     end = _End()

@@ -1,0 +1,207 @@
+"""Every path that is served, as a WSGI application: who may read, which answer, and that nothing goes wrong with it.
+
+It reads what the accounts' threads put out, which never changes in place: so it waits for nobody, and nobody for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import version
+from dexcom2mqtt.clock import system_time
+from dexcom2mqtt.logs import redacted_traceback
+from dexcom2mqtt.web import nightscout
+from dexcom2mqtt.web.access import bearer
+from dexcom2mqtt.web.accounts import described
+from dexcom2mqtt.web.query import QueryError, parameters, wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.web.access import Access
+    from dexcom2mqtt.web.accounts import Person
+    from dexcom2mqtt.web.page import Page
+
+_log = logging.getLogger(__name__)
+
+_REASONS: Final = {
+    200: "OK",
+    302: "Found",
+    304: "Not Modified",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    421: "Misdirected Request",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+_ALWAYS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'self'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_HTML: Final = "text/html; charset=utf-8"
+_JSON: Final = "application/json; charset=utf-8"
+_TEXT: Final = "text/plain; charset=utf-8"
+_API: Final = "api/v1/"
+_MOST_DAYS: Final = 20
+"""Accounts that are told with their whole day; of more it would take so long that polling might notice."""
+_EMPTY: Final = tuple(f"{_API}{name}" for name in ("treatments", "devicestatus", "profile"))
+
+_UNKNOWN: Final = "This wants a token: add ?token= and the token to the address, as web.token has it.\n"
+_ASTRAY: Final = (
+    "This machine is not known by that name: open it by its address, its own name, or a name that ends in .local. "
+    "A reverse proxy has to pass on one of these as Host.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent back."""
+
+    status: int
+    body: bytes
+    kind: str = _TEXT
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Site:
+    """A WSGI application for some people. ``health`` says whether the daemon is well, and in words."""
+
+    def __init__(
+        self,
+        people: Mapping[str, Person],
+        clock: Clock,
+        health: Callable[[], tuple[bool, str]],
+        access: Access,
+        page: Page,
+    ) -> None:
+        self._people = people
+        self._clock = clock
+        self._health = health
+        self._access = access
+        self._page = page
+        self._boot = secrets.token_hex(4)  # so that no ETag of an earlier process is taken for one of this
+        self._told = set[str]()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request, whatever happens."""
+        try:
+            answer = self._answer(environ)
+        except Exception as error:  # noqa: BLE001  # a browser is told so, and nobody else notices
+            answer = self._fail(error)
+        headers = {**_ALWAYS, "Content-Type": answer.kind, "Content-Length": str(len(answer.body)), **answer.headers}
+        start_response(f"{answer.status} {_REASONS[answer.status]}", list(headers.items()))
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
+
+    def _fail(self, error: Exception) -> Answer:
+        """Say that a request could not be answered; to the log once for each place where it happens."""
+        where = redacted_traceback(error)
+        if where not in self._told:
+            self._told.add(where)
+            _log.error("web: a bug in dexcom2mqtt; please report it:\n%s", where)
+        return Answer(500, b"Something went wrong inside dexcom2mqtt; its log says where.\n")
+
+    def _answer(self, environ: WSGIEnvironment) -> Answer:
+        if not self._access.knows_host(environ.get("HTTP_HOST")):
+            return Answer(421, _ASTRAY.encode())
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            return Answer(405, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+        parts = [part for part in environ["PATH_INFO"].split("/") if part]
+        if parts == ["health"]:
+            return self._healthy()
+        try:
+            given = parameters(environ.get("QUERY_STRING", ""))
+        except QueryError as error:
+            return Answer(400, f"{error}\n".encode())
+        if not self._access.knows_token(_tokens(environ, given)):
+            return Answer(401, _UNKNOWN.encode(), headers={"WWW-Authenticate": "Bearer"})
+        return self._route(environ, parts, given)
+
+    def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
+        """Answer whoever may read. Below an account's key everything is of that account alone."""
+        found = self._at("/".join(parts), next(iter(self._people)), list(self._people), environ, given)
+        if found is None and parts and parts[0] in self._people:
+            if len(parts) == 1 and not environ["PATH_INFO"].endswith("/"):
+                # The page asks for paths relative to its own; so is this one, since a proxy may put a path in front.
+                query = environ.get("QUERY_STRING", "")
+                return Answer(302, b"", headers={"Location": f"{parts[0]}/{query and f'?{query}'}"})
+            found = self._at("/".join(parts[1:]), parts[0], [parts[0]], environ, given)
+        return found or Answer(404, b"There is nothing at this address.\n")
+
+    def _at(
+        self, path: str, key: str, keys: list[str], environ: WSGIEnvironment, given: Mapping[str, str]
+    ) -> Answer | None:
+        """Answer at a path: about the account with that key, or where it is about several, about those."""
+        if path.startswith(_API):
+            path = path.removesuffix(".json")
+        match path:
+            case "":
+                return Answer(200, self._page.html, _HTML, {"Content-Security-Policy": self._page.policy})
+            case "api/accounts":
+                return self._accounts(keys, environ.get("HTTP_IF_NONE_MATCH", ""))
+            case "health":
+                return self._healthy()
+            case "pebble" | "api/v1/status" | "api/v1/entries" | "api/v1/entries/sgv" | "api/v1/entries/current":
+                return _json(self._of_nightscout(path, self._people[key], given))
+        return _json([]) if path in _EMPTY else None
+
+    def _healthy(self) -> Answer:
+        well, words = self._health()
+        return Answer(200 if well else 503, f"{words}\n".encode())
+
+    def _of_nightscout(self, path: str, person: Person, given: Mapping[str, str]) -> object:
+        readings, now = person.seen()[0].readings, person.unix() or system_time()
+        match path.rpartition("/")[2]:
+            case "status":
+                return nightscout.status(person.account, version(), now, needs_token=self._access.token is not None)
+            case "pebble":
+                mmol = given.get("units", "mmol" if person.account.unit == "mmol/L" else "") == "mmol"
+                return nightscout.pebble(readings, wanted(given, 1), now, mmol=mmol)
+            case "current":
+                return nightscout.entries(readings, wanted({**given, "count": "1"}, 1))
+        return nightscout.entries(readings, wanted(given, 10))
+
+    def _accounts(self, keys: list[str], known: str) -> Answer:
+        """Answer what the page is made of. ``now`` is not in the ETag: a header has it with each answer."""
+        now = self._clock.now()
+        seen = {key: self._people[key].seen() for key in keys}
+        fresh = {key: overview.fresh_until > now for key, (overview, _) in seen.items()}
+        made = [
+            (key, overview.number, fresh[key], status.share, status.message, status.since)
+            for key, (overview, status) in seen.items()
+        ]
+        tag = f'"{self._boot}-{hashlib.sha256(repr(made).encode()).hexdigest()[:16]}"'
+        headers = {"ETag": tag, "Daemon-Clock": str(round(now * 1000))}
+        if tag in known.replace(",", " ").split():
+            return Answer(304, b"", _JSON, headers)
+        accounts = [
+            described(key, self._people[key].account, overview, status, fresh=fresh[key], day=len(keys) <= _MOST_DAYS)
+            for key, (overview, status) in seen.items()
+        ]
+        return _json({"version": 1, "now": round(now * 1000), "accounts": accounts}, headers)
+
+
+def _tokens(environ: WSGIEnvironment, given: Mapping[str, str]) -> list[str]:
+    """Return everything that a request gives as a token."""
+    every = [
+        bearer(environ.get("HTTP_AUTHORIZATION", "")),
+        environ.get("HTTP_API_SECRET", ""),
+        given.get("token", ""),
+        given.get("secret", ""),
+    ]
+    return [text for text in every if text]
+
+
+def _json(content: object, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(200, json.dumps(content, ensure_ascii=False, allow_nan=False).encode(), _JSON, headers or {})
