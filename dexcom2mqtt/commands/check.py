@@ -29,12 +29,13 @@ from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
 from dexcom2mqtt.topics import Topics
+from dexcom2mqtt.web import listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.config.settings import Account, Settings, Web
     from dexcom2mqtt.share import Batch, Region, ShareClient
 
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
@@ -87,6 +88,11 @@ _NO_WILDCARDS: Final = (
     "It hands out nothing retained for subscriptions with wildcards. The daemon needs none; programs that subscribe to "
     "all topics below one see a value only when the next reading comes."
 )
+_NO_PLACE: Final = (
+    "Another program has the port (`sudo ss -ltnp` tells which): choose another one, web.port.",
+    "This machine has no such address: `ip address` lists those that it has, and 0.0.0.0 stands for all of them.",
+    "Ports below 1024 need rights that the daemon does not have.",
+)
 _UNTOLD: Final = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
 
 
@@ -112,6 +118,8 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         yield Step("configuration", f"Share is reached through the proxy {proxy}, which the environment names.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, clients[key], settings.stale_after_seconds)
+    if settings.web is not None:
+        yield _check_web(settings.web)
     try:
         yield from _check_broker(settings, clock)
     except dialling.BrokerError as error:
@@ -252,6 +260,20 @@ def _clocks(key: str, client: ShareClient) -> Step:
         "note",
         ("Let this machine reach a time server: `timedatectl` tells whether it does.",),
     )
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def _check_web(web: Web) -> Step:
+    place = f"{web.host} port {web.port}"
+    try:
+        listening.close(listening.listen(web.host, web.port))
+    except OSError as error:
+        if listening.serves(web.host, web.port):
+            return Step("web", f"The page is served at {place}, by a daemon that runs.")
+        return Step("web", f"The page cannot be served at {place}: {listening.why(error)}.", "failed", _NO_PLACE)
+    return Step("web", f"The page can be served at {place}.")
 
 
 # --- the broker --------------------------------------------------------------------------------------------

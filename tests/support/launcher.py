@@ -6,7 +6,9 @@ fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a lo
 blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists: ``share``, ``broker`` or ``heart``; ``JAM``, how
 many real seconds an acknowledgement may take, which suits the speed, too; ``LATE``, for how many real seconds it waits
 for what an earlier daemon may have left, instead of a moment that suits the speed; ``NAMED``, whether ``healthcheck``
-finds the daemon: those of other tests that run at the same time have the same client id.
+finds the daemon: those of other tests that run at the same time have the same client id; ``WEB_BROKEN``, whether every
+request to the page ends in an exception; ``WEB_AGAIN``, after how many real seconds a port is tried again;
+``DUE``, a file that gets by how many seconds of the clock each poll was late.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 from dexcom2mqtt import cli
@@ -29,6 +31,8 @@ from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.mqtt import patience
 from dexcom2mqtt.mqtt.inbox import Inbox
 from dexcom2mqtt.share import transport
+from dexcom2mqtt.web import server
+from dexcom2mqtt.web.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +59,12 @@ def main() -> int:
             hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
         if seconds := os.environ.get("JAM"):
             hooks.enter_context(mock.patch.object(patience, "SECONDS", float(seconds)))
+        if "WEB_BROKEN" in os.environ:
+            hooks.enter_context(mock.patch.object(Site, "_answer", _broken))
+        if seconds := os.environ.get("WEB_AGAIN"):
+            hooks.enter_context(mock.patch.object(server, "_AGAIN", float(seconds)))
+        if path := os.environ.get("DUE"):
+            hooks.enter_context(mock.patch.object(Poller, "poll", _timed(Path(path), clock, Poller.poll)))
         late = os.environ.get("LATE") or clock.real(composition.ANYTHING_SECONDS)
         hooks.enter_context(mock.patch.object(composition, "ANYTHING_SECONDS", float(late)))
         if what := os.environ.get("BLOCK"):
@@ -75,6 +85,19 @@ def _with_a_bug(key: str, poll: Callable[[Poller], float]) -> Callable[[Poller],
         return poll(poller)
 
     return broken
+
+
+def _broken(*_: object) -> NoReturn:
+    raise RuntimeError("a bug that a test put here")
+
+
+def _timed(file: Path, clock: Clock, poll: Callable[[Poller], float]) -> Callable[[Poller], float]:
+    def timed(poller: Poller) -> float:
+        with file.open("a", encoding="ascii") as stream:
+            stream.write(f"{clock.now() - poller.due}\n")
+        return poll(poller)
+
+    return timed
 
 
 def _blocking(method: Callable[..., Any], when: Path) -> Callable[..., Any]:

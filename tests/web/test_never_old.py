@@ -1,0 +1,159 @@
+"""What the page and the entries show while a phone's clock is wrong and the broker is away: nothing old as current."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dexcom2mqtt.web import nightscout
+from dexcom2mqtt.web.query import Query
+from tests.account.test_phone_clock import STALE_AFTER, Watched
+from tests.account.test_polling import BEGIN, HOUR, MINUTE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TOLERANCE = 5 * MINUTE  # that is how far a phone's clock may be ahead without being called wrong
+
+
+class Viewed(Watched):
+    """A world that records how old in truth is whatever is to be seen as current, and how false any entry is."""
+
+    def __init__(self, **options: Any) -> None:
+        self.oldest_seen = -math.inf  # true age in seconds
+        self.most_ahead = -math.inf  # by how many seconds an entry's date was later than the truth
+        self._seen: tuple[float, float] | None = None  # the true time of what is to be seen, and until when
+        super().__init__(**options)
+
+    def _serve(self) -> None:
+        super()._serve()
+        self._view()
+
+    def restart(self, *, broker: bool = True) -> None:
+        self._view(ends=True)
+        super().restart(broker=broker)
+
+    def _view(self, *, ends: bool = False) -> None:
+        """Record what was to be seen until now, and what is from now on."""
+        if self._seen is not None:
+            true, until = self._seen
+            self.oldest_seen = max(self.oldest_seen, BEGIN + min(self.clock.now(), until) - true)
+        self._seen = None
+        if ends:
+            return
+        overview, _ = self.poller.seen()
+        for entry in nightscout.entries(overview.readings, Query(288)):
+            self.most_ahead = max(self.most_ahead, (entry["date"] - int(entry["direction"][1:])) / 1000)
+        if overview.fresh_until > self.clock.now():
+            direction = overview.state["direction"] or ""
+            self._seen = int(direction[1:]) / 1000, overview.fresh_until
+
+    def sees(self) -> bool:
+        """Tell whether something is to be seen as current."""
+        return self._seen is not None and self._seen[1] > self.clock.now()
+
+
+@pytest.fixture
+def viewed() -> Iterator[Callable[..., Viewed]]:
+    """Make worlds whose services end with the test."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Viewed:
+            world = Viewed(**options)
+            stack.callback(world.service.__exit__, None, None, None)
+            return world
+
+        yield make
+
+
+@pytest.mark.parametrize("minutes", [6, 20, 60])
+def test_a_phone_that_is_ahead(viewed: Callable[..., Viewed], minutes: int) -> None:
+    """Its false readings are neither shown nor among the entries, also when their stamps have passed."""
+    world = viewed()
+    world.live(HOUR)
+    assert world.sees()
+    world.set_phone(minutes * MINUTE)
+    world.live(20 * MINUTE)
+    assert not world.sees()
+    world.set_phone(minutes * MINUTE, on=False)
+    world.live(minutes * MINUTE + HOUR)
+    assert world.oldest_seen <= STALE_AFTER + 1
+    assert world.most_ahead <= TOLERANCE
+
+
+def test_a_restart_without_a_broker_shows_what_comes_after_its_first_answer(viewed: Callable[..., Viewed]) -> None:
+    """Of the first answer nobody knows what is doubtful; so the value is there with the reading after it."""
+    world = viewed()
+    world.live(2 * HOUR)
+    world.restart(broker=False)
+    world.live(25)
+    assert not world.sees()
+    assert world.poller.seen()[0].readings == ()
+    world.live(6 * MINUTE)
+    assert world.sees()
+    world.live(HOUR)
+    assert len(world.poller.seen()[0].readings) == pytest.approx(13, abs=1)
+    assert world.poller.seen()[0].state["delta"] is not None
+    world.read_back()
+    world.live(2)
+    assert len(world.poller.seen()[0].readings) > 280
+
+
+def test_a_broker_that_comes_later_has_nothing_to_take_back(viewed: Callable[..., Viewed]) -> None:
+    """With a phone that was ahead and is off, a restart without a broker shows nothing, and with it nothing either."""
+    world = viewed()
+    world.live(2 * HOUR)
+    world.set_phone(HOUR)
+    world.live(20 * MINUTE)
+    world.set_phone(HOUR, on=False)
+    world.clock.time += 57 * MINUTE
+    world.restart(broker=False)
+    world.live(30)
+    assert not world.sees()
+    assert world.poller.seen()[0].readings == ()
+    world.read_back()
+    world.live(2)
+    assert not world.sees()
+    assert world.poller.seen()[0].readings
+    assert world.oldest_seen <= STALE_AFTER + 1
+    assert world.most_ahead <= TOLERANCE
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("phone"), st.sampled_from([-20, 0, 4, 20, 60, 180]), st.booleans()),
+    st.tuples(st.just("live"), st.sampled_from([1, 11, 31, 75]), st.booleans()),
+    st.tuples(st.just("pause"), st.sampled_from([1, 20, 58]), st.booleans()),
+)
+
+
+@settings(deadline=None, max_examples=15, database=None)
+@given(st.lists(STEPS, min_size=2, max_size=9))
+def test_whatever_happens(steps: list[tuple[str, int, bool]]) -> None:
+    """Whatever phone, broker and machine do, nothing is shown that is too old, and no entry is from the future."""
+    world = Viewed()
+    try:
+        world.live(HOUR)
+        read = True
+        for what, minutes, yes in steps:
+            if what == "phone":
+                world.set_phone(minutes * MINUTE, on=yes)
+            elif what == "live":
+                world.live(minutes * MINUTE)
+                if not read:
+                    world.read_back()
+                    read = True
+            else:
+                world.clock.time += minutes * MINUTE
+                world.restart(broker=yes)
+                read = yes
+                world.live(30)
+        world.live(HOUR)
+        assert world.oldest_seen <= STALE_AFTER + TOLERANCE + 1
+        assert world.most_ahead <= TOLERANCE + 1
+    finally:
+        world.service.__exit__(None, None, None)
