@@ -17,6 +17,8 @@ LABEL org.opencontainers.image.title="dexcom2mqtt" \
 COPY --from=build /opt/dexcom2mqtt /opt/dexcom2mqtt
 ENV PATH="/opt/dexcom2mqtt/bin:$PATH"
 USER 65532:65532
+# The page, if it is switched on: DEXCOM2MQTT_WEB__HOST=0.0.0.0
+EXPOSE 8017
 STOPSIGNAL SIGTERM
 # Python needs a while to start on a small machine; the daemon itself has to answer within 5 s.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 CMD ["dexcom2mqtt", "healthcheck"]

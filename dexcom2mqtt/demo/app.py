@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
@@ -77,12 +78,12 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
     with SimulatedShare([_ACCOUNT], now) as share:
         heard: Queue[Heard] = Queue()
         client = _subscribe(broker.port, heard, now)
-        settings = _settings(share.base_url, broker.port)
+        settings = _settings(share.base_url, broker.port, page := _free_port())
         daemon = Daemon(settings, Clock(speed))
         daemon.start()
         with contextlib.suppress(OSError):  # nobody looks any more: the pipe is broken, the terminal gone
-            _introduce(share.base_url, broker.port, speed)
-            with _shown(settings, speed, now, broker.port) as show:
+            _introduce(share.base_url, broker.port, page, speed)
+            with _shown(settings, speed, now) as show:
                 seen = _follow(heard, show, until)
         daemon.stop()
         client.disconnect()  # without it the next line takes a second
@@ -93,16 +94,24 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
     return 0
 
 
-def _introduce(base_url: str, port: int, speed: float) -> None:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def _introduce(base_url: str, port: int, page: int, speed: float) -> None:
     print(f"a simulated Share service: {base_url}")
     print(f"an embedded MQTT broker:   127.0.0.1:{port} (look for yourself: any client, topic #)")
+    print(f"the page for a browser:    http://127.0.0.1:{page}/")
     print(f"the clock:                 {speed:g} times as fast as the real one; Ctrl-C ends the demo", flush=True)
 
 
-def _settings(base_url: str, port: int) -> Settings:
+def _settings(base_url: str, port: int, page: int) -> Settings:
     anna = {"username": _ACCOUNT.username, "password": _ACCOUNT.password, "share_url": base_url}
     # The embedded broker does not speak MQTT 5; the daemon would find out, but that takes a moment.
-    return build(Settings, {"accounts": {_KEY: anna}, "mqtt": {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}})
+    mqtt = {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}
+    return build(Settings, {"accounts": {_KEY: anna}, "mqtt": mqtt, "web": {"port": page}})
 
 
 def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
@@ -117,7 +126,7 @@ def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
 
 
 @contextlib.contextmanager
-def _shown(settings: Settings, speed: float, now: Callable[[], float], port: int) -> Iterator[_Show]:
+def _shown(settings: Settings, speed: float, now: Callable[[], float]) -> Iterator[_Show]:
     """Show messages as the view where there is a terminal for it, else as lines."""
     if not screen.suits(sys.stdout):
         yield _print_lines
@@ -125,7 +134,8 @@ def _shown(settings: Settings, speed: float, now: Callable[[], float], port: int
     account = settings.accounts[_KEY]
     viewer = Viewer(_KEY, account.name, Topics(settings.mqtt.base_topic), fresh_for=_NEW_FOR * speed)
     head = f"dexcom2mqtt demo, {speed:g} times as fast as real time"
-    foot = f"Ctrl-C ends it. For a look of your own: MQTT at 127.0.0.1:{port}, topic #"
+    page = f"http://127.0.0.1:{settings.web.port}/" if settings.web else ""
+    foot = f"Ctrl-C ends it. For a look of your own: {page}, or MQTT at 127.0.0.1:{settings.mqtt.port}, topic #"
     with _log_held(), screen.Screen(sys.stdout, account.ranges, head, foot) as terminal:
         yield Drawing(terminal, viewer, now)
 

@@ -60,9 +60,10 @@ class Server:
             try:
                 self._serve()
             except OSError as error:
-                self._tell(f"cannot listen at {self._host} port {self._port} ({why(error)}); trying again every minute")
+                why_not = f"web: cannot listen at {self._host} port {self._port} ({why(error)})"
+                self._tell(f"{why_not}; trying again every minute")
             except Exception as error:  # noqa: BLE001  # nothing else is to notice
-                self._tell(f"a bug in dexcom2mqtt; please report it:\n{redacted_traceback(error)}")
+                self._tell(f"web: a bug in dexcom2mqtt; please report it:\n{redacted_traceback(error)}")
             self._alarm.sleep(_AGAIN * self._clock.speed)
 
     def _serve(self) -> None:
@@ -80,4 +81,4 @@ class Server:
     def _tell(self, what: str) -> None:
         if what != self._told:
             self._told = what
-            _log.error("web: %s", what)
+            _log.error("%s", what)

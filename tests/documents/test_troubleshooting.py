@@ -51,6 +51,7 @@ NO_TROUBLE: Final = (
         "Home Assistant is there:",
     ),
     *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
+    *("The page can be served at", "The page is served at", "the page for a browser:"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),
     *("Waiting for the first answer of Share", "Readings arrive"),

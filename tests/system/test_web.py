@@ -123,7 +123,7 @@ def test_requests_of_real_clients(home: Household) -> None:
     assert [entry["sgv"] for entry in json.loads(m5)] == list(range(105, 155, 5))
     assert re.match(rb'.{0,400}"date": ?\d{13},', m5)
     assert get(port, f"/api/v2/properties/iob,cob,delta,basal?token={TOKEN}").status == 404
-    # Each of them can be sent to a child's own address.
+    # nightscout-clock keeps the path of its address, and so can be sent to a child's own one.
     assert get(port, f"/ben{clock}", api_secret=sha1).json == []
 
 
