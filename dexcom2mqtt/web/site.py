@@ -204,4 +204,5 @@ def _tokens(environ: WSGIEnvironment, given: Mapping[str, str]) -> list[str]:
 
 
 def _json(content: object, headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(200, json.dumps(content, ensure_ascii=False, allow_nan=False).encode(), _JSON, headers or {})
+    written = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # some clients are small
+    return Answer(200, written.encode(), _JSON, headers or {})

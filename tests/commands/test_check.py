@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.checking import ANNA, Bench, remedies, steps, stopping_at
-from tests.support.processes import ROOT, Mosquitto, Subscriber, daemon, eventually, retained
+from tests.support.checking import ANNA, Bench, failed, remedies, steps, stopping_at
+from tests.support.processes import ROOT, Mosquitto, Subscriber, daemon, eventually, free_port, retained
 from tests.support.share_faults import hang, only
 
 # When all is well
@@ -226,3 +227,33 @@ def test_wrong_usage(bench: Bench) -> None:
     done = subprocess.run([*bench.command(1), "--twice"], capture_output=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert bench.share.requests == []
+
+
+# The page
+
+
+def test_a_page_can_be_served(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """Where it can listen is told; a daemon that runs and has the port already is all right, too."""
+    web = {"web": {"port": free_port()}}
+    place = f"127.0.0.1 port {web['web']['port']}"
+    assert ("ok", f"web: The page can be served at {place}.") in steps(bench.check(mosquitto.port, web).stdout)
+    file = Path(bench.command(mosquitto.port, web)[-1])
+    with daemon(file, tmp_path / "daemon.log") as running:
+        eventually(lambda: "web: listening" in running.text())
+        done = bench.check(mosquitto.port, web)
+    assert ("ok", f"web: The page is served at {place}, by a daemon that runs.") in steps(done.stdout)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "why", "remedy"),
+    [("127.0.0.1", "Address already in use", "ss -ltnp"), ("192.0.2.1", "Cannot assign requested address", "0.0.0.0")],
+)
+def test_a_page_that_cannot_be_served(bench: Bench, mosquitto: Mosquitto, host: str, why: str, remedy: str) -> None:
+    """A port that another program has, and an address that this machine does not have, are told with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = bench.check(mosquitto.port, {"web": {"host": host, "port": port}})
+    assert failed(done.stdout) == [f"web: The page cannot be served at {host} port {port}: {why}."]
+    assert remedy in " ".join(remedies(done.stdout))
+    assert done.returncode == 1

@@ -72,3 +72,19 @@ def test_the_image_tells_what_the_project_is() -> None:
         "base.name": "docker.io/library/python:3.13-slim",
     }
     assert f"FROM {labels['base.name'].removeprefix('docker.io/library/')}\n" in DOCKERFILE
+
+
+def test_the_page_is_two_lines_away(tmp_path: Path) -> None:
+    """It is off; with the two remarks it listens in the container, at the port that goes out, on this machine alone."""
+    for name in DAEMON["secrets"]:
+        (tmp_path / name).write_text("anna", encoding="utf-8")
+    assert loading.load(environ=DAEMON["environment"], secrets=[tmp_path]).web is None
+    written = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    switched_on = yaml.safe_load(re.sub(r"(?m)^( *)#(DEXCOM2MQTT_WEB|ports:)", r"\1\2", written))["services"][
+        "dexcom2mqtt"
+    ]
+    web = loading.load(environ=switched_on["environment"], secrets=[tmp_path]).web
+    assert web is not None
+    assert web.host == "0.0.0.0"
+    assert switched_on["ports"] == [f"127.0.0.1:{web.port}:{web.port}"]
+    assert f"\nEXPOSE {web.port}\n" in DOCKERFILE

@@ -246,6 +246,23 @@ def test_it_works_below_a_path(home: Household, visit: Callable[..., Page]) -> N
     }
 
 
+def test_an_answer_without_the_daemons_clock_counts_for_nothing(home: Household, visit: Callable[..., Page]) -> None:
+    """Where something on the way takes it out, nobody can say how old a value is, and so none is shown."""
+    home.add(10, 100)
+    port, _ = home.serve()
+    page = visit("about:blank")
+
+    def take_out(route: Route) -> None:
+        answer = route.fetch()
+        headers = {name: value for name, value in answer.headers.items() if name.lower() != "daemon-clock"}
+        route.fulfill(response=answer, headers=headers)
+
+    page.route("**/api/accounts", take_out)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.locator("#banner").wait_for(timeout=40_000)
+    assert "100" not in page.inner_text("body")
+
+
 # --- that nothing old stays --------------------------------------------------------------------------------
 
 
