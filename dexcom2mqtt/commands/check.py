@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from dexcom2mqtt.share import Batch, Region, ShareClient
 
 _ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
-_THREADS: Final = 5
-"""Those of the daemon that are none of an account: broker, heart, health, end, and the page."""
+_THREADS: Final = 4
+"""Those of the daemon that are none of an account: broker, heart, health, end."""
+_THREADS_OF_WEB: Final = 3
+"""Those of the page: one listens, two answer."""
 _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
 _GONE: Final = 60.0
@@ -113,7 +115,7 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
     clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # nor one in a variable
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
-    yield from _check_threads(len(settings.accounts) + _THREADS)
+    yield from _check_threads(len(settings.accounts) + _THREADS + (_THREADS_OF_WEB if settings.web else 0))
     for proxy in dict.fromkeys(client.proxy for client in clients.values() if client.proxy):
         yield Step("configuration", f"Share is reached through the proxy {proxy}, which the environment names.")
     for key, account in settings.accounts.items():

@@ -53,7 +53,7 @@ def test_check_finds_it(config: Path) -> None:
         command("now", "check", config), capture_output=True, text=True, check=False, cwd=ROOT, env=environ
     )
     assert done.returncode == 1
-    assert "FAILED  machine: This machine lets the daemon start 0 of the 6 threads that it needs." in done.stdout
+    assert "FAILED  machine: This machine lets the daemon start 0 of the 5 threads that it needs." in done.stdout
     assert "1. In a container: Docker before 20.10.10 does not let it." in done.stdout
     assert "ok      anna: Signed in" in done.stdout
 

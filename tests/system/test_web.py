@@ -203,7 +203,7 @@ def test_a_port_that_is_taken_is_tried_again(home: Household) -> None:
         assert process.running
     eventually(lambda: answers(port))
     assert f"web: listening at 127.0.0.1 port {port}" in process.text()
-    assert account(port)["state"]["value"] == 100
+    eventually(lambda: account(port)["state"]["value"] == 100)
 
 
 @pytest.mark.parametrize(("host", "reason"), [("192.0.2.1", "Cannot assign requested address")])
