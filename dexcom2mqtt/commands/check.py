@@ -1,14 +1,12 @@
 """The command that tries everything once, and says what works, what does not, and what to do about it.
 
 It is the first thing that anyone runs. It signs in once for each account, since wrong credentials tried again and
-again lock an account, and it leaves nothing at the broker. What it says of the account pages, of followers and of
-phone numbers is from pydexcom's answers to frequent questions.
+again lock an account, and it leaves nothing at the broker. What it says of followers is from pydexcom's answers to
+frequent questions.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
@@ -18,7 +16,7 @@ from dexcom2mqtt.account import verdict
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import day, system_time
-from dexcom2mqtt.config.lookalikes import EXAMPLES
+from dexcom2mqtt.commands.rejection import causes_of_rejection
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE, history_message
 from dexcom2mqtt.messages.homeassistant import discovery_messages
@@ -36,9 +34,8 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account, Settings, Web
-    from dexcom2mqtt.share import Batch, Region, ShareClient
+    from dexcom2mqtt.share import Batch, ShareClient
 
-_ACCOUNT_PAGES: Final[dict[Region, str]] = {"us": "uam1.dexcom.com", "ous": "uam2.dexcom.com", "jp": "uam.dexcom.jp"}
 _THREADS: Final = 4
 """Those of the daemon that are none of an account: broker, heart, health, end."""
 _THREADS_OF_WEB: Final = 3
@@ -47,14 +44,6 @@ _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
 _GONE: Final = 60.0
 """Seconds after which MQTT 5 forgets what is left where this is ended in the middle."""
-_PHONE: Final = re.compile(r"\+?(?:[ ()./-]*\d){7,}[ ()./-]*")
-_PHONE_AS_WANTED: Final = re.compile(r"\+[0-9]+")
-_LONGEST_PASSWORD: Final = 30
-"""Users report that a longer one works in Dexcom's app and not here."""
-_EXAMPLES: Final = "@example.com"
-_UNSEEN: Final = {"Cc", "Cf", "Zl", "Zp", "Zs"}
-"""Categories of characters that cannot be seen, or that look like a blank."""
-
 _NO_READINGS: Final = (
     "In the Dexcom app of the person who wears the sensor, sharing has to be on and to have at least one follower.",
     "The credentials have to be those of that person. A follower can sign in, too, but has no readings.",
@@ -158,73 +147,6 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
     today = (f"This machine takes today for {day(system_time())}.",) if wrong_clock else ()
     return verdict.of_error(error).message, "failed", today
-
-
-def causes_of_rejection(account: Account) -> Iterator[str]:
-    """Yield why Share may not accept the credentials, what can be seen of them first; it does not say itself."""
-    page = _ACCOUNT_PAGES[account.region]
-    name = None if account.username is None else account.username.get_secret_value()
-    others = [f"{other}, the region is {region}" for region, other in _ACCOUNT_PAGES.items() if other != page]
-    phone = "A phone number is written with + and the country code, and nothing else: '+11234567890'."
-    seems_phone = name is not None and _PHONE.fullmatch(name.strip()) and not _PHONE_AS_WANTED.fullmatch(name.strip())
-    if seems_phone:
-        yield f"The user name looks like a phone number. {phone}"
-    if name is not None:
-        yield from _seen_of_name(name)
-    yield from _seen_of_password(account.password.get_secret_value(), page)
-    yield (
-        "They have to be those of the person who wears the sensor, as in the Dexcom app that shows the readings; not a "
-        "follower's, nor those of somebody who manages the account of a child."
-    )
-    yield (
-        f"The region has to be the account's. For {account.region} they have to work at {page}. If they work at "
-        f"{'; at '.join(others)}."
-    )
-    if name is not None and not seems_phone:
-        yield phone
-    yield f"The password is mistyped: {page} lets you try it, and make a new one."
-    yield f"Dexcom may ask for consent to new terms, and accept no sign-in until it has it: sign in once at {page}."
-    if name is not None:
-        yield (
-            f"If they are right, try the account id in place of the user name: once signed in at {page}, it is in the "
-            "page's address. Write it as account_id: 12345678-90ab-cdef-1234-567890abcdef."
-        )
-    yield (
-        "If they worked until now: Share rejects right ones, too, after many sign-ins. Stop other programs that use "
-        "the account, and wait 20 minutes. Each check is a try, and a few wrong ones lock the account: change "
-        "something before the next."
-    )
-
-
-def _seen_of_name(name: str) -> Iterator[str]:
-    """Yield what is odd about a user name, without showing it."""
-    if name.strip() in EXAMPLES or name.strip().casefold().endswith(_EXAMPLES):
-        yield "The user name is still the one of the examples. Put in the one that signs in to the Dexcom app."
-    if name != name.strip():
-        yield "The user name begins or ends with a blank: remove it."
-    if any(unicodedata.category(character) in _UNSEEN for character in name.strip().replace(" ", "")):
-        yield (
-            "The user name has a character in it that cannot be seen, or that only looks like a blank, as comes with "
-            "copying. Type it by hand."
-        )
-
-
-def _seen_of_password(password: str, page: str) -> Iterator[str]:
-    """Yield what is odd about a password, without showing it."""
-    if password.strip() in EXAMPLES:
-        yield "The password is still the one of the examples. Put in the one that signs in to the Dexcom app."
-    if password != password.strip():
-        yield "The password begins or ends with a blank: remove it, unless it is a part of the password."
-    if password.strip().isdecimal():
-        yield (
-            "The password is of digits alone. Users report that Share rejects such ones, although Dexcom's app takes "
-            f"them: make a new one, with letters and digits, at {page}."
-        )
-    if len(password) > _LONGEST_PASSWORD:
-        yield (
-            f"The password has more than {_LONGEST_PASSWORD} characters. Users report that Share rejects long ones, "
-            f"although Dexcom's app takes them: make a shorter one at {page}."
-        )
 
 
 def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale_after: float) -> Step:

@@ -16,7 +16,7 @@ import pytest
 import trustme
 import yaml
 
-from dexcom2mqtt.commands.check import causes_of_rejection
+from dexcom2mqtt.commands.rejection import causes_of_rejection
 from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.config.values import Secret
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, NEWEST_MALFORMED, NOTHING_SHARED
