@@ -34,6 +34,7 @@ PURE = {
     "readings",
     "mqtt/attempts",
     "mqtt/outcome",
+    "mqtt/subscriptions",
     "mqtt/trouble",
     "mqtt/patience",
     "topics",
@@ -262,6 +263,27 @@ def test_no_circle() -> None:
     assert waiting == {}
 
 
+MOST_LINES = {ast.Module: 400, ast.ClassDef: 200, ast.FunctionDef: 45}
+"""How long a module, a class and a function may be, so that each can be read in one go."""
+
+
+def too_long(source: str) -> set[str]:
+    """Name what has more lines than may be, with their number."""
+    tree = ast.parse(source)
+    found = {f"module: {lines}" for lines in [len(source.splitlines())] if lines > MOST_LINES[ast.Module]}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.end_lineno is not None:
+            first = min(each.lineno for each in [node, *node.decorator_list])
+            lines = node.end_lineno - first + 1
+            found |= {f"{node.name}: {lines}"} if lines > MOST_LINES[type(node)] else set()
+    return found
+
+
+def test_nothing_is_too_long_to_be_read() -> None:
+    """No module has more than 400 lines, no class more than 200, and no function more than 45, the demo aside."""
+    assert {place_of(path): long for path in MODULES if (long := too_long(path.read_text()))} == {}
+
+
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=names(EVERY_MODULE))
 def test_every_module_says_what_it_is(path: Path) -> None:
     """Each module opens with a sentence."""
@@ -311,6 +333,15 @@ def test_finds_libraries(source: str, found: set[str]) -> None:
 def test_finds_clocks(source: str, *, found: bool) -> None:
     """Every way to ask Python for the time counts, and asking our own clock does not."""
     assert reads_the_clock(source) is found
+
+
+def test_finds_what_is_too_long() -> None:
+    """Decorators count, and a method is a function."""
+    method = "class A:\n    @one\n    def f(self):\n" + 43 * "        pass\n"
+    assert too_long(method) == set()
+    assert too_long(method + "        pass\n") == {"f: 46"}
+    assert too_long("class A:\n" + 200 * "    a = 1\n") == {"A: 201"}
+    assert too_long(401 * "a = 1\n") == {"module: 401"}
 
 
 def test_finds_own_imports_and_prints() -> None:

@@ -11,6 +11,9 @@ from dexcom2mqtt.mqtt import dialling
 from dexcom2mqtt.mqtt.outcome import Failure, Refusal
 
 if TYPE_CHECKING:
+    import ssl
+
+    from dexcom2mqtt.config.settings import Tls
     from dexcom2mqtt.mqtt.outcome import Protocol, Reason
 
 _PROTOCOL_REFUSED: Final = 0x84
@@ -27,11 +30,19 @@ _NOT_ABOUT_US: Final = frozenset({0x00, 0x89, 0x8B, 0x8D, 0x98, 0x9C, 0x9D})
 """Codes of a DISCONNECT that are not about what was sent: left, busy, shutting down, idle, ended by a person, moved."""
 _BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
 _BAD_CLIENT_ID: Final = 0x85
+_CLOSED: Final = 0x80  # paho's word for a connection that ended without one
+_NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
 
 
 def refusal(code: int, words: str) -> Refusal | None:
     """Return why a broker refuses a message or a subscription; None if it does not."""
     return Refusal(_REASONS.get(code, "other"), words) if code >= _FAILURE else None
+
+
+def unreachable(error: Exception, place: str, tls: Tls | None) -> Failure:
+    """Say why the broker at ``place`` could not be reached."""
+    why, causes = dialling.explain(error, tls=tls)
+    return Failure(f"cannot connect to {place}: {why}", causes)
 
 
 def of_connack(code: int, words: str, place: str, protocol: Protocol, client_id: str) -> Failure:
@@ -55,3 +66,25 @@ def of_disconnect(code: int, text: str, *, busy: bool) -> Failure:
     if code in _NOT_ABOUT_US or not busy:
         return Failure(text, dialling.BROKE_OFF)
     return Failure(text, dialling.BROKE_OFF, "closed_busy", reason=_REASONS.get(code, "hang_up"))
+
+
+def of_no_answer(code: int, place: str, tls: Tls | None, refusal: ssl.SSLError | None) -> Failure:
+    """Say why a connection ended before the broker at ``place`` had answered, and TLS perhaps had refused it."""
+    if refusal is not None:
+        return unreachable(refusal, place, tls)
+    text = f"{place} closed the connection without an answer; is mqtt.port the right one?"
+    causes = dialling.NO_MQTT if tls is None else dialling.NO_MQTT_OVER_TLS
+    return Failure(text, causes, "closed_without_answer" if code == _CLOSED else "answered_wrongly")
+
+
+def of_loss(code: int, lost: str, idle: float | None) -> Failure:
+    """Say what it means that a connection ended without a DISCONNECT.
+
+    ``idle`` is for how many real seconds nothing had been sent or received, None if something was on its way.
+    """
+    if idle is None and code == _NOT_UNDERSTOOD:
+        # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
+        return Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy")
+    if code == _CLOSED:
+        return Failure(lost, dialling.BROKE_OFF, "closed_busy" if idle is None else "closed_idle", idle=idle)
+    return Failure(lost, dialling.BROKE_OFF)

@@ -13,7 +13,7 @@ import math
 import select
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTProtocolVersion
@@ -24,6 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt import codes, dialling, patience
 from dexcom2mqtt.mqtt.outcome import Failure, Place
+from dexcom2mqtt.mqtt.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     import socket
@@ -34,21 +35,22 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Mqtt
     from dexcom2mqtt.messages.message import Message
-    from dexcom2mqtt.mqtt.outcome import Ending, Protocol, Refusal
+    from dexcom2mqtt.mqtt.outcome import Protocol, Refusal
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
 """How long it takes at most to open a connection, looking up the broker's name aside."""
 _WINDOW: Final = 20
 """Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
-_CLOSED: Final = 0x80  # paho's word for a connection that ended without one
-_NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
-_FILTERS_A_PACKET: Final = 8
-"""As many as AWS IoT Core takes in one SUBSCRIBE."""
 _OVERHEAD: Final = 16
 """Bytes of a PUBLISH beside its topic and payload: header, length, packet identifier, and the one property of ours."""
 _POLL_SECONDS: Final = 1.0
 """How long paho works at most without a look at its keep-alive."""
+_SILENT: Final = "{} takes connections but does not answer; is it overloaded or frozen?"
+_JAMMED: Final = (
+    "{} answers, but has acknowledged nothing for {:.0f} s: the connection is given up, so that nothing old is shown "
+    "as current, and a new one follows"
+)
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -74,8 +76,34 @@ class Will:
     retain: bool = True
 
 
+class Limits(NamedTuple):
+    """What the broker takes, as it says when it lets us in."""
+
+    window: int = _WINDOW
+    """How many messages may be on their way."""
+    qos: int = 1
+    largest: float = math.inf
+    """Bytes of a packet; mostly that is infinite."""
+    retains: bool = True
+    """Whether the broker keeps what is retained."""
+
+    @classmethod
+    def of(cls, properties: Properties | None) -> Limits:
+        """Read the properties of a CONNACK; there are none in MQTT 3.1.1."""
+        return cls(
+            min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW)),
+            getattr(properties, "MaximumQoS", 1),
+            getattr(properties, "MaximumPacketSize", math.inf),
+            bool(getattr(properties, "RetainAvailable", True)),
+        )
+
+    def most_bytes(self, topic: str) -> float:
+        """Return how large a payload on this topic may be."""
+        return self.largest - _OVERHEAD - len(topic.encode())
+
+
 class _Client(paho.Client):
-    """A client that can ask the broker for a sign of life between those of the keep-alive, and keeps what TLS says."""
+    """A client that works in our thread, can ask for a sign of life between two pings, and keeps what TLS says."""
 
     refusal: ssl.SSLError | None = None
     """With TLS 1.3 a broker refuses our certificate only after the handshake; paho has nothing of it but a log line."""
@@ -100,6 +128,37 @@ class _Client(paho.Client):
     def ping(self) -> None:
         """Send a PINGREQ that paho does not count: when the keep-alive ends a connection stays as it is."""
         self._send_simple_command(MessageType.PINGREQ)
+
+    def send(self, message: Message, limits: Limits, left: float | None) -> paho.MQTTMessageInfo:
+        """Publish a message as the broker takes it; after these seconds it expires, if it does."""
+        properties = None
+        if self._protocol == MQTTProtocolVersion.MQTTv5 and left is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.MessageExpiryInterval = max(1, math.ceil(left))
+        retain = message.retain and limits.retains
+        return self.publish(message.topic, message.payload, limits.qos, retain, properties)
+
+    def ask_for(self, filters: Sequence[str]) -> int | None:
+        """Subscribe at QoS 0; return the identifier of the packet, None if it could not be sent."""
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            return self.subscribe([(topic, SubscribeOptions(qos=0)) for topic in filters])[1]
+        return self.subscribe([(topic, 0) for topic in filters])[1]
+
+    def wait(self, seconds: float, wake: socket.socket | None) -> tuple[bool, bool]:
+        """Wait for the broker or for ``wake``; return whether there is something to read, and room to write."""
+        sock = self.socket()
+        if sock is None:
+            return False, False
+        poll = select.poll()  # unlike select, it takes any number of open files
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self.want_write() else 0))
+        if wake is not None:
+            poll.register(wake, select.POLLIN)
+        pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = dict(poll.poll(0 if pending else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
+        if wake is not None and wake.fileno() in ready:
+            wake.recv(4096)
+        events = ready.get(sock.fileno(), 0)
+        return pending or bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
 
 
 def _new_client(mqtt: Mqtt, protocol: Protocol, tls: ssl.SSLContext | None, will: Will | None) -> _Client:
@@ -133,20 +192,14 @@ class Connection:
         self.protocol = protocol
         self._place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._answered = False
-        self._window = _WINDOW
-        self._qos = 1
-        self._largest = math.inf
-        self.retains = True
-        """Whether the broker keeps what is retained."""
+        self.limits = Limits()
         self.careful = False
         """Whether one thing is sent at a time, each only when the one before it is acknowledged."""
-        self._on_their_way: dict[int, Message] = {}
+        self.on_their_way: dict[int, Message] = {}
+        """The messages that are not acknowledged, by their identifiers."""
         self._received: list[Received] = []
         self._answers: list[tuple[Message, Refusal | None]] = []
-        self._wanted: list[str] = []  # filters to subscribe to
-        self._probing = ""  # the topic of a probe that is not back
-        self._unconfirmed: dict[int | None, list[str]] = {}
-        self._subscriptions: list[tuple[str, Refusal | None]] = []
+        self.subscriptions = Subscriptions()
         self._heard_at = self._clock.now()
         self.failure: Failure | None = None
         self._patience = patience.Patience()
@@ -170,14 +223,12 @@ class Connection:
         try:
             self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
-            why, causes = dialling.explain(error, tls=self._mqtt.tls)
-            return Failure(f"cannot connect to {self._place}: {why}", causes)
+            return codes.unreachable(error, self._place, self._mqtt.tls)
         until = self._clock.now() + _CONNACK_SECONDS * self._clock.speed
         while not self._answered and self.failure is None:
             left = self._clock.real(until - self._clock.now())
             if left <= 0:
-                text = f"{self._place} takes connections but does not answer; is it overloaded or frozen?"
-                return Failure(text, ending="silent")
+                return Failure(_SILENT.format(self._place), ending="silent")
             if self._clock.stopped:
                 raise Stopped
             self.work(left)
@@ -191,124 +242,81 @@ class Connection:
     def room(self) -> int:
         """How many more messages may be on their way."""
         if self.careful:
-            return int(self.idle and self.subscribed and not self._probing)
-        return self._window - len(self._on_their_way)
+            return int(self.idle and self.subscribed and not self.subscriptions.probe)
+        return self.limits.window - len(self.on_their_way)
 
     @property
     def idle(self) -> bool:
         """Whether every message that was sent is acknowledged."""
-        return not self._on_their_way
-
-    @property
-    def on_their_way(self) -> frozenset[int]:
-        """The identifiers of the messages that are not acknowledged."""
-        return frozenset(self._on_their_way)
-
-    def most_bytes(self, topic: str) -> float:
-        """Return how large a payload on this topic may be, as the broker said; mostly that is infinite."""
-        return self._largest - _OVERHEAD - len(topic.encode())
+        return not self.on_their_way
 
     def publish(self, message: Message) -> None:
         """Send a message, with the expiry that is left to it; at QoS 1, unless the broker knows 0 alone."""
-        properties = None
-        if self.protocol == "5" and message.expires_at is not None:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            left = self._clock.real(message.expires_at - self._clock.now())
-            properties.MessageExpiryInterval = max(1, math.ceil(left))
-        retain = message.retain and self.retains
-        info = self._client.publish(message.topic, message.payload, self._qos, retain, properties)
-        if self._qos:
-            self._on_their_way[info.mid] = message
+        expires_at = message.expires_at
+        left = None if expires_at is None else self._clock.real(expires_at - self._clock.now())
+        info = self._client.send(message, self.limits, left)
+        if self.limits.qos:
+            self.on_their_way[info.mid] = message
         elif not info.rc:  # there is no acknowledgement to wait for
             self._answers.append((message, None))
         self._heard_at = self._clock.now()
 
     def subscribe(self, filters: Iterable[str]) -> None:
         """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
-        self._wanted += filters
+        self.subscriptions.want(filters)
         self._send_subscriptions()
 
     def unsubscribe(self, filters: Iterable[str]) -> None:
         """Want no more of these."""
-        wanted = list(filters)
-        self._wanted = [topic for topic in self._wanted if topic not in wanted]
-        for start in range(0, len(wanted), _FILTERS_A_PACKET):
-            self._client.unsubscribe(wanted[start : start + _FILTERS_A_PACKET])
+        for packet in self.subscriptions.drop(filters):
+            self._client.unsubscribe(packet)
 
     @property
     def subscribed(self) -> bool:
         """Whether the broker has answered to every subscription, be it by a refusal."""
-        return not self._unconfirmed and not self._wanted
-
-    def take_subscriptions(self) -> list[tuple[str, Refusal | None]]:
-        """Return the filters that the broker answered to since the last call; with the reason if it refused one."""
-        taken, self._subscriptions = self._subscriptions, []
-        return taken
+        return self.subscriptions.settled
 
     def _send_subscriptions(self) -> None:
-        """Send what is wanted, as many in a packet as any broker takes; if careful, one, when nothing is on its way."""
-        most = 1 if self.careful else _FILTERS_A_PACKET
-        while self._wanted and not (self.careful and (self._unconfirmed or not self.idle)):
-            filters, self._wanted = self._wanted[:most], self._wanted[most:]
-            asked = [(topic, SubscribeOptions(qos=0)) for topic in filters] if self.protocol == "5" else None
-            self._unconfirmed[self._client.subscribe(asked or [(topic, 0) for topic in filters])[1]] = filters
+        while filters := self.subscriptions.packet(careful=self.careful, idle=self.idle):
+            self.subscriptions.sent(self._client.ask_for(filters), filters)
 
     def probe(self, topic: str) -> bool:
-        """Publish to ourselves once the broker has confirmed every subscription; return whether it was published.
-
-        MQTT promises no order between a SUBSCRIBE and what is published behind it: a broker that handles packets of
-        one client side by side may take the probe first, and then it never comes back.
-        """
+        """Publish to ourselves once the broker has confirmed every subscription; return whether it was published."""
         if self.subscribed:
             self._client.publish(topic, "probe", qos=0)
-            self._probing = topic
+            self.subscriptions.probe = topic
         return self.subscribed
 
     def gave_up_probe(self) -> None:
         """Expect the probe no longer."""
-        self._probing = ""
+        self.subscriptions.probe = ""
 
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
         """Let paho read and write for up to ``seconds``, but no longer than one; return early if something happened."""
-        sock = self._client.socket()
-        if sock is None:
+        if self._client.socket() is None:
             self._end(Failure(f"the connection to {self._place} was lost", dialling.BROKE_OFF))
             return
-        poll = select.poll()  # unlike select, it takes any number of open files
-        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
-        if wake is not None:
-            poll.register(wake, select.POLLIN)
-        pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        at_once = pending or bool(self._answers)
         self._send_subscriptions()
-        ready = dict(poll.poll(0 if at_once else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
-        if wake is not None and wake.fileno() in ready:
-            wake.recv(4096)
-        events = ready.get(sock.fileno(), 0)
+        may_read, may_write = self._client.wait(0 if self._answers else seconds, wake)
         try:
-            if pending or events & ~select.POLLOUT:
+            if may_read:
                 self._client.loop_read()
                 self._heard_at = self._clock.now()
                 self._patience.alive()  # after what an acknowledgement that was read has done
-            if events & select.POLLOUT:
+            if may_write:
                 self._client.loop_write()
             self._client.loop_misc()
         except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            ending: Ending | None = None if self._answered else "answered_wrongly"
             text = f"{self._place} sent something that is no MQTT ({type(error).__name__})"
-            self._end(Failure(text, ending=ending))
+            self._end(Failure(text, ending=None if self._answered else "answered_wrongly"))
 
     def bear_with(self, seconds: float) -> None:
         """Count these seconds if an acknowledgement is owed, of a subscription too; end it if the broker jams."""
-        if self.idle and not self._unconfirmed:
+        if self.idle and not self.subscriptions.unanswered:
             return
         self._patience.passed(seconds)
         if self._patience.exhausted:
-            text = (
-                f"{self._place} answers, but has acknowledged nothing for {patience.SECONDS:.0f} s: the connection is "
-                "given up, so that nothing old is shown as current, and a new one follows"
-            )
-            self._end(Failure(text, ending="jammed"))
+            self._end(Failure(_JAMMED.format(self._place, patience.SECONDS), ending="jammed"))
         elif self._patience.question_due:
             self._patience.asked()
             self._client.ping()
@@ -329,20 +337,17 @@ class Connection:
 
     def _end(self, failure: Failure) -> None:
         if self.failure is None:
-            places = [Place(message.topic) for message in self._on_their_way.values()]
-            places += [Place(topic, "subscribe") for filters in self._unconfirmed.values() for topic in filters]
-            places += [Place(self._probing)] if self._probing else []
-            self.failure = replace(failure, at=tuple(places))
+            self.failure = replace(failure, at=self._unanswered())
+
+    def _unanswered(self) -> tuple[Place, ...]:
+        return *(Place(message.topic) for message in self.on_their_way.values()), *self.subscriptions.places
 
     def _on_connect(
         self, _client: object, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
         self._answered = True
         if not reason.is_failure:
-            self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
-            self._qos = getattr(properties, "MaximumQoS", 1)
-            self._largest = getattr(properties, "MaximumPacketSize", math.inf)
-            self.retains = bool(getattr(properties, "RetainAvailable", True))
+            self.limits = Limits.of(properties)
         else:
             self._end(codes.of_connack(reason.value, str(reason), self._place, self.protocol, self._mqtt.client_id))
 
@@ -350,42 +355,27 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
-        busy = bool(self._on_their_way or self._unconfirmed or self._probing)
-        if not self._answered and self._client.refusal is not None:
-            why, causes = dialling.explain(self._client.refusal, tls=self._mqtt.tls)
-            self._end(Failure(f"cannot connect to {self._place}: {why}", causes))
-        elif not self._answered:
-            text = f"{self._place} closed the connection without an answer; is mqtt.port the right one?"
-            causes = dialling.NO_MQTT if self._mqtt.tls is None else dialling.NO_MQTT_OVER_TLS
-            ending: Ending = "closed_without_answer" if reason.value == _CLOSED else "answered_wrongly"
-            self._end(Failure(text, causes, ending))
+        busy = bool(self._unanswered())
+        if not self._answered:
+            self._end(codes.of_no_answer(reason.value, self._place, self._mqtt.tls, self._client.refusal))
         elif flags.is_disconnect_packet_from_server:
             self._end(codes.of_disconnect(reason.value, f"{lost} ({reason})", busy=busy))
-        elif busy and reason.value == _NOT_UNDERSTOOD:
-            # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
-            self._end(Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy"))
-        elif reason.value == _CLOSED:
-            idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
-            self._end(Failure(lost, dialling.BROKE_OFF, "closed_busy" if busy else "closed_idle", idle=idle))
         else:
-            self._end(Failure(lost, dialling.BROKE_OFF))
+            idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
+            self._end(codes.of_loss(reason.value, lost, idle))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
-        message = self._on_their_way.pop(mid, None)
+        message = self.on_their_way.pop(mid, None)
         if message is not None:
             self._patience.acknowledged()
             self._answers.append((message, codes.refusal(reason.value, str(reason))))
 
     def _on_subscribe(
-        self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], _properties: object
+        self, _client: object, _data: object, mid: int, reasons: Sequence[ReasonCode], *_: object
     ) -> None:
         self._patience.acknowledged()
-        filters = self._unconfirmed.pop(mid, [])
-        self._subscriptions += (
-            (topic, codes.refusal(each.value, str(each))) for topic, each in zip(filters, reasons, strict=False)
-        )
+        self.subscriptions.answered(mid, [codes.refusal(each.value, str(each)) for each in reasons])
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
-        if message.topic == self._probing:
-            self._probing = ""
+        self.subscriptions.came(message.topic)
         self._received.append(Received(message.topic, bytes(message.payload), message.retain))

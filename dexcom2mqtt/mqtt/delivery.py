@@ -54,9 +54,9 @@ class Delivery:
     def begin(self, connection: Connection) -> None:
         """Send the whole picture on a new connection, no larger than the broker takes it."""
         self._before_last = None
-        self._stream.fit(connection.most_bytes)
+        self._stream.fit(connection.limits.most_bytes)
         self._mirror.send_all()
-        if not connection.retains:
+        if not connection.limits.retains:
             say(self._trouble.keeps_nothing())
 
     def send(self, connection: Connection, now: float) -> None:
@@ -103,8 +103,8 @@ class Delivery:
         if self._clock.stopped:
             return True  # to say that nothing is current is never too early
         if self._before_last is None and self._mirror.only_last_is_left:
-            self._before_last = connection.on_their_way
-        acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way
+            self._before_last = frozenset(connection.on_their_way)
+        acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way.keys()
         undecided = self._trouble.undecided
         if self._last in undecided and self._stream.next_at(now) <= now:
             return False  # it may be the end of the connection, so the readings go first
@@ -112,12 +112,12 @@ class Delivery:
 
     def _publish(self, connection: Connection, message: Message) -> None:
         size = len(message.payload.encode())
-        if size <= connection.most_bytes(message.topic):
+        if size <= connection.limits.most_bytes(message.topic):
             connection.publish(message)
             if self._trouble.spacing:
                 self._trouble.quiet_until = self._clock.now() + self._trouble.spacing * self._clock.speed
         else:
-            most = f"{size} bytes, and no more than {connection.most_bytes(message.topic):.0f} are allowed"
+            most = f"{size} bytes, and no more than {connection.limits.most_bytes(message.topic):.0f} are allowed"
             self._refused(message, Refusal("size", most))
 
     def _refused(self, message: Message, refusal: Refusal) -> None:

@@ -220,7 +220,7 @@ class BrokerLink:
         self._inbox.take(connection)
         if self._inbox.has_read_back:
             self._trouble.forget_subscriptions(self._subscriptions)
-        for topic, refusal in connection.take_subscriptions():
+        for topic, refusal in connection.subscriptions.take_answers():
             place = Place(topic, "subscribe")
             if refusal is None:
                 say(self._trouble.taken(place, self._clock.now()))

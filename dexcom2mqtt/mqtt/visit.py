@@ -82,12 +82,12 @@ class Visit:
     @property
     def most_bytes(self) -> Callable[[str], float]:
         """How large a payload on a topic may be, as the broker said; mostly that is infinite."""
-        return self._connection.most_bytes
+        return self._connection.limits.most_bytes
 
     @property
     def keeps_retained(self) -> bool:
         """Whether the broker keeps what is retained, as far as it said."""
-        return self._connection.retains
+        return self._connection.limits.retains
 
     def retained(self, filters: Sequence[str], probe: str, still: Still | None = None) -> dict[str, bytes]:
         """Return what the broker retains at these topics, which may have wildcards.
