@@ -273,7 +273,7 @@ def test_any_refresh(target: Target, payloads: list[tuple[bytes, bool, int]]) ->
     target.send(*payloads)
     assert target.process.running
     assert target.threads == threads
-    assert len(threads) == 5  # the main one, the broker's, the account's, the heart, health
+    assert len(threads) == 6  # the main one, the broker's, the account's, the heart, health, the end
 
 
 # --- the configuration -------------------------------------------------------------------------------------
