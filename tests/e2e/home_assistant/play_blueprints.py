@@ -1,7 +1,8 @@
 """The blueprints played through in a real Home Assistant, whose clock is moved by hand.
 
-`test_home_assistant.py` runs this there, with the tests' fixtures of Home Assistant itself: its MQTT integration gets what
-the daemon publishes, and its mobile_app integration posts to two phones, whose push service is all that is pretended.
+`test_home_assistant.py` runs this there, with the fixtures of Home Assistant's own tests. Its MQTT integration gets
+what the daemon publishes, with no broker between; its mobile_app integration posts to two phones, whose push service
+is pretended.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from unittest.mock import patch
 
 import pytest
 from homeassistant.components.automation import DOMAIN as AUTOMATION
+from homeassistant.config_entries import ConfigEntryDisabler
 from homeassistant.helpers import device_registry as dr
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
@@ -26,6 +28,7 @@ from pytest_homeassistant_custom_component.common import (
     async_fire_mqtt_message,
     async_fire_time_changed,
 )
+from pytest_homeassistant_custom_component.test_util.aiohttp import AiohttpClientMockResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from homeassistant.core import HomeAssistant
     from pytest_homeassistant_custom_component.test_util.aiohttp import AiohttpClientMocker
     from pytest_homeassistant_custom_component.typing import MqttMockHAClient
+    from yarl import URL
 
 # Of Home Assistant's voice, which mobile_app imports and nothing here uses: they want a compiler.
 for name, attribute in (("pymicro_vad", "MicroVad"), ("pyspeex_noise", "AudioProcessor")):
@@ -44,6 +48,7 @@ ROOT = Path(__file__).parents[3]
 BLUEPRINTS = ROOT / "examples" / "home-assistant" / "blueprints"
 DISCOVERY = ROOT / "tests" / "messages" / "golden" / "discovery.json"
 PUSH = "https://push.example.com/send"
+PUSHED = {"rateLimits": {"successful": 1, "errors": 0, "maximum": 500, "resetsAt": "2026-01-16T00:00:00.000Z"}}
 GLUCOSE = "sensor.anna_glucose_value"
 MISSING = "binary_sensor.anna_readings_missing"
 PHONES = ("Mum's phone", "Großvater")
@@ -54,8 +59,11 @@ RANGES = ((54, "very_low"), (70, "low"), (181, "in_range"), (251, "high"))
 class Home:
     """A Home Assistant with one person's glucose and two phones."""
 
-    def __init__(self, hass: HomeAssistant, freezer: FrozenDateTimeFactory, push: AiohttpClientMocker) -> None:
+    def __init__(
+        self, hass: HomeAssistant, mqtt: MqttMockHAClient, push: AiohttpClientMocker, freezer: FrozenDateTimeFactory
+    ) -> None:
         self.hass = hass
+        self._mqtt = mqtt
         self._freezer = freezer
         self._push = push
         self._told = 0
@@ -71,19 +79,27 @@ class Home:
         async_fire_mqtt_message(self.hass, f"dexcom2mqtt/{topic}", payload)
         await self.settle()
 
-    async def reading(self, value: int, trend: str = "steady", **other: Any) -> None:
+    async def reading(self, value: int, trend: str | None = "steady", **other: Any) -> None:
         """Publish a reading that has just been taken."""
         state = {
             "value": value,
             "unit": "mg/dL",
             "range": next((name for limit, name in RANGES if value < limit), "very_high"),
             "trend": trend,
-            "description": trend.replace("_", " "),
+            "description": trend and trend.replace("_", " "),
             "out_of_range": None,
             "measurement_timestamp": dt_util.utcnow().isoformat(),
+            "date": int(dt_util.utcnow().timestamp() * 1000),
         }
         await self.publish("anna/state", json.dumps(state | other))
         await self.publish("anna/availability", "online")
+
+    async def stays(self, value: int, minutes: int, trend: str = "steady") -> None:
+        """Publish a reading every five minutes, for so long."""
+        for minute in range(minutes):
+            if minute % 5 == 0:
+                await self.reading(value, trend)
+            await self.later(1)
 
     async def stale(self) -> None:
         """Take the value back, as the daemon does when the newest reading has grown old."""
@@ -92,8 +108,10 @@ class Home:
 
     async def automate(self, blueprint: str, **inputs: Any) -> None:
         """Make an automation of a blueprint, as the form does, and reload."""
-        entity = {"missing": MISSING} if blueprint == "glucose_missing" else {"glucose": GLUCOSE}
-        used = {"path": f"dexcom2mqtt/{blueprint}.yaml", "input": {"phones": self.phones(), **entity, **inputs}}
+        given: dict[str, Any] = {"missing": MISSING} if blueprint == "glucose_missing" else {"glucose": GLUCOSE}
+        if blueprint != "awtrix_clock":
+            given["phones"] = self.phones()
+        used = {"path": f"dexcom2mqtt/{blueprint}.yaml", "input": given | inputs}
         self.automations = [{"id": blueprint, "alias": "Anna", "use_blueprint": used}]
         await self.reload()
         assert self.hass.states.get("automation.anna").state == "on"
@@ -115,6 +133,27 @@ class Home:
             self._freezer.tick(timedelta(seconds=ROUND))
             async_fire_time_changed(self.hass)
             await self.settle()
+
+    def hang_at(self, phone: str) -> asyncio.Event:
+        """Let what is pushed to a phone from now on hang until the event is set."""
+        reached = asyncio.Event()
+
+        async def answer(_method: str, url: URL, data: Mapping[str, Any]) -> AiohttpClientMockResponse:
+            if data["push_token"] == phone:
+                await reached.wait()
+            return AiohttpClientMockResponse("post", url, json=PUSHED, status=201)
+
+        self._push.clear_requests()
+        self._told = 0
+        self._push.post(PUSH, side_effect=answer)
+        return reached
+
+    def shown(self) -> list[dict[str, Any] | None]:
+        """Return what the clock was told since this was asked last; None where its app was taken away."""
+        calls = [call.args for call in self._mqtt.async_publish.call_args_list]
+        self._mqtt.async_publish.reset_mock()
+        assert {(topic, retain) for topic, _, _, retain, *_ in calls} <= {("awtrix_1/custom/glucose_anna", False)}
+        return [json.loads(payload) if payload else None for _, payload, *_ in calls]
 
     def told(self) -> list[dict[str, Any]]:
         """Return what was sent to the phones since this was asked last."""
@@ -141,6 +180,13 @@ def on_both(text: str) -> list[tuple[str, str]]:
     return [(name, text) for name in PHONES]
 
 
+ARROWS = {
+    "rising_quickly": ((24, 1, 24, 7), (24, 1, 22, 3), (24, 1, 26, 3), (29, 1, 29, 7), (29, 1, 27, 3), (29, 1, 31, 3)),
+    "rising_slightly": ((25, 7, 31, 1), (31, 1, 27, 1), (31, 1, 31, 5)),
+    "steady": ((25, 4, 31, 4), (31, 4, 29, 2), (31, 4, 29, 6)),
+    "falling": ((28, 1, 28, 7), (28, 7, 26, 5), (28, 7, 30, 5)),
+    "falling_quickly": ((24, 1, 24, 7), (24, 7, 22, 5), (24, 7, 26, 5), (29, 1, 29, 7), (29, 7, 27, 5), (29, 7, 31, 5)),
+}
 CLEARED = on_both("cleared")
 LOW = on_both("Anna: glucose is low")
 VERY_LOW = on_both("Anna: glucose is very low")
@@ -175,6 +221,12 @@ async def add_phone(hass: HomeAssistant, name: str) -> MockConfigEntry:
 
 
 @pytest.fixture
+def expected_lingering_timers() -> bool:
+    """Let a trigger that looks at the clock do so until the end: Home Assistant stops it a moment after that."""
+    return True
+
+
+@pytest.fixture
 async def home(
     hass: HomeAssistant,
     mqtt_mock: MqttMockHAClient,
@@ -186,8 +238,7 @@ async def home(
     hass.config.config_dir = str(tmp_path)
     await hass.config.async_set_time_zone("UTC")
     shutil.copytree(BLUEPRINTS, tmp_path / "blueprints" / "automation" / "dexcom2mqtt")
-    limits = {"successful": 1, "errors": 0, "maximum": 500, "resetsAt": "2026-01-16T00:00:00.000Z"}
-    aioclient_mock.post(PUSH, json={"rateLimits": limits}, status=201)
+    aioclient_mock.post(PUSH, json=PUSHED, status=201)
     assert await async_setup_component(hass, "mobile_app", {})
     for name in PHONES:
         await add_phone(hass, name)
@@ -195,19 +246,345 @@ async def home(
     discovery = json.loads(DISCOVERY.read_text(encoding="utf-8"))["mg/dL"]
     async_fire_mqtt_message(hass, discovery.pop("topic"), json.dumps(discovery))
     await hass.async_block_till_done()
-    home = Home(hass, freezer, aioclient_mock)
+    home = Home(hass, mqtt_mock, aioclient_mock, freezer)
     await home.publish("bridge/state", "online")
     await home.reading(100)
     assert hass.states.get(GLUCOSE).state == "100"
     return home
 
 
-async def test_low(home: Home) -> None:
+# --- low -----------------------------------------------------------------------------------------------------
+
+
+async def test_low_rings_until_it_is_acknowledged_on_one_phone(home: Home) -> None:
+    """It rings at once and again on both phones, and a button on one of them clears and silences both."""
     await home.automate("glucose_low")
-    await home.later(10)
+    await home.stays(70, 20)
     assert home.rang() == []
     await home.reading(65, "falling")
-    print(home.hass.states.get(GLUCOSE)); print(home.hass.states.get("automation.anna")); print(home.hass.services.async_services()["notify"].keys())
-    print(home.told())
+    first, second = home.told()
+    assert (first["title"], first["message"]) == ("Anna: glucose is low", "65 mg/dL, falling")
+    assert first["data"] == second["data"]
+    assert first["data"].keys() == {"tag", "actions", "ttl", "priority", "channel", "push"}
+    assert (first["data"]["ttl"], first["data"]["priority"], first["data"]["channel"]) == (0, "high", "alarm_stream")
+    assert first["data"]["push"] == {"sound": {"name": "default", "critical": 1, "volume": 1.0}}
+    await home.stays(64, 4)
+    assert home.rang() == []
+    await home.stays(64, 1)
+    assert home.rang() == LOW
+    await home.press(second, "Acknowledge")
+    assert home.rang() == CLEARED
+    await home.stays(64, 60)
+    assert home.rang() == []
+    await home.reading(75)
+    await home.stays(75, 10)
+    await home.reading(69)
+    assert home.rang() == LOW
+
+
+async def test_very_low_rings_whatever_was_pressed(home: Home) -> None:
+    """A low that was snoozed or acknowledged does not hold very low back, not even for the second time."""
+    await home.automate("glucose_low")
+    await home.reading(65)
+    await home.press(home.told()[0], "Snooze")
+    assert home.rang() == CLEARED
+    await home.stays(60, 5)
+    await home.reading(53, "falling_quickly")
+    told = home.told()
+    assert [(call["push_token"], call["title"]) for call in told] == VERY_LOW
+    await home.press(told[1], "Acknowledge")
+    assert home.rang() == CLEARED
+    await home.stays(52, 20)
+    await home.stays(60, 20)
+    assert home.rang() == []
+    await home.reading(50)
+    assert home.rang() == VERY_LOW
+    await home.stays(60, 5)
+    assert home.rang() == LOW
+
+
+async def test_a_snoozed_low_rings_again(home: Home) -> None:
+    """After the snooze a low that still holds rings again, and the same buttons work."""
+    await home.automate("glucose_low", snooze=20)
+    await home.reading(65)
+    told = home.told()
+    assert [action["title"] for action in told[0]["data"]["actions"]] == ["Acknowledge", "Snooze 20 min"]
+    await home.press(told[0], "Snooze")
+    assert home.rang() == CLEARED
+    await home.stays(65, 19)
+    assert home.rang() == []
+    await home.stays(65, 1)
+    assert home.rang() == LOW
+    await home.press(told[0], "Acknowledge")
+    assert home.rang() == CLEARED
+
+
+async def test_a_better_reading_clears_but_does_not_forget(home: Home) -> None:
+    """In range the phones are cleared at once; a low one reading later is the same alert, and stays acknowledged."""
+    await home.automate("glucose_low")
+    await home.reading(69)
+    told = home.told()
+    await home.reading(71)
+    assert home.rang() == CLEARED
+    await home.stays(71, 5)
+    await home.reading(69)
+    assert home.rang() == LOW
+    await home.press(told[0], "Acknowledge")
+    assert home.rang() == CLEARED
+    await home.stays(71, 5)
+    await home.stays(69, 30)
+    assert home.rang() == []
+
+
+async def test_low_never_rings_with_a_stale_value(home: Home) -> None:
+    """Once the value is gone it is cleared and silent, and a low that comes back later is a new alert."""
+    await home.automate("glucose_low")
+    await home.reading(65)
+    told = home.told()
+    await home.stale()
+    assert home.hass.states.get(GLUCOSE).state == "unavailable"
+    assert home.rang() == CLEARED
+    await home.later(60)
+    assert home.rang() == []
+    await home.reading(64)
+    again = home.told()
+    assert [(call["push_token"], call["title"]) for call in again] == LOW
+    assert again[0]["data"]["actions"] != told[0]["data"]["actions"]
+    await home.publish("bridge/state", "offline")
+    assert home.rang() == CLEARED
+    await home.publish("bridge/state", "online")
+    await home.later(10)
+    assert [call["message"] for call in home.told()][:2] == ["64 mg/dL, steady"] * 2
+    await home.later(20)
+    assert home.rang()[-2:] == CLEARED, "nothing came any more, and expire_after took the value back"
+
+
+async def test_low_rings_again_after_a_restart(home: Home) -> None:
+    """An automation that begins while it is low already rings; buttons of the run before are nobody's any more."""
+    await home.automate("glucose_low")
+    await home.reading(65)
+    told = home.told()
+    await home.press(told[0], "Acknowledge")
+    await home.reload()
+    await home.stays(65, 15)
+    assert home.rang() == CLEARED, "nothing changed, so the run went on"
+    home.automations[0]["description"] = "changed"
+    await home.reload()
+    await home.stays(65, 5)
+    again = home.told()
+    assert [(call["push_token"], call["title"]) for call in again[:2]] == LOW
+    assert again[0]["data"]["tag"] == told[0]["data"]["tag"]
+    await home.press(told[0], "Acknowledge")
+    assert home.rang() == []
+    await home.press(again[0], "Acknowledge")
+    assert home.rang() == CLEARED
+
+
+async def test_low_only_while_falling(home: Home) -> None:
+    """Low waits for a falling trend, very low waits for nothing, and what has begun goes on."""
+    await home.automate("glucose_low", falling=True)
+    await home.stays(65, 10)
+    await home.reading(65, "rising_slightly")
+    assert home.rang() == []
+    await home.reading(64, "falling_slightly")
+    assert home.rang() == LOW
+    await home.stays(64, 5)
+    assert home.rang() == LOW
+    await home.stays(80, 10)
+    assert home.rang() == CLEARED
+    await home.reading(39, out_of_range="low", description=None)
+    assert [call["message"] for call in home.told()] == ["LOW, no trend"] * 2
+
+
+async def test_not_critical(home: Home) -> None:
+    """Without the switch a notification is one like any other."""
+    await home.automate("glucose_low", critical=False)
+    await home.reading(65)
+    assert [call["data"].keys() for call in home.told()] == [{"tag", "actions"}] * 2
+
+
+@pytest.mark.parametrize("how", ["removed", "disabled"])
+async def test_a_phone_that_is_gone_does_not_silence_the_other(home: Home, how: str) -> None:
+    """A phone that was removed or disabled is left out."""
+    await home.automate("glucose_low")
+    entries = home.hass.config_entries
+    gone = entries.async_entries("mobile_app")[0].entry_id
+    if how == "removed":
+        await entries.async_remove(gone)
+    else:
+        await entries.async_set_disabled_by(gone, ConfigEntryDisabler.USER)
+    await home.reading(65)
+    assert home.rang() == LOW[1:]
+    await home.stays(65, 5)
+    assert home.rang() == LOW[1:]
+
+
+async def test_a_button_counts_while_another_phone_cannot_be_reached(home: Home) -> None:
+    """A press on the first phone is heard although the push to the second one still hangs."""
+    await home.automate("glucose_low")
+    reached = home.hang_at(PHONES[1])
+    await home.reading(65)
+    told = home.told()
+    assert [call["push_token"] for call in told] == [*PHONES]
+    await home.press(told[0], "Acknowledge")
+    assert home.rang() == []
+    reached.set()
+    await home.settle()
+    assert home.rang() == CLEARED
+    await home.stays(65, 20)
+    assert home.rang() == []
+
+
+@pytest.mark.parametrize("blueprint", ["glucose_low", "glucose_high", "glucose_missing"])
+async def test_run_by_hand_it_is_a_test(home: Home, blueprint: str) -> None:
+    """*Run actions* reaches the phones once, and its button clears them."""
+    await home.automate(blueprint)
+    await home.hass.services.async_call(AUTOMATION, "trigger", {"entity_id": "automation.anna"})
+    await home.settle()
+    told = home.told()
+    assert [(call["push_token"], call["title"]) for call in told] == on_both("Anna: this is a test")
+    await home.press(told[0], "Acknowledge")
+    await home.stays(100, 10)
+    assert home.rang() == CLEARED
+    assert home.hass.states.get("automation.anna").attributes["current"] == 0
+
+
+# --- high ----------------------------------------------------------------------------------------------------
+
+
+async def test_high_rings_after_its_time(home: Home) -> None:
+    """It rings when it has been high for the time; one reading below that does not begin it anew."""
+    await home.automate("glucose_high", minutes=30)
+    await home.stays(200, 15)
+    await home.stays(180, 5)
+    await home.stays(190, 9)
+    assert home.rang() == []
+    await home.stays(260, 1, "rising")
+    told = home.told()
+    assert [(call["push_token"], call["title"]) for call in told] == on_both("Anna: glucose is very high")
+    assert told[0]["message"] == "260 mg/dL, rising"
+    assert told[0]["data"].keys() == {"tag", "actions"}
+    await home.stays(250, 30)
+    assert home.rang() == HIGH
+    await home.press(told[1], "Snooze 60")
+    await home.stays(250, 59)
+    assert home.rang() == CLEARED
+    await home.stays(250, 1)
+    assert home.rang() == HIGH
+    await home.reading(150)
+    assert home.rang() == CLEARED
+    await home.stays(150, 10)
+    await home.stays(200, 29)
+    assert home.rang() == []
+
+
+async def test_very_high_alone(home: Home) -> None:
+    """Where high alone is to be left alone, only very high counts."""
+    await home.automate("glucose_high", minutes=0, very_high=True)
+    await home.stays(250, 20)
+    assert home.rang() == []
+    await home.reading(401, out_of_range="high")
+    assert [call["message"] for call in home.told()] == ["HIGH, steady"] * 2
+
+
+async def test_quiet_hours(home: Home) -> None:
+    """Nothing rings in quiet hours, and what still holds when they end rings then."""
+    await home.automate("glucose_high", minutes=0, quiet_from="12:30:00", quiet_to="14:00:00")
+    await home.stays(200, 70)
+    assert home.rang() == HIGH, "at 12:01, and not again at 12:31"
+    await home.stays(200, 47)
+    assert home.rang() == []
+    await home.stays(200, 3)
+    assert home.rang() == HIGH
+
+
+# --- missing -------------------------------------------------------------------------------------------------
+
+
+async def test_missing_readings_ring_after_their_time(home: Home) -> None:
+    """It says what Share's status says, repeats, and is cleared when readings are back."""
+    await home.automate("glucose_missing")
+    status = {"share": "no_readings", "message": "Look at the phone.", "since": None}
+    await home.publish("anna/status", json.dumps(status))
+    await home.stale()
+    await home.later(9)
+    assert home.rang() == []
+    await home.later(1)
+    told = home.told()
+    assert [(call["push_token"], call["title"]) for call in told] == GONE
+    assert told[0]["message"] == "Look at the phone."
+    await home.later(30)
+    assert home.rang() == GONE
+    await home.press(told[0], "Acknowledge")
+    await home.later(120)
+    assert home.rang() == CLEARED
+    await home.stays(100, 10)
+    await home.stale()
+    await home.later(10)
+    assert home.rang() == GONE
+    await home.reading(100)
+    assert home.rang() == CLEARED
+
+
+async def test_a_daemon_that_is_gone_rings(home: Home) -> None:
+    """Where daemon or broker are gone nobody can say that readings are missing; a restart of them is no alert."""
+    await home.automate("glucose_missing")
+    await home.publish("bridge/state", "offline")
     await home.later(5)
-    print(home.rang())
+    await home.publish("bridge/state", "online")
+    await home.stays(100, 20)
+    assert home.rang() == []
+    await home.publish("bridge/state", "offline")
+    await home.later(10)
+    assert [call["message"] for call in home.told()] == ["dexcom2mqtt or its broker is gone."] * 2
+
+
+async def test_missing_rings_again_after_a_restart(home: Home) -> None:
+    """An automation that begins while readings are missing already rings when its time is over."""
+    await home.stale()
+    await home.automate("glucose_missing", quiet_from="22:00:00", quiet_to="07:00:00")
+    await home.later(15)
+    assert home.rang() == GONE
+
+
+# --- the clock -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reading", "text", "colour"),
+    [
+        ({"value": 53, "trend": "falling_quickly"}, "53", "#FF0000"),
+        ({"value": 69, "trend": "falling"}, "69", "#FF0000"),
+        ({"value": 112, "trend": "rising_slightly"}, "112", "#00FF00"),
+        ({"value": 181, "trend": "steady"}, "181", "#FFB000"),
+        ({"value": 401, "trend": "rising_quickly", "out_of_range": "high"}, "HIGH", "#FFB000"),
+        ({"value": 39, "trend": None, "description": None, "out_of_range": "low"}, "LOW", "#FF0000"),
+    ],
+)
+async def test_the_clock_shows_a_reading(home: Home, reading: dict[str, Any], text: str, colour: str) -> None:
+    """It shows the number and an arrow in the colour of the range, for as long as the reading is current."""
+    await home.automate("awtrix_clock", prefix="awtrix_1")
+    await home.reading(**reading)
+    shown = home.shown()[-1]
+    assert shown is not None
+    arrow = [{"dl": [*line, colour]} for line in ARROWS.get(reading["trend"], [])]
+    assert shown == {"text": text, "color": colour, "center": False, "draw": arrow, "lifetime": 900}
+
+
+async def test_the_clock_never_keeps_an_old_reading(home: Home) -> None:
+    """A late reading lives for what is left of its time, and what is no longer current is taken away."""
+    await home.automate("awtrix_clock", prefix="awtrix_1")
+    old = int(dt_util.utcnow().timestamp() * 1000) - 200_500
+    await home.reading(100, date=old)
+    assert {shown["lifetime"] if shown else None for shown in home.shown()} == {699}
+    await home.reading(101, date=old + 600_000)
+    assert {shown["lifetime"] if shown else None for shown in home.shown()} == {900}
+    await home.stale()
+    assert home.shown()[-1] is None
+    await home.reading(102)
+    assert home.shown()[-1] is not None
+    await home.publish("bridge/state", "offline")
+    assert home.shown() == [None]
+    await home.publish("bridge/state", "online")
+    await home.reading(103, date=old - 1_000_000)
+    assert home.shown()[-1] is None, "a lifetime of 0 would be for ever"
