@@ -73,7 +73,9 @@ def test_the_blueprints_play_through(release: Release) -> None:
         for folder in ("examples", "tests/e2e/home_assistant", "tests/messages/golden"):
             shutil.copytree(ROOT / folder, debian.inside(Path("/srv") / folder))
         play = ("-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-c", "/dev/null", "-o", "asyncio_mode=auto")
-        played = debian.run(INSTALLED / "bin/python", *play, "-p", "no:logging", PLAY)
+        played = debian.run(
+            INSTALLED / "bin/python", *play, "-p", "no:logging", "--tb=short", "--show-capture=no", PLAY
+        )
         assert " passed in " in played.stdout, played.stdout
         listed = debian.run(INSTALLED / "bin/pip", "list").stdout.split()
         assert listed[listed.index("homeassistant") + 1] == release.version

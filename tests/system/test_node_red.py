@@ -119,15 +119,16 @@ class NodeRed:
         for name in ("low", "missing"):
             assert by_id[f"glucose-{name}"]["wires"] == [["glucose-notify"]]
             by_id[f"glucose-{name}"]["wires"][0].append("probe")
-        self._log_before = len(self.process.text())
-        self._post([*flow, probe])
+        self.import_flow([*flow, probe])
         eventually(lambda: "Connected to broker" in self.log(), why=self.process.text())
 
     def clear(self) -> None:
         """Take the flow out, and with it all that it remembers."""
-        self._post([])
+        self.import_flow([])
 
-    def _post(self, flow: list[dict[str, Any]]) -> None:
+    def import_flow(self, flow: list[dict[str, Any]]) -> None:
+        """Put a flow in the place of all that is there."""
+        self._log_before = len(self.process.text()) if flow else self._log_before
         headers = {"Node-RED-Deployment-Type": "full"}
         requests.post(f"{self._url}/flows", json=flow, headers=headers, timeout=20).raise_for_status()
 

@@ -1,0 +1,198 @@
+"""The flow for a clock of examples/node-red in a real Node-RED, with a real mosquitto and the real daemon."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.processes import ROOT, Subscriber, eventually
+from tests.system.test_delivery import make_system, retain, system
+from tests.system.test_node_red import node_red, started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.processes import Mosquitto
+    from tests.system.test_delivery import System
+    from tests.system.test_node_red import NodeRed
+
+__all__ = ["make_system", "node_red", "started", "system"]  # the fixtures
+
+FLOW = ROOT / "examples" / "node-red" / "awtrix.json"
+APP = "awtrix_1/custom/glucose_anna"
+WIDTH, HEIGHT = 32, 8  # pixels of the clock
+TEXT_ENDS = 20  # where the widest text does, HIGH and 22.2 alike
+
+
+class Clock:
+    """What the clock is told, and a publisher in the daemon's place."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
+
+    @property
+    def told(self) -> list[str]:
+        """Every message for its app, in order; empty ones take it away."""
+        return [heard.payload for heard in self._subscriber.heard if heard.topic == APP]
+
+    def shows(self) -> dict[str, Any] | None:
+        """Return what it shows after the last message."""
+        told = self.told
+        return json.loads(told[-1]) if told and told[-1] else None
+
+    def publish(self, leaf: str, payload: str) -> None:
+        retain(self._subscriber, f"dexcom2mqtt/{leaf}", payload)
+
+    def online(self, *, bridge: str = "online", availability: str = "online") -> None:
+        self.publish("bridge/state", bridge)
+        self.publish("anna/availability", availability)
+
+    def state(self, *, age: float = 0, **keys: Any) -> None:
+        """Publish a reading that is some seconds old."""
+        date = int((time.time() - age) * 1000)
+        state = {"value": 112, "unit": "mg/dL", "trend": "steady", "range": "in_range", "out_of_range": None}
+        self.publish("anna/state", json.dumps(state | {"date": date} | keys))
+
+
+@pytest.fixture
+def clock(mosquitto: Mosquitto, node_red: NodeRed) -> Iterator[Clock]:
+    flow = json.loads(FLOW.read_text(encoding="utf-8"))
+    by_id = {node["id"]: node for node in flow}
+    by_id["awtrix-broker"]["port"] = str(mosquitto.port)
+    (prefix,) = [given for given in by_id["awtrix"]["env"] if given["name"] == "PREFIX"]
+    prefix["value"] = "awtrix_1"
+    with Subscriber(mosquitto.port) as subscriber:
+        node_red.import_flow(flow)
+        eventually(lambda: "Connected to broker" in node_red.log(), why=node_red.process.text())
+        yield Clock(subscriber)
+
+
+def test_the_flow_needs_nothing_but_node_red(node_red: NodeRed, clock: Clock) -> None:
+    """Every node is one that comes with Node-RED, every wire leads to one, and nothing is retained."""
+    text = FLOW.read_text(encoding="utf-8")
+    flow = json.loads(text)
+    assert text == json.dumps(flow, indent=4, ensure_ascii=False) + "\n"
+    own = {name for part in node_red.get("nodes").json() if part["module"] == "node-red" for name in part["types"]}
+    assert {node["type"] for node in flow} - {"tab"} <= own
+    ids = {node["id"] for node in flow}
+    assert {end for node in flow for output in node.get("wires", []) for end in output} <= ids
+    assert clock.told == []
+    assert [node["retain"] for node in flow if node["type"] == "mqtt out"] == ["false"]
+
+
+def test_the_clock_shows_what_the_daemon_publishes(clock: Clock, mosquitto: Mosquitto, system: System) -> None:
+    """Each reading comes with what is left of its time, and the last will takes the app away."""
+    subscriber = system.subscribe(mosquitto)
+    daemon = system.start(mosquitto.port)
+    eventually(lambda: clock.shows() is not None)
+
+    def agrees() -> bool:
+        state = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
+        shown = clock.shows()
+        return shown is not None and shown["text"] == str(state["value"]) and 1 <= shown["lifetime"] <= 900
+
+    eventually(agrees)
+    first = subscriber.picture()["dexcom2mqtt/anna/state"]
+    eventually(lambda: subscriber.picture()["dexcom2mqtt/anna/state"] != first)
+    eventually(agrees)
+    daemon.signal(signal.SIGKILL)
+    eventually(lambda: clock.told[-1] == "")
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "color"),
+    [
+        ({"value": 53, "range": "very_low"}, "53", "#FF0000"),
+        ({"value": 69, "range": "low"}, "69", "#FF0000"),
+        ({"value": 112, "range": "in_range"}, "112", "#00FF00"),
+        ({"value": 4.0, "unit": "mmol/L"}, "4.0", "#00FF00"),
+        ({"value": 181, "range": "high"}, "181", "#FFB000"),
+        ({"value": 401, "range": "very_high", "out_of_range": "high"}, "HIGH", "#FFB000"),
+        ({"value": 39, "range": "very_low", "out_of_range": "low"}, "LOW", "#FF0000"),
+        ({"range": "unheard of"}, "112", "#FFFFFF"),
+    ],
+)
+def test_a_value_looks_like_what_it_means(clock: Clock, state: dict[str, Any], text: str, color: str) -> None:
+    """The colour goes by the range, mmol/L has one decimal, and what is a limit is a word."""
+    clock.state(**state)
+    clock.online()
+    eventually(lambda: clock.shows() is not None)
+    shown = clock.shows()
+    assert shown
+    assert shown.keys() == {"text", "color", "center", "draw", "lifetime"}
+    assert (shown["text"], shown["color"], shown["center"]) == (text, color, False)
+    assert 890 <= shown["lifetime"] <= 900
+    assert {color} == {line["dl"][4] for line in shown["draw"]}
+
+
+def drawn(shown: dict[str, Any]) -> set[tuple[int, int]]:
+    """Return the pixels that an arrow lights; its lines are straight or diagonal."""
+    pixels = set()
+    for line in shown["draw"]:
+        (command,) = line
+        assert command == "dl"
+        x0, y0, x1, y1, _ = line["dl"]
+        steps = max(abs(x1 - x0), abs(y1 - y0))
+        assert {abs(x1 - x0), abs(y1 - y0)} <= {0, steps}
+        pixels |= {(x0 + (x1 - x0) * step // steps, y0 + (y1 - y0) * step // steps) for step in range(steps + 1)}
+    return pixels
+
+
+def test_each_trend_has_an_arrow_of_its_own(clock: Clock) -> None:
+    """Falling mirrors rising, all arrows are on the clock and beside the text, and no trend is no arrow."""
+    clock.online()
+    arrows = {}
+    order = ("rising_quickly", "rising", "rising_slightly", "steady", "falling_slightly", "falling", "falling_quickly")
+    for count, trend in enumerate((*order, None)):
+        clock.state(value=100 + count, trend=trend)
+        eventually(lambda: (clock.shows() or {}).get("text") == str(100 + count))  # noqa: B023  # at once
+        arrows[trend] = drawn(clock.shows() or {})
+    assert arrows.pop(None) == set()
+    assert all(a != b for a, b in pairwise(map(frozenset, arrows.values())))
+    assert {(x, y) for pixels in arrows.values() for x, y in pixels} <= {
+        (x, y) for x in range(TEXT_ENDS + 1, WIDTH) for y in range(HEIGHT)
+    }
+    for rising, falling in zip(order, reversed(order), strict=True):
+        assert {(x, HEIGHT - y) for x, y in arrows[rising]} == arrows[falling]
+
+
+def test_nothing_old_stays_on_the_clock(clock: Clock) -> None:
+    """A late reading gets what is left of its time; one that is not current takes the app away, and so does offline."""
+    clock.online()
+    clock.state(age=300)
+    eventually(lambda: clock.shows() is not None)
+    assert 590 <= (clock.shows() or {})["lifetime"] <= 600
+    clock.state(age=-250)
+    eventually(lambda: (clock.shows() or {})["lifetime"] == 900)
+    ways: tuple[Callable[[], None], ...] = (
+        lambda: clock.state(age=899.9),  # a lifetime of 0 would be for ever
+        lambda: clock.state(value=None, range=None, trend=None),
+        lambda: clock.online(availability="offline"),
+        lambda: clock.online(bridge="offline"),
+    )
+    for take_away in ways:
+        clock.state()
+        clock.online()
+        eventually(lambda: clock.shows() is not None)
+        take_away()
+        eventually(lambda: clock.told[-1] == "")
+
+
+def test_after_the_broker_was_away_nothing_is_taken_for_current(clock: Clock, mosquitto: Mosquitto) -> None:
+    """A broker that comes back empty says nothing of what it had, and until it does the clock shows nothing."""
+    clock.state()
+    clock.online()
+    eventually(lambda: clock.shows() is not None)
+    mosquitto.kill()
+    mosquitto.start()
+    with Subscriber(mosquitto.port) as subscriber:
+        again = Clock(subscriber)
+        again.state()
+        eventually(lambda: again.told[-1:] == [""])
+        again.online()
+        eventually(lambda: again.shows() is not None)
