@@ -130,7 +130,11 @@ class States:
         self._states = states
         self._domain = domain
 
-    def __call__(self, entity_id: str, *, with_unit: bool = False) -> str:
+    def __getitem__(self, entity_id: str) -> State | None:
+        return self._states.get(entity_id)
+
+    def __call__(self, entity_id: str, *, with_unit: bool = False, rounded: bool = False) -> str:
+        del rounded  # to the precision of discovery, in which the states of these tests are written
         state = self._states.get(entity_id)
         if state is None:
             return "unknown"
@@ -157,15 +161,15 @@ def is_number(value: object) -> bool:
 def as_timestamp(value: object, default: object = None) -> object:
     """Turn a time into Unix seconds; without a default, what is no time is an error."""
     try:
-        return datetime.fromisoformat(cast("str", value)).timestamp()
+        return (value if isinstance(value, datetime) else datetime.fromisoformat(cast("str", value))).timestamp()
     except (TypeError, ValueError):
         if default is None:
             raise
         return default
 
 
-def render(template: str, states: Mapping[str, State], *, now: datetime | None = None, **variables: object) -> str:
-    """Render a template the way Home Assistant would; a misspelt name is an error here."""
+def environment(states: Mapping[str, State], now: datetime | None = None) -> ImmutableSandboxedEnvironment:
+    """Make what renders a template the way Home Assistant would; a misspelt name is an error here."""
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
     environment.globals |= {
         "states": States(states),
@@ -176,7 +180,12 @@ def render(template: str, states: Mapping[str, State], *, now: datetime | None =
         "now": lambda: now,
         "timedelta": timedelta,
     }
-    return environment.from_string(template).render(variables).strip()
+    return environment
+
+
+def render(template: str, states: Mapping[str, State], *, now: datetime | None = None, **variables: object) -> str:
+    """Render a template the way Home Assistant would."""
+    return environment(states, now).from_string(template).render(variables).strip()
 
 
 def current(value: str, **attributes: object) -> State:

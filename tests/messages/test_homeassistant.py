@@ -86,7 +86,7 @@ def test_nothing_public_changes_unnoticed() -> None:
 
 
 def test_device() -> None:
-    """There is one device for an account, with the ids, the name and the version promised."""
+    """There is one device for an account as promised, and no address (url, configuration_url) that leads nowhere."""
     payload = discovered(topics=Topics("home/glucose"))
     assert payload["dev"] == {
         "ids": ["home_glucose_anna"],
