@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 """The signals that end the daemon."""
 
+INGRESS: Final = "DEXCOM2MQTT_INGRESS"
+"""The environment variable that names where to serve the page for ingress. What starts Home Assistant's app sets it."""
+
 ANYTHING_SECONDS: Final = 2.0
 """For how many real seconds to wait, after the probe, for what an earlier daemon may have left."""
 
@@ -138,14 +141,18 @@ class Daemon:
         self._spawn("broker", self._link.run)
         if self._settings.web:
             self._spawn("web", functools.partial(self._serve, self._settings.web))
+        if ingress := os.environ.get(INGRESS):
+            self._spawn("ingress", functools.partial(self._serve, ingress))
         self._spawn("heart", self._beat)
 
-    def _serve(self, web: Web) -> None:
-        """Show the accounts in browsers; what goes wrong there touches nothing else."""
+    def _serve(self, where: Web | str) -> None:
+        """Show the accounts in browsers, or to ingress; what goes wrong there touches nothing else."""
         try:
             from dexcom2mqtt.daemon import page  # noqa: PLC0415  # only who wants it loads a server
 
-            page.serve(web, self._settings.accounts, self._pollers, self._clock, self._health.look)
+            place = page.ingress(where) if isinstance(where, str) else page.configured(where)
+            if place:
+                page.serve(place, self._settings.accounts, self._pollers, self._clock, self._health.look)
         except Exception as error:  # noqa: BLE001  # see above
             _log.error("web: it is not served; please report it:\n%s", redacted_traceback(error))
 

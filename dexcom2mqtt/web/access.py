@@ -1,4 +1,4 @@
-"""Who may read: by what a client knows, and by the name under which it calls this machine. Pure.
+"""Who may read: by where a client is, what it knows, and the name under which it calls this machine. Pure.
 
 A page of somebody else's can make a browser in this network ask for any name that leads here. So only names are served
 that nobody else can give.
@@ -22,10 +22,18 @@ _LABELS: Final = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What lets a client in. Without a token everybody may read; ``names`` are this machine's, None for any name."""
+    """What lets a client in. Without a token everybody may read; ``names`` are this machine's, None for any name.
+
+    ``peers`` are the IPv4 addresses that may ask, None for any.
+    """
 
     token: str | None = None
     names: frozenset[str] | None = frozenset()
+    peers: frozenset[str] | None = None
+
+    def knows_peer(self, address: str) -> bool:
+        """Tell whether somebody at this address may ask. A socket of IPv6 has ``::ffff:`` before those of IPv4."""
+        return self.peers is None or address.lower().removeprefix("::ffff:") in self.peers
 
     def knows_token(self, given: Iterable[str]) -> bool:
         """Tell whether one of these is the token: as itself, as ``token=…``, or as its SHA-1.

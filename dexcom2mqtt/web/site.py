@@ -37,6 +37,7 @@ _REASONS: Final = {
     304: "Not Modified",
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     421: "Misdirected Request",
@@ -59,6 +60,7 @@ _MOST_DAYS: Final = 20
 _EMPTY: Final = tuple(f"{_API}{name}" for name in ("treatments", "devicestatus", "profile"))
 
 _UNKNOWN: Final = "This wants a token: add ?token= and the token to the address, as web.token has it.\n"
+_ELSEWHERE: Final = "This place answers Home Assistant alone: open the page there, or at the daemon's own port.\n"
 _ASTRAY: Final = (
     "This machine is not known by that name: open it by its address, its own name, or a name that ends in .local. "
     "A reverse proxy has to pass on one of these as Host.\n"
@@ -113,10 +115,8 @@ class Site:
         return Answer(500, b"Something went wrong inside dexcom2mqtt; its log says where.\n")
 
     def _answer(self, environ: WSGIEnvironment) -> Answer:
-        if not self._access.knows_host(environ.get("HTTP_HOST")):
-            return Answer(421, _ASTRAY.encode())
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return Answer(405, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+        if refused := self._refusal(environ):
+            return refused
         parts = [part for part in environ["PATH_INFO"].split("/") if part]
         if parts == ["health"]:
             return self._healthy()
@@ -127,6 +127,16 @@ class Site:
         if not self._access.knows_token(_tokens(environ, given)):
             return Answer(401, _UNKNOWN.encode(), headers={"WWW-Authenticate": "Bearer"})
         return self._route(environ, parts, given)
+
+    def _refusal(self, environ: WSGIEnvironment) -> Answer | None:
+        """Refuse what is nothing for this place, whatever the path is; None if nothing is wrong with it."""
+        if not self._access.knows_peer(environ.get("REMOTE_ADDR", "")):
+            return Answer(403, _ELSEWHERE.encode())
+        if not self._access.knows_host(environ.get("HTTP_HOST")):
+            return Answer(421, _ASTRAY.encode())
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            return Answer(405, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
+        return None
 
     def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
         """Answer whoever may read. Below an account's key everything is of that account alone."""

@@ -53,6 +53,7 @@ class Shown:
     access: Access = field(default_factory=Access)
     well: bool = True
     page: Page = field(default_factory=load)
+    asks_from: str = "192.168.1.9"
 
     def __post_init__(self) -> None:
         self.clock = FixedClock()
@@ -76,7 +77,7 @@ class Shown:
 
     def ask(self, path: str, query: str = "", method: str = "GET", **headers: str) -> Asked:
         """Send a request; the names of headers are those of WSGI, without HTTP_."""
-        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": self.asks_from}
         environ |= {f"HTTP_{name}": value for name, value in ({"HOST": "localhost"} | headers).items()}
         sent: list[Any] = []
 

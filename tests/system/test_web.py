@@ -96,6 +96,15 @@ def test_health_is_in_the_words_of_healthcheck(home: Household) -> None:
     assert get(port, f"/?token={TOKEN}").status == 200
 
 
+def test_an_ingress_that_is_nowhere_costs_nothing_else(home: Household) -> None:
+    """One line says what is wrong with it, and the page is where it was."""
+    port, process = home.start(DEXCOM2MQTT_INGRESS="8099")
+    eventually(lambda: answers(port))
+    eventually(lambda: "DEXCOM2MQTT_INGRESS" in process.text())
+    assert process.text().count("there is no page for ingress") == 1
+    assert get(port, "/").status == 200
+
+
 # --- clients of Nightscout ---------------------------------------------------------------------------------
 
 

@@ -80,6 +80,21 @@ def test_other_names(host: str) -> None:
     assert Access(names=None).knows_host(host)
 
 
+@pytest.mark.parametrize("address", ["172.30.32.2", "::ffff:172.30.32.2", "::FFFF:172.30.32.2"])
+def test_who_may_ask(address: str) -> None:
+    """An address of IPv4 is the same at a socket of IPv6."""
+    assert Access(peers=frozenset({"172.30.32.2"})).knows_peer(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["172.30.32.20", "172.30.32.1", "127.0.0.1", "", "::1", "::ffff:0:172.30.32.2", "fd00::172.30.32.2", "x"]
+)
+def test_who_may_not_ask(address: str) -> None:
+    """All others are refused, where some alone may ask."""
+    assert not Access(peers=frozenset({"172.30.32.2"})).knows_peer(address)
+    assert Access().knows_peer(address)
+
+
 @property_of
 @given(st.text())
 def test_any_host_is_known_or_not(host: str) -> None:

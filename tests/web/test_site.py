@@ -227,6 +227,17 @@ def test_a_name_that_is_not_of_this_machine(shown: Shown, host: str) -> None:
     assert {shown.ask(path, HOST=host).status for path in EVERY_PATH} == {421}
 
 
+@pytest.mark.parametrize("path", [*EVERY_PATH, "/anna/", "/x"])
+def test_where_some_alone_may_ask(path: str) -> None:
+    """Others get nothing, not even how the daemon is, whatever name and token they give."""
+    shown = Shown(access=Access(TOKEN, None, frozenset({"172.30.32.2"})))
+    answer = shown.ask(path, f"token={TOKEN}", X_FORWARDED_FOR="172.30.32.2", HOST="172.30.32.2")
+    assert answer.status == 403
+    assert answer.body == shown.ask("/", method="POST").body
+    shown.asks_from = "172.30.32.2"
+    assert shown.ask(path, f"token={TOKEN}", HOST="example.com").status == (404 if path == "/x" else 200)
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "X"])
 def test_nothing_can_be_changed(shown: Shown, method: str) -> None:
     """There is GET and HEAD, and nothing else."""
