@@ -23,6 +23,11 @@ WITHOUT_RIGHTS: Final = (
 )
 """In place of code of our own between fork and exec. It is in util-linux, which every Debian has."""
 COMMAND: Final = ("dexcom2mqtt", "run")
+INGRESS: Final = {"DEXCOM2MQTT_INGRESS": "0.0.0.0 8099 172.30.32.2"}
+"""Where the daemon has the page for ingress: at the port that an app has by default, for the Supervisor alone.
+
+Other apps are in the same network and reach that port, too. If the variable is there already, that counts.
+"""
 _TOKENS: Final = ("SUPERVISOR_TOKEN", "HASSIO_TOKEN")
 _STOP_SECONDS: Final = 5.0
 """The daemon ends within 2 s."""
@@ -35,7 +40,8 @@ class Daemon:
     """
 
     def __init__(self, environ: Mapping[str, str], told: Callable[[str], str | None]) -> None:
-        self._environ = {name: value for name, value in environ.items() if not _is_token(name, value, environ)}
+        allowed = {name: value for name, value in environ.items() if not _is_token(name, value, environ)}
+        self._environ = INGRESS | allowed
         self._told = told
         self._process: subprocess.Popen[str] | None = None
         self._passing_on = threading.Thread()

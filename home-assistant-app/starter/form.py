@@ -20,7 +20,15 @@ KEY: Final = re.compile(r"(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*")
 FROM: Final = 55
 TO: Final = 249
 """mg/dL; the limits of very low and very high, which the form does not have, lie right beyond these."""
+WEB: Final = {"host": "0.0.0.0", "port": 8017}  # noqa: S104  # the container's own, and nobody else's
+"""Where the daemon has the page for tablets and clocks. Before that port is opened only the other apps reach it."""
 _OPEN_WAY: Final = "the broker is on another machine and tls is not set"
+_LISTENING: Final = "INFO    web: listening at "
+_OPEN_PAGE: Final = re.compile(r"WARNING web: the page can be opened from other machines, .*")
+_OPEN_PAGE_HERE: Final = (
+    "INFO    web: if port 8017 is opened under Network, everybody in the home network can read the glucose there; to "
+    "let in only who knows it, fill in web_token"
+)
 _DEFAULTS: Final = {"low": 70, "high": 180}
 
 _UNDIVIDED: Final = str.maketrans(
@@ -66,6 +74,7 @@ class Form:
 
     accounts: Mapping[str, Mapping[str, object]]
     mqtt: Mapping[str, object]
+    web: Mapping[str, object]
     general: Mapping[str, object]
 
     @property
@@ -79,15 +88,19 @@ class Form:
         if "username" in self.mqtt:  # the other one's password is not theirs
             found.pop("password", None)
         accounts = {key: _account(entry) for key, entry in self.accounts.items()}
-        return _yaml({"accounts": accounts, "mqtt": {**found, **self.mqtt}, **self.general}) + "\n"
+        return _yaml({"accounts": accounts, "mqtt": {**found, **self.mqtt}, "web": self.web, **self.general}) + "\n"
 
     def told(self, line: str) -> str | None:
         """Say by the form's names what the daemon says of its configuration, without where in its file that is.
 
-        None for what need not be said: the way to the Supervisor's broker is open, but within this machine.
+        None for what need not be said: the way to the Supervisor's broker is open, but within this machine; and the
+        daemon listens, but within its container.
         """
         if _OPEN_WAY in line:
             return line.partition("; ")[0] if self.names_a_broker else None
+        if _LISTENING in line:
+            return None
+        line = _OPEN_PAGE.sub(_OPEN_PAGE_HERE, line).replace("web.token", "web_token")
         line = re.sub(r" \([^()]*\.yaml, line \d+\)$", "", line)
         return re.sub(r"\baccounts\.(\w+)(?:\.ranges)?(\.?)", self._entry, line)
 
@@ -108,7 +121,8 @@ def read(text: str) -> Form:
     if mistakes:
         raise FormError(*mistakes)
     general = {key: options[key] for key in ("stale_after", "log_level") if key in options}
-    return Form({key_of(entry): entry for entry in accounts}, mqtt, _filled(general))
+    web = WEB | _filled({"token": options.get("web_token")})
+    return Form({key_of(entry): entry for entry in accounts}, mqtt, web, _filled(general))
 
 
 def key_of(entry: Mapping[str, object]) -> str:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,22 +24,24 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from tests.e2e.containers import PYTHON, Machine, make_python
 from tests.e2e.debian import Debian, needs
 from tests.support import supervisor_stub as stub
-from tests.support.processes import MOSQUITTO, ROOT, Mosquitto, Process, Subscriber, eventually
+from tests.support.processes import MOSQUITTO, ROOT, Mosquitto, Process, Subscriber, eventually, free_port
 from tests.support.supervisor_stub import TOKEN, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e]
 
 IMAGE = "localhost/app"
 Ways = tuple[list[str], tuple[str, ...]]
 """A command that runs the app, and what runs a command in there."""
+Start = Callable[[dict[str, str], Path], Ways]
+"""What makes them, of the environment and a folder that has the app's data in it."""
 ADDRESS = ("127.0.0.91", 80)
 """Where the stub of the Supervisor is: it has no port of its own in what we ask."""
 ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
 LOGIN = ("addons", "password at the broker")
+ENTRY = {"name": "Anna", "username": ANNA.username, "password": ANNA.password, "region": "us", "unit": "mg/dL"}
 CAPABILITIES = (
     *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
     *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
@@ -103,34 +109,37 @@ class App:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+@pytest.fixture(scope="module")
+def start(machine: Machine, image: str, pytestconfig: pytest.Config) -> Start:
+    """Return what runs the app on this machine."""
+    way = _by_chroot if _trouble(machine, image, pytestconfig) else _by_podman
+    return partial(way, machine, image)
+
+
 DAEMON = "dexcom2mqtt run"
 STARTER = "^python -m starter"
 
 
 @pytest.fixture(scope="module")
-def app(
-    machine: Machine, image: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[App]:
+def app(machine: Machine, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """Run it: the Supervisor has no broker at first, and then one with a password."""
     folder = tmp_path_factory.mktemp("running")
     subprocess.run(["/usr/bin/mosquitto_passwd", "-c", "-b", folder / "passwords", *LOGIN], check=True)
     broker = Mosquitto(folder, "allow_anonymous false", f"password_file {folder / 'passwords'}")
-    (folder / "data").mkdir()
-    entry = {"name": "Anna", "username": ANNA.username, "password": ANNA.password, "region": "us", "unit": "mg/dL"}
-    options = folder / "data" / "options.json"
-    options.write_text(json.dumps({"accounts": [entry], "mqtt": {}}), encoding="utf-8")
-    options.chmod(0o600)
+    _fill_in(folder, mqtt={})
     with Supervisor(stub.NOT_ENABLED, ADDRESS) as supervisor, SimulatedShare([ANNA], time.time) as share:
         environ = {
             "TZ": "Europe/Berlin",
             "SUPERVISOR_TOKEN": TOKEN,
             "HASSIO_TOKEN": TOKEN,
-            # What only this test needs: where Share is, and a name of its own in this machine's network.
+            # What only this test needs: where Share is, and a name and ports of its own in this machine's network.
             "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": share.base_url,
             "DEXCOM2MQTT_MQTT__CLIENT_ID": str(uuid.uuid4()),
+            "DEXCOM2MQTT_WEB__HOST": "127.0.0.1",
+            "DEXCOM2MQTT_WEB__PORT": str(free_port()),
+            "DEXCOM2MQTT_INGRESS": f"127.0.0.1 {free_port()} 172.30.32.2",
         }
-        way = _by_chroot if _trouble(machine, image, pytestconfig) else _by_podman
-        command, inside = way(machine, image, environ, folder)
+        command, inside = start(environ, folder)
         process = Process(machine.command(*command), folder / "log")
         try:
             app = App(machine, process, inside, broker)
@@ -140,6 +149,13 @@ def app(
         finally:
             process.kill()
             broker.kill()
+
+
+def _fill_in(folder: Path, **options: object) -> None:
+    (folder / "data").mkdir()
+    file = folder / "data" / "options.json"
+    file.write_text(json.dumps({"accounts": [ENTRY], **options}), encoding="utf-8")
+    file.chmod(0o600)
 
 
 def _trouble(machine: Machine, image: str, pytestconfig: pytest.Config) -> str:
@@ -248,6 +264,36 @@ def test_health(machine: Machine, app: App, image: str) -> None:
     assert app.run(*check, may_fail=True) == ""
     app.run("kill", "-CONT", app.pid_of(DAEMON))
     eventually(lambda: app.run(*check, may_fail=True).strip() == "healthy")
+
+
+ASK = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=20)
+connection.request("GET", sys.argv[3], headers={"Host": "homeassistant.example.com"} if len(sys.argv) > 4 else {})
+print(connection.getresponse().status)
+"""
+
+
+def test_the_page(machine: Machine, start: Start, tmp_path: Path) -> None:
+    """At the Supervisor's own address ingress gets it without a token; others get nothing there, and need one at 8017.
+
+    This runs in a network that has nobody else in it: who asks at an address of this machine comes from there, too.
+    """
+
+    def ask(address: str, port: int, path: str, *stranger: str) -> str:
+        asked = (sys.executable, "-c", ASK, address, str(port), path, *stranger)
+        return machine.run(*asked, elsewhere=True, may_fail=True).stdout.strip()
+
+    machine.run("ip", "address", "replace", "172.30.32.2/32", "dev", "lo", elsewhere=True)
+    _fill_in(tmp_path, mqtt={"host": "127.0.0.1"}, web_token="Geheim42")
+    command, _ = start({"DEXCOM2MQTT_MQTT__CLIENT_ID": str(uuid.uuid4())}, tmp_path)
+    with Process(machine.command(*command, elsewhere=True), tmp_path / "log") as process:
+        eventually(lambda: ask("172.30.32.2", 8099, "/"), 60, why=process.text())
+        assert [ask("172.30.32.2", 8099, path, "stranger") for path in ("/", "/api/accounts", "/anna/")] == ["200"] * 3
+        assert [ask("127.0.0.1", 8099, path) for path in ("/", "/health", "/?token=Geheim42")] == ["403"] * 3
+        for address in ("127.0.0.1", "172.30.32.2"):
+            paths = ("/", "/health", "/?token=Geheim42")
+            assert [ask(address, 8017, path) for path in paths] == ["401", "200", "200"]
 
 
 def test_a_stop_ends_both(app: App) -> None:

@@ -110,6 +110,14 @@ def test_every_text_arrives_as_it_was_filled_in(text: str) -> None:
     assert parse("config.yaml", written)["accounts"]["anna"]["password"] == text
 
 
+def test_the_page_is_for_the_home_network_and_for_who_knows_the_token(load: Callable[..., Settings]) -> None:
+    """The daemon listens in its container whatever is filled in, for the port under Network leads there."""
+    for filled_in, token in (({"web_token": "Geheim42"}, "Geheim42"), ({"web_token": ""}, None), ({}, None)):
+        web = load(read(ANNA, **filled_in)).web
+        assert web
+        assert (web.host, web.port, web.token and web.token.get_secret_value()) == ("0.0.0.0", 8017, token)
+
+
 # --- the key -----------------------------------------------------------------------------------------------
 
 
@@ -218,6 +226,18 @@ def test_the_daemons_mistakes_are_told_by_the_forms_names(
     assert "config.yaml" not in line
 
 
+def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[..., Settings]) -> None:
+    """What was filled in is not shown."""
+    filled_in = read(ANNA, web_token="two words")
+    with pytest.raises(ConfigError) as raised:
+        load(filled_in)
+    (mistake,) = raised.value.mistakes
+    line = filled_in.told(mistake)
+    assert line
+    assert line.startswith("web_token: found a value not shown here, as it may be a secret; allowed: up to 128")
+    assert "two words" not in line
+
+
 def test_what_the_daemon_says_of_other_things_stays() -> None:
     """Lines of the log pass as they are."""
     for line in ("INFO    anna: 85 mg/dL →", "accounts.carla.region: x", "reads accountsXanna.y", ""):
@@ -226,10 +246,27 @@ def test_what_the_daemon_says_of_other_things_stays() -> None:
 
 def test_the_way_to_the_supervisors_broker_is_no_trouble(load: Callable[..., Settings]) -> None:
     """The warning of a broker without TLS is for one on another machine, without a remedy that the form has not."""
-    own = read(ANNA, mqtt={"host": "10.0.0.3"})
+    own = read(ANNA, mqtt={"host": "10.0.0.3"}, web_token="x")
     (warning,) = load(own).warnings
     assert own.told(warning) == warning.partition(";")[0]
     assert read(ANNA).told(load(read(ANNA)).warnings[0]) is None
+
+
+def test_a_page_without_a_token_is_told_as_what_it_is_here(load: Callable[..., Settings]) -> None:
+    """Nobody reaches the port before it is opened, so it is no warning; and web_token is what to fill in."""
+    _, warning = load(read(ANNA)).warnings
+    line = read(ANNA).told(f"2026-01-01 00:00:00,000 WARNING {warning}")
+    assert line
+    assert line.startswith("2026-01-01 00:00:00,000 INFO    web: if port 8017 is opened under Network, everybody")
+    assert line.endswith("fill in web_token")
+    assert "WARNING" not in line
+
+
+def test_where_the_daemon_listens_is_no_news() -> None:
+    """It is within the container, so it would say nothing of who can open the page; that it cannot listen is told."""
+    assert read(ANNA).told("2026-01-01 00:00:00,000 INFO    web: listening at 0.0.0.0 port 8017") is None
+    trouble = "2026-01-01 00:00:00,000 ERROR   web: cannot listen at 0.0.0.0 port 8017 (Address already in use)"
+    assert read(ANNA).told(trouble) == trouble
 
 
 # --- the house ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import write
 import yaml
+from starter import daemon, form
 
 from tests.home_assistant_app.test_form import ANNA
 from tests.support import supervisor_rules as rules
@@ -132,7 +133,16 @@ def test_config_says_what_was_promised(repository: Path) -> None:
     (account,) = config["schema"]["accounts"]
     assert list(account) == ["name", "username", "password", "region", "unit", "low", "high", "key"]
     assert list(config["schema"]["mqtt"]) == ["host", "port", "username", "password"]
-    assert config["schema"].keys() == {"accounts", "mqtt", "stale_after", "log_level"}
+    assert config["schema"].keys() == {"accounts", "mqtt", "web_token", "stale_after", "log_level"}
+
+
+def test_the_page_is_in_the_sidebar(repository: Path) -> None:
+    """Everybody in Home Assistant may open it there; its own port is closed until the user opens it."""
+    config = config_of(repository)
+    assert (config["ingress"], config["panel_admin"]) == (True, False)
+    _, port, supervisor = daemon.INGRESS["DEXCOM2MQTT_INGRESS"].split()
+    assert (int(port), supervisor) == (config.get("ingress_port", rules.DEFAULTS["ingress_port"]), "172.30.32.2")
+    assert config["ports"] == {f"{form.WEB['port']}/tcp": None}
 
 
 def test_the_form_takes_what_is_filled_in(repository: Path) -> None:
@@ -142,7 +152,7 @@ def test_the_form_takes_what_is_filled_in(repository: Path) -> None:
     mqtt = {"host": "10.0.0.3", "port": 1884, "username": "me", "password": "mine"}
     valid = [
         {"accounts": [ANNA], "mqtt": {}},
-        {"accounts": [full], "mqtt": mqtt, "stale_after": 20, "log_level": "info"},
+        {"accounts": [full], "mqtt": mqtt, "web_token": "x", "stale_after": 20, "log_level": "info"},
     ]
     assert [list(rules.not_valid(schema, options, "options")) for options in valid] == [[], []]
     for wrong in ({"region": "mars"}, {"unit": "mg"}, {"name": None}):
@@ -154,8 +164,10 @@ def test_every_option_is_explained(repository: Path) -> None:
     """Each field of the form has a name and a description, and no other is explained."""
     file = repository / "dexcom2mqtt" / "translations" / "en.yaml"
     translations = yaml.safe_load(file.read_text(encoding="utf-8"))
-    assert translations.keys() == {"configuration"}
+    assert translations.keys() == {"configuration", "network"}
     assert list(rules.untranslated(config_of(repository)["schema"], translations["configuration"])) == []
+    assert translations["network"].keys() == config_of(repository)["ports"].keys()
+    assert all(isinstance(text, str) for text in translations["network"].values())
 
 
 @pytest.mark.parametrize(
@@ -169,6 +181,11 @@ def test_every_option_is_explained(repository: Path) -> None:
         ({"slug": "a b"}, "slug"),
         ({"version": 1}, "version is no text"),
         ({"services": ["mqtt"]}, "services: mqtt"),
+        ({"ports": {"8017/http": None}}, "ports: 8017/http"),
+        ({"ports": {8017: None}}, "ports: 8017"),
+        ({"ports": {"8017/tcp": 0}}, "ports: 8017/tcp"),
+        ({"ingress_port": 8099}, "ingress_port has its default"),
+        ({"panel_title": 1}, "panel_title is no text"),
         ({"schema": {"a": "text"}, "options": {"a": "b"}}, "schema.a: text is no type"),
         ({"schema": {"a": [["str"]]}, "options": {"a": []}}, "schema.a: neither a type nor keys nor a list of one"),
         ({"schema": {"a": {"b": "str?"}, "c": "str?"}, "options": {"c": "d"}}, "options.a is missing"),

@@ -23,6 +23,7 @@ from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
 from tests.support import supervisor_stub as stub
 from tests.support.processes import ROOT, Mosquitto, Process, Subscriber, eventually, free_port
 from tests.support.supervisor_stub import TOKEN, Answer, Supervisor
+from tests.support.web import answers, get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,11 @@ class App:
     share: SimulatedShare
     stack: ExitStack
     handed: Path = field(default_factory=lambda: Path(f"/dev/shm/dexcom2mqtt-test-{uuid.uuid4()}"))
+    web: int = field(default_factory=free_port)
+    """The port of the page."""
+    ingress: int = field(default_factory=free_port)
+    asks: str = "172.30.32.2"
+    """From where ingress comes."""
 
     def start(self, *accounts: Mapping[str, object], every: float = 0.1, seconds: float = 10.0, **more: Any) -> Process:
         """Fill in the form, and start the starter; an entry without a key of its own has Share's address."""
@@ -62,8 +68,11 @@ class App:
             "SECONDS": str(seconds),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'home-assistant-app'}",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            # Other tests have daemons of the usual name.
+            # Other tests have daemons of the usual name, and at the usual ports; and all stays within this machine.
             "DEXCOM2MQTT_MQTT__CLIENT_ID": str(self.handed.name),
+            "DEXCOM2MQTT_WEB__HOST": "127.0.0.1",
+            "DEXCOM2MQTT_WEB__PORT": str(self.web),
+            "DEXCOM2MQTT_INGRESS": f"127.0.0.1 {self.ingress} {self.asks}",
         }
         log = self.folder / "log"
         with_groups = ["setpriv", "--groups=4,27"] if os.geteuid() == 0 else []
@@ -188,6 +197,46 @@ def test_a_stop_while_there_is_no_broker(app: App, number: signal.Signals) -> No
     process.signal(number)
     assert process.wait() == 0
     assert time.monotonic() - began < 5
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_at_its_own_port_wants_the_token(app: App, mosquitto: Mosquitto) -> None:
+    """What was filled in as web_token lets in; and neither line of the log says where it listens."""
+    app.supervisor.answer = stub.broker(mosquitto.port)
+    process = app.start(FORM, web_token="Geheim42")
+    _readings_arrive(mosquitto.port, "anna")
+    eventually(lambda: answers(app.web))
+    assert [get(app.web, target).status for target in ("/", "/?token=wrong", "/?token=Geheim42")] == [401, 401, 200]
+    assert get(app.web, "/?token=Geheim42", Host="example.com").status == 421
+    assert "web" not in process.text()
+    assert "Geheim42" not in process.text()
+
+
+def test_ingress_is_for_the_supervisor_alone(app: App, mosquitto: Mosquitto) -> None:
+    """Whoever else reaches it is refused on every path, whatever they say of themselves and whatever they know."""
+    app.supervisor.answer = stub.broker(mosquitto.port)
+    app.start(FORM, web_token="Geheim42")
+    eventually(lambda: answers(app.web))
+    targets = ("/", "/health", "/?token=Geheim42", "/api/accounts", "/nothing")
+    assert {get(app.ingress, target).status for target in targets} == {403}
+    assert get(app.ingress, "/", X_Forwarded_For="172.30.32.2", X_Real_IP="172.30.32.2").status == 403
+    assert get(app.ingress, "/", Host="172.30.32.2").status == 403
+
+
+def test_ingress_wants_no_token_and_no_name(app: App, mosquitto: Mosquitto) -> None:
+    """Home Assistant has asked who it is, and is called by any name; what is there is the page with its readings."""
+    app.supervisor.answer = stub.broker(mosquitto.port)
+    app.asks = "127.0.0.1"
+    app.start(FORM, BENS, web_token="Geheim42")
+    _readings_arrive(mosquitto.port, "anna", "ben")
+    host = {"Host": "my-home.example.com", "X_Ingress_Path": "/api/hassio_ingress/x", "X_Forwarded_For": "10.0.0.9"}
+    assert b"<script>" in get(app.ingress, "/", **host).body
+    anna, ben = get(app.ingress, "/api/accounts", **host).json["accounts"]
+    assert (anna["name"], ben["name"]) == ("Anna", "Ben")
+    assert 39 <= anna["state"]["value"] <= 401
+    assert get(app.ingress, "/health", **host).body == b"healthy\n"
 
 
 # --- the Supervisor ----------------------------------------------------------------------------------------

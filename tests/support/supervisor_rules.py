@@ -50,6 +50,7 @@ TYPE: Final = re.compile(
     r"(|bool|email|url|port|device(\(subsystem=[a-z]+\))?|str(\(\d*,\d*\))?|password(\(\d*,\d*\))?|int(\(-?\d*,-?\d*\))?"
     r"|float(\(-?[\d.]*,-?[\d.]*\))?|match\(.*\)|list\(.+\))\??"
 )
+PORT: Final = re.compile(r"\d+(/tcp|/udp)?")
 PROFILE: Final = re.compile(r"^profile ([^ ]+).*$", re.MULTILINE)
 
 
@@ -59,15 +60,22 @@ def broken_by(config: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{key} is missing" for key in REQUIRED - keys)
     yield from (f"{key} is no key" for key in keys - REQUIRED - DEFAULTS.keys() - OTHERS)
     yield from (f"{key} has its default" for key, value in DEFAULTS.items() if key in keys and config[key] == value)
-    texts = ("name", "version", "slug", "description", "homeassistant", "image")
+    texts = ("name", "version", "slug", "description", "homeassistant", "image", "panel_icon", "panel_title")
     yield from (f"{key} is no text" for key in texts if not isinstance(config.get(key, ""), str))
     if not SLUG.fullmatch(config.get("slug", "")):
         yield "slug"
     if not ARCHITECTURES >= {*config.get("arch", ())} > set():
         yield "arch"
     yield from (f"services: {each}" for each in config.get("services", ()) if not SERVICE.fullmatch(each))
+    yield from (f"ports: {port}" for port, at in config.get("ports", {}).items() if not _may_be_port(port, at))
     yield from _in_schema(config.get("schema", {}), "schema")
     yield from not_valid(config.get("schema", {}), config.get("options", {}), "options")
+
+
+def _may_be_port(port: object, at: object) -> bool:
+    """Check a port of the container and the host's, which is None until the user opens it."""
+    usable = at is None or (isinstance(at, int) and 0 < at <= 65_535)
+    return isinstance(port, str) and PORT.fullmatch(port) is not None and usable
 
 
 def _in_schema(element: Any, place: str, *, in_list: bool = False) -> Iterator[str]:  # what YAML gives
