@@ -118,7 +118,7 @@ def test_a_blueprint_says_which_home_assistant_it_is_for(name: str) -> None:
     head = load(name)["blueprint"]
     assert set(head) == {"name", "description", "domain", "author", "homeassistant", "input"}
     assert (head["domain"], head["homeassistant"]) == ("automation", {"min_version": "2025.10.0"})
-    assert "It is no medical device" in head["description"]
+    assert "It is not a medical device" in head["description"]
 
 
 @pytest.mark.parametrize("name", EVERY)
