@@ -29,8 +29,7 @@ LOW_MG_DL: Final = 39
 HIGH_MG_DL: Final = 401
 """What Share sends, in mg/dL, where the sensor shows HIGH."""
 
-LARGEST_MG_DL: Final = 2000
-"""More than any sensor shows: a larger value is not glucose."""
+_LARGEST_MG_DL: Final = 2000
 _LAST_MS: Final = 4_102_444_800_000  # the year 2100
 _NOT_SPELLED: Final = re.compile(r"[\s_]|(?<=\w)-")
 _LARGEST_TREND: Final = 10**9  # Python refuses to write very large integers
@@ -95,7 +94,7 @@ class Reading:
 
     def checked(self) -> Reading:
         """Return this reading. Raises MalformedRecordError where it is none that Share could have sent."""
-        glucose = LOW_MG_DL <= self.mg_dl <= LARGEST_MG_DL
+        glucose = LOW_MG_DL <= self.mg_dl <= _LARGEST_MG_DL
         words = self.direction == self.direction[:_LONGEST_WORD].encode(errors="replace").decode()
         if not (glucose and words and 0 < self.date < _LAST_MS and abs(self.offset_min) <= _WIDEST_OFFSET_MIN):
             raise MalformedRecordError("no reading of Share has such values")
@@ -211,7 +210,7 @@ def _parse_value(value: object) -> int:
         value = int(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise MalformedRecordError("Value is not a number")
-    if not -LARGEST_MG_DL <= value <= LARGEST_MG_DL or value != int(value):
+    if not -_LARGEST_MG_DL <= value <= _LARGEST_MG_DL or value != int(value):
         raise MalformedRecordError("Value is not a whole number of mg/dL that a sensor could show")
     return int(value)
 

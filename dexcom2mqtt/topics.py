@@ -31,7 +31,7 @@ STATE_KEYS: Final = (
 )
 """The keys of ``state``, each with a topic of its own."""
 
-RETAINED: Final = ("availability", "state", "history", "status", *STATE_KEYS)
+RETAINED: Final = ("availability", "state", "history", "status", "statistics", "days", *STATE_KEYS)
 """The topics of an account that the broker keeps."""
 
 

@@ -1,22 +1,23 @@
 """From what Share lists to what the broker holds: the readings of one account, and which of them is current.
 
-It joins the ledger (what is new), the stamps (what can be believed), the stream (every reading, once) and the mirror
-(the newest one). It knows neither the session nor the schedule, and does not say how it is going.
+It joins the ledger (what is new), the stamps (what can be believed), the stream (every reading, once), the mirror (the
+newest one) and the counting. It knows neither the session nor the schedule, and does not say how it is going.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.account.ledger import Ledger
 from dexcom2mqtt.account.report import Kept
+from dexcom2mqtt.account.retained import NotYetError
 from dexcom2mqtt.account.stamps import Stamps
 from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import DAY, local
-from dexcom2mqtt.messages.history import History, parse_history, source_of
-from dexcom2mqtt.messages.message import ForeignError, FutureError
+from dexcom2mqtt.messages.history import History, parse_history
 from dexcom2mqtt.messages.overview import Overview, overview_of
 from dexcom2mqtt.messages.state import fresh_messages, in_words, stale_messages, state_of, without_reading
 from dexcom2mqtt.messages.stream import Offer
@@ -24,6 +25,8 @@ from dexcom2mqtt.messages.stream import Offer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dexcom2mqtt.account.counting import Counting
+    from dexcom2mqtt.account.retained import Retained
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
@@ -65,10 +68,13 @@ class Feed:
         put: Callable[[Iterable[Message]], None],
         stream: Stream,
         stale_after: float,
+        retained: Retained,
+        counting: Counting,
     ) -> None:
         self._key = key
         self._account = account
-        self._source = source_of(account.region, account.user.get_secret_value())
+        self._retained = retained
+        self._counting = counting
         self._clock = clock
         self._time = time
         self._topics = topics
@@ -154,9 +160,12 @@ class Feed:
         today, published = self._today(), self._published
         if today is None or published is None or self._streaming:
             return
-        history = self._read(published.history, today)
-        if history is None:
+        try:
+            found = self._retained.read("history", published.history, parse_history, today)
+            tally = self._counting.begin(found, today, self._offset_min(found))
+        except NotYetError:
             return
+        history = found or History()
         self.published_before = any(
             reading.date >= (today - DAY) * 1000 for reading in (*history.readings, *history.doubtful)
         )
@@ -169,20 +178,27 @@ class Feed:
         self._ledger.restore(history.readings, today)
         kept = self._ledger.readings
         known = [reading for reading in kept if reading.date in dates]
-        self._stream.open(self._key, self._source, known, history.doubtful, history.since)
+        self._stream.open(
+            self._key,
+            self._retained.source,
+            known,
+            history.doubtful,
+            history.since,
+            tally=tally,
+            counted=self._counting.counted,
+        )
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
         self.overview = self._overview()
 
-    def _read(self, published: bytes | None, today: float) -> History | None:
-        """Read a history back; None if it has to wait, since it is the time that may be wrong."""
-        try:
-            return parse_history(published, self._source, today) if published else History()
-        except ForeignError as why:
-            if isinstance(why, FutureError) and self._time.known and not self._time.settled:
-                return None  # the next answer of Share tells more
-            _log.warning("%s: the history that the broker retained is not taken over: %s", self._key, why)
-            return History()
+    def tell_statistics(self) -> float:
+        """Publish the statistics if that is due; return after how many seconds it will be."""
+        return self._counting.tell(self._ledger.readings, self._time.now()) if self._streaming else math.inf
+
+    def _offset_min(self, history: History | None) -> int:
+        """Return the wearer's offset from UTC as the newest reading has it."""
+        known = [*(history.readings[-1:] if history else ()), *self._ledger.readings[-1:]]
+        return max(known, key=attrgetter("date")).offset_min if known else 0
 
     def _today(self) -> float | None:
         """Return the time of day in Unix seconds; until Share tells it, that of its newest reading."""

@@ -12,12 +12,15 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt.account import verdict
+from dexcom2mqtt.account.counting import Counting
 from dexcom2mqtt.account.feed import Feed
 from dexcom2mqtt.account.rationed import RationedClient
 from dexcom2mqtt.account.report import Oddities, StatusReport
+from dexcom2mqtt.account.retained import Retained
 from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
+from dexcom2mqtt.messages.history import source_of
 from dexcom2mqtt.messages.message import ForeignError
 from dexcom2mqtt.messages.status import Before, Status, parse_status
 from dexcom2mqtt.share import RateLimitedError, ShareError, UnavailableError
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dexcom2mqtt.account.limits import RateLimits
-    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.clock import Alarm, Clock
     from dexcom2mqtt.config.settings import Account
+    from dexcom2mqtt.config.values import Statistics
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.overview import Overview
     from dexcom2mqtt.messages.stream import Stream
@@ -52,6 +56,7 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
     stream: Stream,
     stale_after: float,
     rate_limits: RateLimits,
+    statistics: Statistics = "90d",
     back_by: Callable[[float], None] = lambda _: None,
 ) -> Poller:
     """Make the poller of an account, and the parts that are its own.
@@ -60,11 +65,33 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
     to be published goes through ``put``. ``back_by`` is called before each wait and each request, with the time when it
     should be over.
     """
+    alarm = clock.alarm(back_by)
+    retained = Retained(key, source_of(account.region, account.user.get_secret_value()), client.time)
+    counting = Counting(
+        key,
+        account,
+        statistics,
+        clock=clock,
+        retained=retained,
+        topics=topics,
+        put=put,
+        stream=stream,
+        counted=alarm.ring,
+    )
     feed = Feed(
-        key, account, clock=clock, time=client.time, topics=topics, put=put, stream=stream, stale_after=stale_after
+        key,
+        account,
+        clock=clock,
+        time=client.time,
+        topics=topics,
+        put=put,
+        stream=stream,
+        stale_after=stale_after,
+        retained=retained,
+        counting=counting,
     )
     report = StatusReport(key, clock, client.time, topics, put)
-    return Poller(key, clock, RationedClient(client, clock, rate_limits, back_by), feed, report, back_by)
+    return Poller(key, clock, RationedClient(client, clock, rate_limits, back_by), feed, counting, report, alarm)
 
 
 class Poller:
@@ -76,17 +103,19 @@ class Poller:
         clock: Clock,
         client: RationedClient,
         feed: Feed,
+        counting: Counting,
         report: StatusReport,
-        back_by: Callable[[float], None],
+        alarm: Alarm,
     ) -> None:
         self.key = key
         self.time = client.time
         self.answered = threading.Event()
         """Set once the first poll is over, however it went."""
         self._clock = clock
-        self._alarm = clock.alarm(back_by)
+        self._alarm = alarm
         self._client = client
         self._feed = feed
+        self._counting = counting
         self._report = report
         self._oddities = Oddities(key)
         self._timetable = Timetable(random.random)
@@ -118,13 +147,32 @@ class Poller:
         self._read_back.has_begun = True
         self._alarm.ring()
 
-    def take_read_back(self, history: bytes | None, retained_status: bytes | None) -> None:
-        """Take what the broker retained of this account before the start; for any thread, once."""
+    def take_read_back(
+        self,
+        history: bytes | None,
+        retained_status: bytes | None,
+        days: bytes | None = None,
+        *,
+        days_awaited: bool = False,
+    ) -> None:
+        """Take what the broker retained of this account before the start; for any thread, once.
+
+        ``days_awaited`` is whether there should be days, and none came; then they may still come, see ``take_days``.
+        """
         before = _read(self.key, retained_status)
+        self._counting.restore(days, awaited=days_awaited)
         self._client.restore(before)
         self._feed.restore(history, before.stamps)
         self._report.restore(before)
         self._read_back.is_over = True
+        self._alarm.ring()
+
+    def take_days(self, days: bytes | None) -> None:
+        """Take the days that the broker had before the start and that came late; None if they are given up.
+
+        For any thread, once.
+        """
+        self._counting.take_late(days)
         self._alarm.ring()
 
     def run(self) -> None:
@@ -166,7 +214,7 @@ class Poller:
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
         while (left := self.due - self._clock.now()) > 0:
-            self._alarm.wait(left)
+            self._alarm.wait(min(left, self._feed.tell_statistics()))
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)

@@ -103,9 +103,9 @@ def _owned(topics: Topics, prefix: str, accounts: Iterable[str]) -> list[str]:
 
 def accounts_in(found: Mapping[str, bytes], topics: Topics, prefix: str) -> set[str]:
     """Return the accounts of which retained messages tell that they are the daemon's."""
-    accounts = set()
+    accounts = set[str]()
     with contextlib.suppress(ForeignError):
-        accounts.update(parse_info(found.get(topics.bridge_info, b"")))
+        accounts.update(parse_info(found.get(topics.bridge_info, b"")).accounts)
     for topic, payload in found.items():
         account, _, leaf = topic.removeprefix(f"{topics.base}/").partition("/")
         if is_ours(account, leaf, payload):

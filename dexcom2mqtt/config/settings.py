@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dexcom2mqtt.config import values as v
-from dexcom2mqtt.config.values import LOCAL, Kind, LogLevel, Protocol, Region, Secret, Unit, safe
+from dexcom2mqtt.config.values import LOCAL, Kind, LogLevel, Protocol, Region, Secret, Statistics, Unit, safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -209,6 +209,9 @@ class Settings(Section):
     )
     mqtt: Mqtt = _section(Mqtt, Mqtt(), "the broker")
     home_assistant: HomeAssistant = _section(HomeAssistant, HomeAssistant(), "Home Assistant")
+    statistics: Statistics = _key(
+        v.STATISTICS, "90d", "how far back they go: 90d, 24h (the broker keeps no counts of days), or off"
+    )
     web: Web | None = _section(Web, None, "the page, and Nightscout's API; true: for this machine alone", switch=True)
     stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
     log_level: LogLevel = _key(v.LOG_LEVEL, "info", "the least important kind of line that is logged")

@@ -27,6 +27,7 @@ Region = Literal["us", "ous", "jp"]
 Unit = Literal["mg/dL", "mmol/L"]
 Protocol = Literal["auto", "5", "3.1.1"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+Statistics = Literal["90d", "24h", "off"]
 
 SEVERAL: Final = "keys, indented below it"
 """What is allowed at the place of a section."""
@@ -212,6 +213,7 @@ MINUTES: Final = _whole(10, 60)
 REGION: Final = _choice(*get_args(Region))
 UNIT: Final = _choice(*get_args(Unit))
 PROTOCOL: Final = _choice(*get_args(Protocol), also=(5,))
+STATISTICS: Final = _choice(*get_args(Statistics), also=(False,))  # which is what YAML makes of off
 LOG_LEVEL: Final = _choice(*get_args(LogLevel))
 
 BASE_TOPIC: Final = "dexcom2mqtt"

@@ -23,8 +23,9 @@ from dexcom2mqtt.clock import Clock, Stopped
 from dexcom2mqtt.daemon.discovery import Discovery
 from dexcom2mqtt.daemon.health import Health
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
+from dexcom2mqtt.daemon.kept_days import KeptDays
 from dexcom2mqtt.logs import redacted_traceback
-from dexcom2mqtt.messages.bridge import awaited, bridge_offline, parse_info
+from dexcom2mqtt.messages.bridge import Info, awaited, bridge_offline, parse_info
 from dexcom2mqtt.messages.message import ForeignError
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.state import account_cleared, guarded, unavailable, unprotected
@@ -77,7 +78,12 @@ class Daemon:
         self._pollers = {key: self._poller(key, account, clients[key]) for key, account in settings.accounts.items()}
         self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
         self._discovery = Discovery(settings, self._topics, self._clock, self._mirror)
-        self._heartbeat = Heartbeat(self._topics, self._clock, self._mirror, settings.accounts, self._pollers)
+        self._kept_days = KeptDays(
+            settings, self._topics, self._pollers, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
+        )
+        self._heartbeat = Heartbeat(
+            self._topics, self._clock, self._mirror, settings.accounts, self._pollers, self._kept_days
+        )
         self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
         self._link = self._broker_link()
         self.broken = False
@@ -94,6 +100,7 @@ class Daemon:
             stream=self._stream,
             stale_after=self._settings.stale_after_seconds,
             rate_limits=self._rate_limits,
+            statistics=self._settings.statistics,
             back_by=self._health.loop(f"account {key}"),
         )
 
@@ -107,10 +114,11 @@ class Daemon:
             will=bridge_offline(self._topics),
             unprotected=functools.partial(unprotected, self._topics),
             read_back=ReadBack(
-                topics=(self._topics.bridge_info, *left_behind, *self._discovery.leftovers),
+                topics=(self._topics.bridge_info, *left_behind, *self._kept_days.topics, *self._discovery.leftovers),
                 probe=self._topics.sync(self._settings.mqtt.client_id),
                 done=self._take_read_back,
                 still=self._still,
+                awaited=lambda: self._kept_days.awaited,
             ),
             subscriptions={self._topics.of("+", "refresh"): _NO_REFRESH} | self._discovery.subscriptions,
             connected=self._on_connected,
@@ -171,29 +179,36 @@ class Daemon:
 
     def _beat(self) -> None:
         while True:
-            self._alarm.wait(min(self._discovery.tick(), self._heartbeat.tick()))
+            self._alarm.wait(min(self._discovery.tick(), self._heartbeat.tick(), self._kept_days.tick()))
 
     def _on_connected(self, protocol: Protocol) -> None:
         for poller in () if self._heartbeat.has_read_back else self._pollers.values():
             poller.expect_read_back()
         self._discovery.connected()  # it comes with the picture
         self._heartbeat.connected(protocol)
+        self._kept_days.connected()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
-        if info := found.get(self._topics.bridge_info):
-            try:
-                before = parse_info(info)
-            except ForeignError as why:
-                _log.warning("bridge/info that the broker retained is not taken over: %s", why)
-            else:
-                self._clear_what_was(before, found)
+        info = self._read_info(found)
+        self._clear_what_was(info.accounts if info else (), found)
+        days_awaited = self._kept_days.read_back(info, found)
         for key, poller in self._pollers.items():
-            history, status = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status"))
-            poller.take_read_back(history, status)
+            history, status, days = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status", "days"))
+            poller.take_read_back(history, status, days, days_awaited=days_awaited.get(key, False))
         self._heartbeat.read_back()
         self._alarm.ring()
 
-    def _clear_what_was(self, before: list[str], found: Mapping[str, bytes]) -> None:
+    def _read_info(self, found: Mapping[str, bytes]) -> Info | None:
+        """Return what an earlier daemon said of itself; None if nothing was found. What is not ours says nothing."""
+        if not (info := found.get(self._topics.bridge_info)):
+            return None
+        try:
+            return parse_info(info)
+        except ForeignError as why:
+            _log.warning("bridge/info that the broker retained is not taken over: %s", why)
+            return Info()
+
+    def _clear_what_was(self, before: tuple[str, ...], found: Mapping[str, bytes]) -> None:
         """Clear what the daemon left behind of the accounts that it had: those removed, discovery switched off."""
         for key in before:
             self._discovery.clear(key, found)
@@ -201,7 +216,7 @@ class Daemon:
                 self._mirror.put(account_cleared(self._topics, key))
 
     def _on_message(self, message: Received) -> None:
-        if message.retained:
+        if self._kept_days.take(message.topic, message.payload) or message.retained:
             return
         poller = self._refreshes.get(message.topic)
         if poller is not None:
@@ -218,6 +233,9 @@ class Daemon:
 
     def _wake(self) -> None:
         self._link.wake()
+
+    def _reconnect(self) -> None:
+        self._link.reconnect()
 
     def _spawn(self, name: str, run: Callable[[], None]) -> None:
         def until_stopped() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
+    from dexcom2mqtt.daemon.kept_days import KeptDays
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.mqtt.outcome import Protocol
     from dexcom2mqtt.topics import Topics
@@ -31,19 +32,21 @@ _FIRST_TICKS: Final = 0.05
 class Heartbeat:
     """Tells the broker that the daemon lives. ``tick`` puts; ``connected`` and ``read_back`` mostly record."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # each is a part that it speaks for
         self,
         topics: Topics,
         clock: Clock,
         mirror: Mirror,
         accounts: Mapping[str, Account],
         pollers: Mapping[str, Poller],
+        kept_days: KeptDays,
     ) -> None:
         self._topics = topics
         self._clock = clock
         self._mirror = mirror
         self._accounts = accounts
         self._pollers = pollers
+        self._kept_days = kept_days
         self._started = clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
         self._protocol: Protocol | None = None
@@ -93,6 +96,7 @@ class Heartbeat:
         """Declare every account without a current reading as such: what the broker still holds may be old."""
         for key, account in self._accounts.items():
             self._mirror.put(stale_messages(self._topics, key, without_reading(account)), only_missing=True)
+        self._mirror.put(self._kept_days.begun(), only_missing=True)
 
     def _put_info(self) -> None:
         if self._started_at is None:
@@ -104,5 +108,6 @@ class Heartbeat:
             started_at=self._started_at,
             protocol=self._protocol,
             accounts=self._pollers,
+            days=self._kept_days.wanted,
         )
         self._mirror.put([info])

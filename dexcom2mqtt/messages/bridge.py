@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from dexcom2mqtt.clock import iso
@@ -31,22 +32,41 @@ def bridge_offline(topics: Topics) -> Message:
     return Message(topics.bridge_state, "offline")
 
 
-def bridge_info(
-    topics: Topics, *, version: str, started_at: float | None, protocol: str | None, accounts: Iterable[str]
+def bridge_info(  # noqa: PLR0913  # by name, and each is a key of it
+    topics: Topics,
+    *,
+    version: str,
+    started_at: float | None,
+    protocol: str | None,
+    accounts: Iterable[str],
+    days: bool = True,
 ) -> Message:
-    """Describe the running daemon; ``started_at`` is in Unix seconds, ``protocol`` is ``5`` or ``3.1.1``."""
+    """Describe the running daemon; ``started_at`` is in Unix seconds, ``protocol`` is ``5`` or ``3.1.1``.
+
+    ``days`` is whether each account's ``days`` are kept.
+    """
     info = {
         "version": version,
         "schema_version": SCHEMA_VERSION,
         "started_at": iso(started_at),
         "protocol": protocol,
         "accounts": list(accounts),
+        "days": days,
     }
     return Message(topics.bridge_info, to_json(info))
 
 
-def parse_info(payload: bytes) -> list[str]:
-    """Read back from ``bridge/info`` which accounts there were. Raises ForeignError."""
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a daemon left in ``bridge/info`` that matters to the next one."""
+
+    accounts: tuple[str, ...] = ()
+    days: bool = False
+    """Whether it kept the ``days`` of each."""
+
+
+def parse_info(payload: bytes) -> Info:
+    """Read back from ``bridge/info`` what there was. Raises ForeignError."""
     info = parse_object(payload)
     accounts = info.get("accounts")
     if info.get("schema_version") != SCHEMA_VERSION:
@@ -55,7 +75,7 @@ def parse_info(payload: bytes) -> list[str]:
         raise ForeignError("its accounts are no list of a sensible length")
     if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
         raise ForeignError("its accounts have names that none can have")
-    return accounts
+    return Info(tuple(accounts), info.get("days") is True)
 
 
 def awaited(
@@ -63,18 +83,21 @@ def awaited(
 ) -> Literal["anything", "the rest", "nothing"]:
     """Tell what is still to come of what a daemon left behind, going by what was found of the topics that were asked.
 
-    ``bridge/info`` names the accounts; each has a ``status``, and a ``history`` once it had a reading.
+    ``bridge/info`` names the accounts; each has a ``status``, a ``history`` once it had a reading, and ``days`` if they
+    are kept.
     """
     if topics.bridge_info not in found:
         return "anything"
     try:
-        accounts = parse_info(found[topics.bridge_info])
+        info = parse_info(found[topics.bridge_info])
     except ForeignError:
         return "nothing"
     missing = {*asked} - found.keys()
-    for key in accounts:
-        status, history = topics.of(key, "status"), topics.of(key, "history")
+    for key in info.accounts:
+        status, history, days = (topics.of(key, leaf) for leaf in ("status", "history", "days"))
         if status in missing or (history in missing and _has_readings(found.get(status, b""))):
+            return "the rest"
+        if days in missing and info.days:
             return "the rest"
     return "nothing"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.history import TOLERANCE
 from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
-from dexcom2mqtt.readings import LARGEST_MG_DL, LOW_MG_DL, RANGES, range_of
+from dexcom2mqtt.readings import LOW_MG_DL, RANGES, range_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,7 @@ _EASTERNMOST: Final = 14 * 3600  # Kiribati
 _MOST_READINGS: Final = 10_000  # of a day, in which each second device adds 288
 _MOST_DAYS: Final = 2 * KEPT
 _LARGEST_LIMIT: Final = 1000
+_LARGEST: Final = 2000  # mg/dL, as of a reading
 
 Limits = tuple[int, int, int, int]
 """Where very low, low, high and very high begin, in mg/dL."""
@@ -105,8 +106,8 @@ class Tally:
     days: Days = field(default_factory=dict)
     closed: int = -1
     """Up to this day all readings count as counted."""
-    waiting: tuple[tuple[Reading, ...], tuple[Reading, ...]] | None = None
-    """While an earlier count may come: what had been counted in it, as far as known, and what was counted since."""
+    waiting: tuple[tuple[Reading, ...] | None, tuple[Reading, ...]] | None = None
+    """While an earlier count may come: the history that goes with it, if there is one, and what was counted since."""
 
     def count(self, reading: Reading) -> Tally:
         """Count a reading that was not counted before."""
@@ -115,16 +116,18 @@ class Tally:
         days = counted(self.days, [reading], self.ranges)
         if self.waiting is None:
             return replace(self, days=days)
-        before, since = self.waiting
-        return replace(self, days=days, waiting=(before, (*since, reading)))
+        history, since = self.waiting
+        return replace(self, days=days, waiting=(history, (*since, reading)))
 
     def joined(self, earlier: Days | None, today: int) -> Tally:
         """Wait no longer; add what was counted since to the earlier count, if that came."""
         if self.waiting is None or earlier is None:
             return replace(self, waiting=None)
-        before, since = self.waiting
-        tally = resumed(earlier, before, self.ranges, today)
-        return replace(tally, days=counted(tally.days, since, self.ranges))
+        history, since = self.waiting
+        tally = resumed(earlier, history, self.ranges, today)
+        for reading in since:
+            tally = tally.count(reading)
+        return tally
 
 
 def resumed(earlier: Days | None, history: Iterable[Reading] | None, ranges: Limits, today: int) -> Tally:
@@ -196,9 +199,9 @@ def _parse_entry(entry: object) -> Day:
     bands = _whole_numbers(entry.get("bands"), len(RANGES))
     sensible = 0 < very_low < low < high < very_high <= _LARGEST_LIMIT and 0 < n <= _MOST_READINGS and n == sum(bands)
     # No readings have such sums otherwise: by Cauchy and Schwarz, and since each is a value that a sensor can show.
-    if not (sensible and n * LOW_MG_DL <= total <= n * LARGEST_MG_DL and total**2 <= n * squares):
+    if not (sensible and n * LOW_MG_DL <= total <= n * _LARGEST and total**2 <= n * squares):
         raise ForeignError("one of its days makes no sense")
-    if squares > total * LARGEST_MG_DL:
+    if squares > total * _LARGEST:
         raise ForeignError("one of its days makes no sense")
     return Day(_parse_number(entry.get("day")), (very_low, low, high, very_high), bands, total, squares)
 

@@ -18,11 +18,15 @@ from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
     from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.config.values import Statistics
     from dexcom2mqtt.topics import Topics
 
 _ORIGIN: Final = "dexcom2mqtt"
 
 _Component = dict[str, object]
+
+_GONE: Final[_Component] = {"p": "sensor"}
+"""Takes an entity away that is there from before. Home Assistant keeps what a discovery leaves out."""
 
 
 def discovery_topic(prefix: str, topics: Topics, account: str) -> str:
@@ -51,22 +55,42 @@ def discovery_messages(settings: Settings, topics: Topics, version: str) -> list
     """Describe every account to Home Assistant."""
     prefix, stale_after = settings.home_assistant.discovery_prefix, settings.stale_after_seconds
     return [
-        discovery_message(prefix, topics, key, account, stale_after=stale_after, version=version)
+        discovery_message(
+            prefix,
+            topics,
+            key,
+            account,
+            stale_after=stale_after,
+            version=version,
+            statistics=settings.statistics,
+        )
         for key, account in settings.accounts.items()
     ]
 
 
 def discovery_message(  # noqa: PLR0913  # by name, and each has its place in the message
-    prefix: str, topics: Topics, key: str, account: Account, *, stale_after: int, version: str
+    prefix: str,
+    topics: Topics,
+    key: str,
+    account: Account,
+    *,
+    stale_after: int,
+    version: str,
+    statistics: Statistics = "90d",
 ) -> Message:
     """Describe an account to Home Assistant; ``stale_after`` is in seconds."""
     device_id = _device_id(topics, key)
+    day, long = _of_a_day(topics, key, account), _of_14_days(topics, key, account)
     components = _current(topics, key, account, stale_after) | _lasting(topics, key)
+    components |= day if statistics != "off" else dict.fromkeys(day, _GONE)
+    components |= long if statistics == "90d" else dict.fromkeys(long, _GONE)
     payload = {
         "dev": {"ids": [device_id], "name": account.name, "mf": "Dexcom", "mdl": "Share", "sw": version},
         "o": {"name": _ORIGIN, "sw": version},
         "cmps": {
-            name: {
+            name: component
+            if component is _GONE
+            else {
                 **component,
                 "unique_id": f"{device_id}_{name}",
                 "default_entity_id": f"{component['p']}.{key}_{name}",
@@ -166,6 +190,80 @@ def _lasting(topics: Topics, key: str) -> dict[str, _Component]:
             "command_topic": topics.of(key, "refresh"),
         },
     }
+
+
+def _of_a_day(topics: Topics, key: str, account: Account) -> dict[str, _Component]:
+    """Describe what the last 24 hours were like."""
+    figure, window = _figure(topics, key), _window("24h")
+    percent = figure | {"unit_of_measurement": "%", "suggested_display_precision": 1}
+    attributes = {"json_attributes_topic": figure["state_topic"], "json_attributes_template": _attributes("24h")}
+    return {
+        "time_in_range": percent
+        | attributes
+        | {"name": "Time in range", "icon": "mdi:bullseye", "value_template": window.format("w.in_range")},
+        "time_below_range": percent
+        | attributes
+        | {"name": "Time below range", "icon": "mdi:arrow-collapse-down", "value_template": window.format(_BELOW)},
+        "glucose_mean": figure
+        | _glucose(account)
+        | {"name": "Glucose mean", "value_template": window.format("w.mean")},
+    }
+
+
+def _of_14_days(topics: Topics, key: str, account: Account) -> dict[str, _Component]:
+    """Describe what 14 days were like, unless too few of their readings are there to tell: then there is no GMI."""
+    figure, window = _figure(topics, key), _window("14d", "w.gmi is not none")
+    figure |= {"json_attributes_topic": figure["state_topic"], "json_attributes_template": _attributes("14d")}
+    percent = figure | {"unit_of_measurement": "%", "suggested_display_precision": 1}
+    hidden: _Component = {"enabled_by_default": False}
+    return {
+        "time_in_range_14_days": percent
+        | {"name": "Time in range 14 days", "icon": "mdi:bullseye", "value_template": window.format("w.in_range")},
+        "glucose_mean_14_days": figure
+        | _glucose(account)
+        | {"name": "Glucose mean 14 days", "value_template": window.format("w.mean")},
+        "gmi": percent | {"name": "GMI", "icon": "mdi:test-tube", "value_template": window.format("w.gmi")},
+        "time_below_range_14_days": percent
+        | hidden
+        | {
+            "name": "Time below range 14 days",
+            "icon": "mdi:arrow-collapse-down",
+            "value_template": window.format(_BELOW),
+        },
+        "glucose_cv_14_days": percent
+        | hidden
+        | {"name": "Glucose variation 14 days", "icon": "mdi:sine-wave", "value_template": window.format("w.cv")},
+    }
+
+
+_BELOW: Final = "(w.very_low + w.low) | round(1) if w.low is not none else none"
+
+
+def _figure(topics: Topics, key: str) -> _Component:
+    return {
+        "p": "sensor",
+        "state_topic": topics.of(key, "statistics"),
+        "state_class": "measurement",
+        "availability": [_available(topics.bridge_state)],
+    }
+
+
+def _glucose(account: Account) -> _Component:
+    return {
+        "device_class": "blood_glucose_concentration",
+        "unit_of_measurement": account.unit,
+        "suggested_display_precision": 0 if account.unit == "mg/dL" else 1,
+    }
+
+
+def _window(name: str, also: str = "") -> str:
+    """Return a template of one figure of a window, unknown if there is none; the figure goes into the ``{}``."""
+    there = f"w and {also}" if also else "w"
+    return f"{{{{% set w = value_json['{name}'] %}}}}{{{{{{{{ ({{}}) if {there} else none }}}}}}}}"
+
+
+def _attributes(name: str) -> str:
+    return f"{{{{ (value_json['{name}'] or {{}}) | tojson }}}}"
 
 
 def _available(topic: str) -> dict[str, str]:

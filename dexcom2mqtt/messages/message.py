@@ -17,6 +17,8 @@ _ABSURD_SIZE: Final = 262_144
 _MARKS: Final = {
     "status": {"share", "message", "since", "requests_24h", "logins_24h", "rejected"},
     "history": {"version", "source", "readings"},
+    "statistics": {"version", "unit", "24h", "90d"},
+    "days": {"version", "source", "days"},
 }
 
 
@@ -48,7 +50,7 @@ class FutureError(ForeignError):
 
 
 def is_ours(account: str, leaf: str, payload: bytes) -> bool:
-    """Return whether a retained message is plainly ours: a status or a history, by its keys."""
+    """Return whether a retained message is plainly ours, such as a status or a history, by its keys."""
     if leaf not in _MARKS or not re.fullmatch(ACCOUNT_KEY, account):
         return False
     try:

@@ -1,8 +1,8 @@
 """What goes to ``reading``, in which order and how fast, and the ``history`` that follows it.
 
 Every reading goes out at least once: it counts as published when the broker has acknowledged it, and only then
-moves into the history, which is what a restart continues from. A reading that is still current goes before
-those that are only for the record.
+moves into the history, which is what a restart continues from, and into the count of its day. A reading that is still
+current goes before those that are only for the record.
 
 The accounts offer readings from their threads; the broker's thread takes and acknowledges.
 """
@@ -18,6 +18,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dexcom2mqtt.clock import DAY
+from dexcom2mqtt.messages.days import days_message
 from dexcom2mqtt.messages.history import shortened
 from dexcom2mqtt.messages.state import reading_message, state_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from dexcom2mqtt.config.settings import Account
+    from dexcom2mqtt.messages.days import Days, Tally
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.state import State
     from dexcom2mqtt.readings import Reading
@@ -37,8 +39,10 @@ It is also how many may be out before a history has them: so many are repeated w
 """
 
 _HISTORY_EVERY: Final = 1.0
-_LEAST_HISTORY: Final = 2048
-"""Bytes, which are two hours: if the broker does not take so little either, size is not the problem."""
+_LEAST: Final = 2048
+"""Bytes, which are two hours, or two weeks: if the broker does not take so little either, size is not the problem."""
+_SHORTENED: Final = ("history", "days")
+"""What is written as long as the broker takes it."""
 _DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
@@ -68,6 +72,20 @@ class Offer:
 
 
 @dataclass(slots=True)
+class _Room:
+    """How much the broker takes on one topic."""
+
+    most_bytes: float = math.inf
+    may_shorten: bool = True  # until it has shown that this does not help
+
+    def shorten(self, most_bytes: float) -> bool:
+        """Take no more than that; return whether it is of use. Where it is not, it is whole again, and remains so."""
+        self.may_shorten = most_bytes >= _LEAST
+        self.most_bytes = most_bytes if self.may_shorten else math.inf
+        return self.may_shorten
+
+
+@dataclass(slots=True)
 class _Account:
     source: str
     published: dict[Key, Reading]  # in order
@@ -76,28 +94,51 @@ class _Account:
     sent: set[Key] = field(default_factory=set)  # those on their way
     not_before: float = 0.0
     since: int = 0  # what is older than this date counts as published
-    most_bytes: float = math.inf  # of a history
-    may_shorten: bool = True  # a history; until it has shown that this does not help
+    tally: Tally | None = None
+    counted: Callable[[], None] = lambda: None
+    rooms: dict[str, _Room] = field(default_factory=lambda: {leaf: _Room() for leaf in _SHORTENED})
+    changed: set[str] = field(default_factory=set)  # since it was last sent
     history_sent: float = -math.inf
 
     @property
     def history_due(self) -> float:
-        return self.history_sent + _HISTORY_EVERY if self.unsaved else math.inf
+        return self.history_sent + _HISTORY_EVERY if self.changed else math.inf
 
     def split(self) -> tuple[list[Reading], list[Reading]]:
         """Return what was published, the right readings and the doubtful ones."""
         right = [reading for (_, doubtful), reading in self.published.items() if not doubtful]
         return right, [reading for (_, doubtful), reading in self.published.items() if doubtful]
 
-    def history(self, topics: Topics, key: str) -> Message:
-        """Write the history, as much of it as the broker takes."""
-        right, doubtful = self.split()
-        return shortened(topics, key, self.source, right, doubtful, since=self.since, most_bytes=self.most_bytes)
+    def save(self, topics: Topics, key: str, now: float) -> list[Message]:
+        """Write what has changed, as much of it as the broker takes."""
+        changed, self.changed, self.unsaved, self.history_sent = self.changed, set(), 0, now
+        messages, (most, most_days) = [], (self.rooms[leaf].most_bytes for leaf in _SHORTENED)
+        if "history" in changed:
+            right, doubtful = self.split()
+            messages.append(shortened(topics, key, self.source, right, doubtful, since=self.since, most_bytes=most))
+        if "days" in changed and self.tally is not None:
+            messages.append(days_message(topics, key, self.source, self.tally.days, most_days))
+        return messages
 
-    def shorten(self, most_bytes: float) -> None:
-        """Write the history again, in at most that many bytes."""
-        self.most_bytes = most_bytes
-        self.unsaved = max(self.unsaved, 1)
+    def count(self, offer: Offer) -> None:
+        """Count a reading for its day, the first time that it is published."""
+        if self.tally is None or offer.doubtful or offer.key in self.published:
+            return
+        self.tally = self.tally.count(offer.reading)
+        self.note_days()
+        self.counted()
+
+    def note_days(self) -> None:
+        """Have the days sent, unless it is not known yet what was counted before."""
+        if self.tally is not None and self.tally.waiting is None:
+            self.changed.add("days")
+
+    def write_again(self, leaf: str) -> None:
+        """Write it at once, since it is to have another size; not before it was written at all."""
+        if leaf == "history":
+            self.changed.add(leaf)
+        else:
+            self.note_days()
         self.history_sent = -math.inf
 
     def may_send(self, now: float, *, backfill: bool) -> bool:
@@ -118,18 +159,47 @@ class Stream:
         self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two may be the same to the letter
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
-    def open(
-        self, key: str, source: str, history: Iterable[Reading], doubtful: Iterable[Reading] = (), since: int = 0
+    def open(  # noqa: PLR0913  # the last two by name
+        self,
+        key: str,
+        source: str,
+        history: Iterable[Reading],
+        doubtful: Iterable[Reading] = (),
+        since: int = 0,
+        *,
+        tally: Tally | None = None,
+        counted: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin with an account, of which ``history`` and ``doubtful`` were published before. Nothing goes out earlier.
 
         What is older than ``since`` (Unix milliseconds) counts as published as well: there was no room for it in the
         history. That is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
+        ``tally`` is what was counted before, if days are counted; ``counted`` is called when one more reading was.
         """
         before = {(reading.date, False): reading for reading in history}
         published = _of_the_last(_DAY_MS, before | {(reading.date, True): reading for reading in doubtful})
         with self._lock:
-            self._accounts[key] = _Account(source, published, unsaved=len(published), since=since)
+            account = self._accounts[key] = _Account(source, published, unsaved=len(published), since=since)
+            account.tally, account.counted = tally, counted
+            account.changed = {"history"} if published else set()
+            account.note_days()
+
+    def tally(self, key: str) -> Tally | None:
+        """Return what is counted of an account by now; None if that is not done, or not begun."""
+        with self._lock:
+            return self._accounts[key].tally if key in self._accounts else None
+
+    def settle(self, key: str, earlier: Days | None, today: int) -> None:
+        """Wait no longer for what was counted before: add what has been counted since, and send the days from now on.
+
+        ``today`` is the number of the wearer's day. Without an ``earlier`` count they begin anew.
+        """
+        with self._lock:
+            account = self._accounts[key]
+            if account.tally is not None:
+                account.tally = account.tally.joined(earlier, today)
+                account.note_days()
+        self._changed()
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
         """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
@@ -155,13 +225,14 @@ class Stream:
             return taken
 
     def histories(self, now: float) -> list[Message]:
-        """Return the histories that have changed and are due: at most one a second for each account."""
+        """Return the histories and the days that have changed and are due: at most once a second for each account.
+
+        They go together, so that a restart finds the same readings published and counted.
+        """
         with self._lock:
             accounts = self._accounts.items()
-            due = [(key, account) for key, account in accounts if account.unsaved and account.history_due <= now]
-            for _, account in due:
-                account.unsaved, account.history_sent = 0, now
-            return [account.history(self._topics, key) for key, account in due]
+            due = [(key, account) for key, account in accounts if account.changed and account.history_due <= now]
+            return [message for key, account in due for message in account.save(self._topics, key, now)]
 
     def next_at(self, now: float) -> float:
         """Return when there is something to take again, if nothing is offered or acknowledged before that."""
@@ -185,8 +256,10 @@ class Stream:
             account = self._accounts[key]
             account.sent.discard(offer.key)
             account.waiting.pop(offer.key, None)
+            account.count(offer)
             account.published = _of_the_last(_DAY_MS, account.published | {offer.key: offer.reading})
             account.unsaved += 1
+            account.changed.add("history")
 
     def refused(self, message: Message, until: float) -> None:
         """Record that the broker does not take a message: it stays unpublished, and is tried again after that time."""
@@ -206,24 +279,23 @@ class Stream:
                     account.not_before = until
 
     def fit(self, most_bytes: Callable[[str], float]) -> None:
-        """Keep every history as small as this broker wants the payload of its topic."""
+        """Keep every history, and all days, as small as this broker wants the payload of their topics."""
         with self._lock:
             for key, account in self._accounts.items():
-                most = most_bytes(self._topics.of(key, "history"))
-                if most < account.most_bytes:
-                    account.shorten(most)
+                for leaf, room in account.rooms.items():
+                    most = most_bytes(self._topics.of(key, leaf))
+                    if most < room.most_bytes:
+                        room.most_bytes = most
+                        account.write_again(leaf)
 
     def shorten(self, topic: str, most_bytes: float) -> bool:
-        """Write a history of at most that many bytes; return whether the topic is one's, and that much is of use.
-
-        Where it is not, the history is whole again, and remains so.
-        """
+        """Write a history or days of at most that many bytes; return whether the topic is one's, and that is of use."""
         with self._lock:
             for key, account in self._accounts.items():
-                if topic == self._topics.of(key, "history") and account.may_shorten:
-                    account.may_shorten = most_bytes >= _LEAST_HISTORY
-                    account.shorten(most_bytes if account.may_shorten else math.inf)
-                    return account.may_shorten
+                for leaf, room in account.rooms.items():
+                    if topic == self._topics.of(key, leaf) and room.may_shorten:
+                        account.write_again(leaf)
+                        return room.shorten(most_bytes)
             return False
 
     def lost(self) -> None:

@@ -86,9 +86,10 @@ class Gathering:
         self._go_on()
         return others
 
-    def end(self) -> None:
-        """Want no more of it."""
-        self._connection.unsubscribe((*self._batches[0], self._probe) if self._probe else self._batches[0])
+    def end(self, but: Collection[str] = ()) -> None:
+        """Want no more of it, but for these."""
+        unwanted = [topic for topic in self._batches[0] if topic not in but]
+        self._connection.unsubscribe([*unwanted, self._probe] if self._probe else unwanted)
         self._connection.gave_up_probe()
 
     def _begin(self) -> None:
@@ -135,13 +136,15 @@ class ReadBack(NamedTuple):
     """What to read from the broker once after the start, before anything is published there.
 
     ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
-    back and ``still`` (see Gathering) expects no more, or after 10 s.
+    back and ``still`` (see Gathering) expects no more, or after 10 s. Those of ``awaited`` may come later; they stay
+    subscribed to, also on new connections, and what comes there is handed on as a message of a subscription.
     """
 
     topics: Sequence[str]
     probe: str
     done: Callable[[Mapping[str, bytes]], None]
     still: Still = lambda _found, _asked: 0.0
+    awaited: Callable[[], Collection[str]] = lambda: ()
 
 
 class Inbox:
@@ -161,6 +164,8 @@ class Inbox:
         self._subscriptions = subscriptions
         self._received = received
         self._read_back: ReadBack | None = read_back  # until it is over
+        self._still_awaited = read_back.awaited
+        self._awaited: list[str] = []  # what stays subscribed to, as long as it is awaited
         self._gathering: Gathering | None = None
         self._marks_live = False
 
@@ -176,7 +181,8 @@ class Inbox:
 
     def subscribe(self, connection: Connection, *, but: Collection[str] = (), probes: bool = True) -> None:
         """Begin on a new connection, without those subscriptions that are set aside, and perhaps without the probe."""
-        connection.subscribe([topic for topic in self._subscriptions if topic not in but])
+        self._awaited = [topic for topic in self._awaited if topic in self._still_awaited()]
+        connection.subscribe([topic for topic in (*self._subscriptions, *self._awaited) if topic not in but])
         if self._read_back is not None:
             topics = [topic for topic in self._read_back.topics if topic not in but]
             probe = self._read_back.probe if probes else None
@@ -188,15 +194,25 @@ class Inbox:
         received = connection.take_received()
         if self._gathering is not None:
             received = self._gathering.step(received)
-            self._end_if_over(self._gathering)
+            self._end_if_over(connection, self._gathering)
         for each in received:
             # Some brokers mark whatever they send as retained; then that says nothing.
             self._received(replace(each, retained=each.retained and not self._marks_live))
+        self._leave_what_came(connection)
 
-    def _end_if_over(self, gathering: Gathering) -> None:
+    def _end_if_over(self, connection: Connection, gathering: Gathering) -> None:
         if not gathering.over or self._read_back is None:
             return
-        gathering.end()
         self._marks_live = gathering.marks_live
         self._read_back.done(gathering.found)
+        self._awaited = [*self._still_awaited()]
+        gathering.end(but=self._awaited)
+        connection.subscribe(self._awaited)  # once more: then the broker sends what it retains there once more, too
         self._read_back = self._gathering = None
+
+    def _leave_what_came(self, connection: Connection) -> None:
+        """Want no more of what was awaited and is no longer."""
+        over = [topic for topic in self._awaited if topic not in self._still_awaited()]
+        if over:
+            self._awaited = [topic for topic in self._awaited if topic not in over]
+            connection.unsubscribe(over)

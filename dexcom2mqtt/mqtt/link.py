@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _FAREWELL_SECONDS: Final = 1.2
 _NO_READ_BACK: Final = (
-    "what was published before a restart cannot be read, so readings are published again and rejected sign-ins are "
-    "forgotten"
+    "what was published before a restart cannot be read, so readings are published again, rejected sign-ins are "
+    "forgotten and days are counted anew"
 )
 
 
@@ -87,6 +87,7 @@ class BrokerLink:
         for end in (self._wake_out, self._wake_in):
             end.settimeout(0)
         self._ended = threading.Event()
+        self._renewal = threading.Event()  # whether a new connection is wanted
         place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._attempts = Attempts(mqtt.protocol, place, random.random, mqtt.keepalive)
         purposes = dict.fromkeys((*read_back.topics, read_back.probe), _NO_READ_BACK) | dict(subscriptions or {})
@@ -97,6 +98,11 @@ class BrokerLink:
         """Look at the mirror now; for any thread."""
         with contextlib.suppress(OSError):  # it is full of such calls already, or all is over
             self._wake_in.send(b".")
+
+    def reconnect(self) -> None:
+        """Say goodbye to the broker and connect anew as soon as nothing is on its way; for any thread."""
+        self._renewal.set()
+        self.wake()
 
     def run(self) -> None:
         """Connect, and connect again, until the clock stops; returns when the farewell is over."""
@@ -206,6 +212,10 @@ class BrokerLink:
                     return None  # the socket is closed without DISCONNECT, so that the will speaks
             else:
                 self._delivery.send(connection, now)
+                if self._renewal.is_set() and connection.idle and connection.subscribed:
+                    self._renewal.clear()
+                    connection.leave()
+                    return None
             until = min(self._delivery.next_at(connection, now), self._inbox.due, farewell_until)
             connection.work(self._clock.real(until - now), self._wake_out)
             self._take_from(connection)

@@ -71,7 +71,8 @@ def test_a_running_daemon_is_not_disturbed(bench: Bench, mosquitto: Mosquitto, t
     file = Path(bench.command(mosquitto.port)[-1])
     with daemon(file, tmp_path / "daemon.log") as running, Subscriber(mosquitto.port) as witness:
         witness.wait_for("dexcom2mqtt/bridge/state", "online")
-        witness.wait_for("dexcom2mqtt/anna/status")
+        for leaf in ("status", "history", "days", "statistics"):
+            witness.wait_for(f"dexcom2mqtt/anna/{leaf}")
         before = retained(mosquitto.port)
         witness.forget()
         done = bench.check(mosquitto.port)
@@ -84,7 +85,7 @@ def test_a_running_daemon_is_not_disturbed(bench: Bench, mosquitto: Mosquitto, t
             "dexcom2mqtt/bridge/sync/dexcom2mqtt-check-retained",
             "dexcom2mqtt/anna/check",
             "homeassistant/device/dexcom2mqtt-check/config",
-            *(f"dexcom2mqtt/anna/{leaf}" for leaf in ("reading", "status", "history", "state", "availability")),
+            *(f"dexcom2mqtt/anna/{leaf}" for leaf in ("reading", "status", "history", "days", "state", "availability")),
         } | {f"dexcom2mqtt/anna/{leaf}" for leaf in json.loads(before["dexcom2mqtt/anna/state"])}
         assert running.running
         assert "WARNING" not in running.text()

@@ -17,6 +17,7 @@ from dexcom2mqtt.commands.purge import accounts_in
 from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.messages import homeassistant
 from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline
+from dexcom2mqtt.messages.days import days_message
 from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.state import stale_messages, state_of
@@ -58,6 +59,8 @@ def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant"
         state = state_of(reading(85), None, anybody)
         left += stale_messages(topics, key, state)
         left.append(history_message(topics, key, "9a0364b9", [reading(85)]))
+        left.append(days_message(topics, key, "9a0364b9", {}))
+        left.append(Message(topics.of(key, "statistics"), "{}"))
         left.append(status_message(topics, key, Status()))
         left.append(homeassistant.discovery_message(prefix, topics, key, anybody, stale_after=900, version="1"))
     return left
@@ -95,10 +98,10 @@ def test_everything_of_the_daemon_goes_and_nothing_else(
 ) -> None:
     """All retained messages go, of accounts that are configured or were; whatever is not the daemon's stays."""
     fill(mosquitto, *left_by("anna", "ben"), foreign=FOREIGN)
-    assert len(retained(mosquitto.port)) == 2 + 2 * 19 + len(FOREIGN)
+    assert len(retained(mosquitto.port)) == 2 + 2 * 21 + len(FOREIGN)
     done = purge(protocol=protocol)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "removed 40 retained messages" in done.stdout
+    assert "removed 44 retained messages" in done.stdout
     assert retained(mosquitto.port) == FOREIGN
     again = purge(protocol=protocol)
     assert again.returncode == 0
@@ -123,7 +126,7 @@ def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.Compl
     assert done.returncode == 0
     kept = retained(mosquitto.port)
     assert not [topic for topic in kept if "ben" in topic]
-    assert len(kept) == 2 + 19
+    assert len(kept) == 2 + 21
     missing = purge("--account", "bert")
     assert missing.returncode == 0
     assert "nothing of bert is retained below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
@@ -190,7 +193,7 @@ def test_what_may_not_be_removed_is_told(
     guarded.allow("read #", "write dexcom2mqtt/bridge/#")
     done = purge(port=guarded.broker.port, protocol=protocol)
     assert done.returncode == 1
-    assert "19 retained messages could not be removed (dexcom2mqtt/anna/arrow, " in done.stderr
+    assert "21 retained messages could not be removed (dexcom2mqtt/anna/arrow, " in done.stderr
     assert "access control list" in done.stderr
     assert done.stdout == ""
 
@@ -260,7 +263,7 @@ def test_no_more_at_once_than_the_broker_takes(
     monkeypatch.setattr(Connection, "publish", watched)
     with Visit(Mqtt(host="127.0.0.1", port=broker.port), Clock(), "test") as visit:
         assert visit.publish(left_by("anna")) == []
-    assert len(unanswered) == 21
+    assert len(unanswered) == 23
     assert max(unanswered) == 3
 
 

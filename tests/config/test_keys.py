@@ -45,6 +45,7 @@ def test_two_lines_are_enough() -> None:
             "discovery_prefix": "homeassistant",
             "status_topic": "homeassistant/status",
         },
+        "statistics": "90d",
         "web": None,
         "stale_after": 15,
         "log_level": "info",

@@ -53,7 +53,7 @@ TOPIC = "letters, digits, _ and -, in levels separated by /"
 ANY_TOPIC = "a topic of up to 256 characters, without + and #"
 URL = "https://…, or http:// and localhost, without user, ? and #"
 FILE = "a file that exists and that this user may read"
-TOP_KEYS = "accounts, mqtt, home_assistant, web, stale_after, log_level"
+TOP_KEYS = "accounts, mqtt, home_assistant, statistics, web, stale_after, log_level"
 
 WRONG_KEYS = {
     "Anna": "Anna", "bridge": "bridge", "a__b": "a__b", "_a": "_a", "a_": "a_", "a-b": "a-b", "": "?", "a b": "?",
@@ -159,6 +159,7 @@ OTHERS = [
       for token in ("a b", "ä", "t" * 129, "a\t")],
     *[(f"{ANNA}stale_after: {minutes}", f"stale_after: found '{minutes}'; allowed: a whole number from 10 to 60")
       for minutes in ("9", "61", "15.0", "15 min")],
+    (f"{ANNA}statistics: 7d", "statistics: found '7d'; allowed: 90d, 24h, off"),
     (f"{ANNA}log_level: Warning", "log_level: found 'Warning'; allowed: debug, info, warning, error; write warning"),
     ("accounts: {a: {username: X, password: p}, b: {username: x, password: q, region: us}}",
      "accounts: found a clash; allowed: one key for each person, but a and b are the same"),
@@ -458,7 +459,7 @@ DISGUISES = [
 def hidden_places() -> list[tuple[str, ...]]:
     """Name every place whose value must not be shown, known or not."""
     shown = {*keys_of(Ranges), *keys_of(HomeAssistant), *keys_of(Tls)} | {
-        *("region", "unit", "port", "protocol", "base_topic", "keepalive", "stale_after", "log_level")
+        *("region", "unit", "port", "protocol", "base_topic", "keepalive", "statistics", "stale_after", "log_level")
     }
     return [
         (*place, key) for place, model in SECTIONS.items() for key in (*keys_of(model), "unknown") if key not in shown

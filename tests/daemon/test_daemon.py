@@ -110,7 +110,7 @@ def ben(service: SimulatedShare, **more: Any) -> dict[str, Any]:
 def topics_of(account: str) -> set[str]:
     return {
         f"dexcom2mqtt/{account}/{leaf}"
-        for leaf in ("availability", "state", "status", "history", "reading", *STATE_TYPES)
+        for leaf in ("availability", "state", "status", "history", "statistics", "days", "reading", *STATE_TYPES)
     }
 
 
@@ -176,7 +176,8 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
         for name in ("since", "last_reading_at", "last_success_at", "next_poll_at"):
             assert datetime.fromisoformat(status[name]).utcoffset() is not None
     info = json.loads(picture["dexcom2mqtt/bridge/info"])
-    assert list(info) == ["version", "schema_version", "started_at", "protocol", "accounts"]
+    assert list(info) == ["version", "schema_version", "started_at", "protocol", "accounts", "days"]
+    assert info["days"] is True
     assert (info["schema_version"], info["protocol"], info["accounts"]) == (1, "5", ["anna", "ben"])
     assert abs(datetime.fromisoformat(info["started_at"]).timestamp() - began) < 5 * speed
 

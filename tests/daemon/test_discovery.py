@@ -205,7 +205,7 @@ def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[...,
         empty = [heard.topic for heard in other.heard if not heard.payload]
         online = [heard.topic for heard in other.heard if heard.payload == "online"]
     assert empty[0] == discovery("ben")
-    assert len(empty) == len(set(empty)) == 19
+    assert len(empty) == len(set(empty)) == 21
     assert online[-1] == "dexcom2mqtt/bridge/state"
     kept = retained(mosquitto.port)
     assert {topic for topic in kept if "ben" in topic} == {"dexcom2mqtt/ben/note"}

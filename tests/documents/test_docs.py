@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt import readings, share
+from dexcom2mqtt.account.statistics import statistics_of
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.config import loading
 from dexcom2mqtt.config.mistakes import ConfigError
@@ -30,6 +31,7 @@ from dexcom2mqtt.config.settings import Settings, Tls, keys_of
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.bridge import SCHEMA_VERSION, bridge_info
+from dexcom2mqtt.messages.days import counted, days_message, parse_days
 from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.homeassistant import discovery_topic
 from dexcom2mqtt.messages.state import fresh_messages, reading_message, state_of
@@ -40,7 +42,7 @@ from dexcom2mqtt.topics import RETAINED, STATE_KEYS, Topics
 from tests.documents.test_examples import load as load_strictly
 from tests.e2e.test_debian import PYTHON_OF
 from tests.support import configuration_page
-from tests.support.builders import account, reading
+from tests.support.builders import NOON, account, reading
 from tests.support.documents import (
     DOCUMENTS,
     MISTAKE,
@@ -145,8 +147,12 @@ def payloads() -> dict[str, dict[str, Any]]:
         history_message(topics, "anna", "0123abcd", [reading()]),
         status_message(topics, "anna", Status()),
         bridge_info(topics, version="1", started_at=0.0, protocol="5", accounts=["anna"]),
+        days_message(topics, "anna", "0123abcd", counted({}, [reading()], (54, 70, 180, 250))),
     ]
-    return {message.topic.rpartition("/")[2]: json.loads(message.payload) for message in made}
+    statistics = statistics_of([reading()], None, account(), NOON, 0)
+    return {message.topic.rpartition("/")[2]: json.loads(message.payload) for message in made} | {
+        "statistics": statistics
+    }
 
 
 @pytest.mark.parametrize("block", every_block("json"), ids=str)
@@ -165,6 +171,12 @@ def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
         assert [list(entry) for entry in shown["readings"]] == [
             list(entry) for entry in payloads()["history"]["readings"]
         ] * len(shown["readings"])
+    if kind == "statistics":
+        assert list(shown["24h"]) == list(payloads()["statistics"]["24h"])
+        assert sum(round(10 * shown["24h"][name]) for name in readings.RANGES) == 1000
+        assert shown["24h"]["cv"] == round(100 * shown["24h"]["sd"] / shown["24h"]["mean"], 1)
+    if kind == "days":
+        assert len(parse_days(block.text.encode(), shown["source"], 2 * NOON)) == len(shown["days"])
     if kind == "status":
         assert (shown["share"], shown["message"]) in status.REMEDIES.items()
         times = [shown[key] for key in ("since", "last_reading_at", "last_success_at", "next_poll_at")]
@@ -531,6 +543,9 @@ def test_the_payloads_are_those_of_the_code() -> None:
     for kind in ("state", "status"):
         described = [name for row in rows_of(section_of(page, f"### `{kind}`")) for name in codes_in(row[0])]
         assert described == list(payloads()[kind])
+    figures = section_of(text_of("docs/statistics.md"), "## The figures")
+    described = [name for row in rows_of(figures) for name in codes_in(row[0])]
+    assert described == list(payloads()["statistics"]["24h"])
     (info,) = [row[1] for row in rows_of(section_of(page, "## The bridge")) if row[0] == "`B/bridge/info`"]
     named = [name for name in codes_in(info) if name in payloads()["info"]]
     assert named == list(payloads()["info"])

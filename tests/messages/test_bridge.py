@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_online, parse_info
+from dexcom2mqtt.messages.bridge import Info, bridge_info, bridge_offline, bridge_online, parse_info
 from dexcom2mqtt.messages.message import ForeignError, Message
 from tests.support.builders import NOON
 from tests.support.payloads import TOPICS, parsed, typed
@@ -32,6 +32,7 @@ def test_bridge_info(protocol: str) -> None:
             "started_at": "2025-04-19T12:00:00+00:00",
             "protocol": protocol,
             "accounts": ["anna", "ben"],
+            "days": True,
         }
     )
 
@@ -45,7 +46,15 @@ def test_bridge_info_while_the_time_is_unknown() -> None:
 def test_info_is_read_back() -> None:
     """The accounts that were published are those that are read back."""
     message = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna", "b_2"])
-    assert parse_info(message.payload.encode()) == ["anna", "b_2"]
+    assert parse_info(message.payload.encode()) == Info(("anna", "b_2"), days=True)
+    message = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna"], days=False)
+    assert parse_info(message.payload.encode()) == Info(("anna",), days=False)
+
+
+def test_an_older_daemon_kept_no_days() -> None:
+    """What says nothing of days, or anything but true, promises none."""
+    for more in ("", ', "days": "true"', ', "days": 1', ', "days": null'):
+        assert parse_info(f'{{"schema_version": 1, "accounts": []{more}}}'.encode()) == Info()
 
 
 @pytest.mark.parametrize(

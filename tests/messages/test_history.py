@@ -153,7 +153,7 @@ def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
     with contextlib.suppress(ForeignError):
         assert all(at >= 0 for at in parse_status(payload).rejected)
     with contextlib.suppress(ForeignError):
-        assert all(key.replace("_", "").isalnum() for key in parse_info(payload))
+        assert all(key.replace("_", "").isalnum() for key in parse_info(payload).accounts)
     assert is_ours("anna", "status", payload) in {True, False}
     with contextlib.suppress(ForeignError):
         for taken in parse_history(payload, SOURCE, NOON).readings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 
+from dexcom2mqtt.account.statistics import statistics_of
 from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.settings import Account
+from dexcom2mqtt.messages.days import counted, day_of
 from dexcom2mqtt.messages.homeassistant import account_of, discovery_message, discovery_topic
+from dexcom2mqtt.messages.message import to_json
 from dexcom2mqtt.messages.state import State, fresh_messages, stale, state_of, unavailable, without_reading
 from dexcom2mqtt.messages.status import REMEDIES, ShareState, Status, status_message
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import Topics
-from tests.support.builders import account, reading
+from tests.support.builders import NOON, account, reading
 from tests.support.discovery_rules import mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dexcom2mqtt.config.values import Statistics
 
 GOLDEN = Path(__file__).parent / "golden" / "discovery.json"
 TOPICS = Topics("dexcom2mqtt")
@@ -37,7 +43,17 @@ ENTITIES = {
     "readings_missing": "binary_sensor.anna_readings_missing",
     "share_status": "sensor.anna_share_status",
     "refresh": "button.anna_refresh",
+    "time_in_range": "sensor.anna_time_in_range",
+    "time_below_range": "sensor.anna_time_below_range",
+    "glucose_mean": "sensor.anna_glucose_mean",
+    "time_in_range_14_days": "sensor.anna_time_in_range_14_days",
+    "glucose_mean_14_days": "sensor.anna_glucose_mean_14_days",
+    "gmi": "sensor.anna_gmi",
+    "time_below_range_14_days": "sensor.anna_time_below_range_14_days",
+    "glucose_cv_14_days": "sensor.anna_glucose_cv_14_days",
 }
+OF_A_DAY = ["time_in_range", "time_below_range", "glucose_mean"]
+OF_14_DAYS = list(ENTITIES)[-5:]
 CURRENT = list(ENTITIES)[:4]
 
 
@@ -46,10 +62,18 @@ def anna(**more: Any) -> Account:
     return build(Account, given)
 
 
-def discovered(described: Account | None = None, topics: Topics = TOPICS, stale_after: int = 900) -> dict[str, Any]:
+def discovered(
+    described: Account | None = None, topics: Topics = TOPICS, statistics: Statistics = "90d"
+) -> dict[str, Any]:
     """Return the payload for Anna, read as JSON."""
     message = discovery_message(
-        "homeassistant", topics, "anna", described or anna(), stale_after=stale_after, version="1.2.3"
+        "homeassistant",
+        topics,
+        "anna",
+        described or anna(),
+        stale_after=900,
+        version="1.2.3",
+        statistics=statistics,
     )
     payload: dict[str, Any] = json.loads(message.payload)
     return payload
@@ -66,10 +90,17 @@ def component(name: str, described: Account | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize("unit", ["mg/dL", "mmol/L"])
 @pytest.mark.parametrize("base", ["dexcom2mqtt", "home/glucose-1"])
 @pytest.mark.parametrize("name", ["Anna", 'Änna "♥" ü, née Ó \\ /'])
-def test_home_assistant_takes_it(unit: str, base: str, name: str) -> None:
-    """The payload keeps every rule, whatever the unit, the topic and the name."""
+@pytest.mark.parametrize("statistics", ["90d", "24h", "off"])
+def test_home_assistant_takes_it(unit: str, base: str, name: str, statistics: Statistics) -> None:
+    """The payload keeps every rule, whatever the unit, the topic, the name and the statistics."""
     message = discovery_message(
-        "homeassistant", Topics(base), "anna", anna(unit=unit, name=name), stale_after=600, version="1.2.3"
+        "homeassistant",
+        Topics(base),
+        "anna",
+        anna(unit=unit, name=name),
+        stale_after=600,
+        version="1.2.3",
+        statistics=statistics,
     )
     assert mistakes(message.topic, message.payload) == []
     assert message.retain
@@ -106,6 +137,26 @@ def test_entities() -> None:
     assert {name: each["unique_id"] for name, each in components.items()} == {
         name: f"dexcom2mqtt_anna_{name}" for name in ENTITIES
     }
+
+
+@pytest.mark.parametrize(("statistics", "gone"), [("90d", []), ("24h", OF_14_DAYS), ("off", OF_A_DAY + OF_14_DAYS)])
+def test_statistics_that_are_not_wanted_go(statistics: Statistics, gone: list[str]) -> None:
+    """Home Assistant keeps an entity that a discovery leaves out, and takes away one that is nothing but a platform."""
+    components = discovered(statistics=statistics)["cmps"]
+    assert list(components) == list(ENTITIES)
+    assert [name for name, each in components.items() if each == {"p": "sensor"}] == gone
+
+
+@pytest.mark.parametrize("name", OF_A_DAY + OF_14_DAYS)
+def test_statistics(name: str) -> None:
+    """Each is a measurement; those of glucose are in the account's unit, and two are there only on request."""
+    found = component(name, anna(unit="mmol/L"))
+    assert found["state_topic"] == "dexcom2mqtt/anna/statistics"
+    assert found["state_class"] == "measurement"
+    assert found["unit_of_measurement"] == ("mmol/L" if "mean" in name else "%")
+    disabled = name in {"time_below_range_14_days", "glucose_cv_14_days"}
+    assert found.get("enabled_by_default", True) is not disabled
+    assert found.get("json_attributes_topic") == (None if name == "glucose_mean" else "dexcom2mqtt/anna/statistics")
 
 
 @pytest.mark.parametrize("name", ENTITIES)
@@ -209,6 +260,58 @@ def test_templates_of_the_status(share: ShareState) -> None:
     assert attributes == {"message": status.message, "since": "2025-04-19T12:00:00+00:00"}
 
 
+def statistics(covered: float) -> str:
+    """Return the statistics of 14 days of which that part was covered, and of a day with five readings."""
+    day = [reading(value, seconds=-300 * n) for n, value in enumerate((50, 60, 61, 100, 200))]
+    days = {
+        day_of(NOON, 0) - n: counted({}, [reading(value) for value in [60, 120, 130] * 96], (54, 70, 180, 250))
+        for n in range(1, round(14 * covered) + 1)
+    }
+    sums = {number: replace(next(iter(each.values())), number=number) for number, each in days.items()}
+    return to_json(statistics_of(day, sums, account(), NOON, 0))
+
+
+def test_templates_of_statistics() -> None:
+    """Each shows its figure of its window, and has the whole window as attributes."""
+    payload = statistics(0.9)
+    shown = {name: rendered(name, payload) for name in OF_A_DAY + OF_14_DAYS}
+    assert shown == {
+        "time_in_range": "20.0",
+        "time_below_range": "60.0",
+        "glucose_mean": "94.2",
+        "time_in_range_14_days": "66.7",
+        "glucose_mean_14_days": "103.3",
+        "gmi": "5.8",
+        "time_below_range_14_days": "33.3",
+        "glucose_cv_14_days": "29.9",
+    }
+    for name in (*OF_A_DAY[:2], *OF_14_DAYS):
+        window = json.loads(payload)["14d" if name in OF_14_DAYS else "24h"]
+        assert json.loads(rendered(name, payload, "json_attributes_template")) == window
+
+
+def test_templates_of_too_few_days() -> None:
+    """Below 70 % of 14 days the figures are unknown, and the attributes say how much there is."""
+    payload = statistics(0.6)
+    assert [rendered(name, payload) for name in OF_14_DAYS] == ["None"] * 5
+    attributes = json.loads(rendered("gmi", payload, "json_attributes_template"))
+    assert attributes["coverage"] < 70
+
+
+def test_templates_of_no_statistics() -> None:
+    """Without a reading, or with other ranges than most were counted with, the figures are unknown."""
+    nothing = to_json(statistics_of([], None, account(), NOON, 0))
+    for name in OF_A_DAY + OF_14_DAYS:
+        assert rendered(name, nothing) == "None"
+        if name != "glucose_mean":
+            assert rendered(name, nothing, "json_attributes_template") == "{}"
+    others = json.loads(statistics(0.9))
+    for window in ("24h", "14d"):
+        others[window] |= dict.fromkeys(RANGES)
+    for name in OF_A_DAY + OF_14_DAYS:
+        assert (rendered(name, json.dumps(others)) == "None") is ("range" in name)
+
+
 def test_options_are_all_that_can_come() -> None:
     """An enum knows every value, since Home Assistant keeps the old one where an unknown one comes."""
     assert component("glucose_trend")["options"] == list(TRENDS)
@@ -252,6 +355,7 @@ BROKEN = {
     "no name of the origin": change("o", "name"),
     "no identifier": change("dev", "ids"),
     "no component": change("cmps", to={"none": {}}),
+    "glucose in percent": change("cmps", "glucose_value", "unit_of_measurement", to="%"),
     "no p": change("cmps", "refresh", "p"),
     "no unique_id": change("cmps", "glucose_value", "unique_id"),
     "object_id": change("cmps", "glucose_value", "object_id", to="x"),

@@ -110,8 +110,16 @@ def status(at: object) -> bytes:
 
 
 INFO, STATUS, HISTORY = TOPICS.bridge_info, TOPICS.of("anna", "status"), TOPICS.of("anna", "history")
-ASKED = (INFO, STATUS, HISTORY)
-LEFT = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna"]).payload.encode()
+DAYS = TOPICS.of("anna", "days")
+ASKED = (INFO, STATUS, HISTORY, DAYS)
+
+
+def info(*, days: bool) -> bytes:
+    said = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna"], days=days)
+    return said.payload.encode()
+
+
+LEFT, WITH_DAYS = info(days=False), info(days=True)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +134,12 @@ LEFT = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=
         ({INFO: LEFT, STATUS: b"garbage"}, "nothing"),
         ({INFO: LEFT, HISTORY: b"{}"}, "the rest"),
         ({INFO: LEFT, STATUS: status("2026-01-01T00:00:00+00:00"), HISTORY: b"{}"}, "nothing"),
+        ({INFO: WITH_DAYS, STATUS: status(None)}, "the rest"),
+        ({INFO: WITH_DAYS, STATUS: status(None), DAYS: b"{}"}, "nothing"),
     ],
 )
 def test_what_is_awaited(found: dict[str, bytes], expected: str) -> None:
-    """The accounts are named first, and each has a status, and a history once it had a reading."""
+    """Of the accounts that are named, each has a status, a history once it had a reading, and days if they are kept."""
     assert awaited(TOPICS, found, ASKED) == expected
 
 

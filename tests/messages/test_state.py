@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_online
+from dexcom2mqtt.messages.days import days_message
 from dexcom2mqtt.messages.history import history_message
 from dexcom2mqtt.messages.message import Message
 from dexcom2mqtt.messages.mirror import Mirror
@@ -312,6 +313,8 @@ def test_an_account_is_cleared_whole() -> None:
         *fresh_messages(TOPICS, "anna", state, 1.0),
         history_message(TOPICS, "anna", SOURCE, []),
         status_message(TOPICS, "anna", Status()),
+        days_message(TOPICS, "anna", SOURCE, {}),
+        Message(TOPICS.of("anna", "statistics"), "{}"),
     ]
     cleared = account_cleared(TOPICS, "anna")
     assert {message.topic for message in cleared} == {message.topic for message in published}

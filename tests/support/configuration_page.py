@@ -44,7 +44,7 @@ _SECTIONS: Final = {
         "web",
     ): "The page, and what Nightscout's clients read ([page.md](page.md)). Off unless it is there; `web: true` is on "
     "with these defaults.",
-    (): "These two stand by themselves, not indented.",
+    (): "These three stand by themselves, not indented.",
 }
 _NOTHING_FITS: Final = "\x01"
 

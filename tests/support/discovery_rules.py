@@ -24,6 +24,7 @@ _EVERY: Final = {
     "availability",
     "availability_mode",
     "entity_category",
+    "enabled_by_default",
 }
 _STATEFUL: Final = _EVERY | {
     "state_topic",
@@ -40,7 +41,7 @@ _KEYS: Final = {
     "button": _EVERY | {"command_topic", "payload_press"},
 }
 _NEEDED: Final = {"sensor": "state_topic", "binary_sensor": "state_topic", "button": "command_topic"}
-_UNITS: Final = {"mg/dL", "mmol/L"}
+_UNITS: Final = {"mg/dL", "mmol/L", "%"}
 _CLASSES: Final[dict[str, set[str | None]]] = {
     "sensor": {"blood_glucose_concentration", "enum", "timestamp", None},
     "binary_sensor": {"problem", None},
@@ -65,7 +66,7 @@ def mistakes(topic: str, payload: str) -> list[str]:
     for key, component in components.items():
         found += [f"{key}: {mistake}" for mistake in _of_component(component, device.get("dev", {}).get("name", ""))]
     for unique in ("unique_id", "default_entity_id"):
-        values = [component.get(unique) for component in components.values()]
+        values = [each.get(unique) for each in components.values() if each.keys() != {"p"}]
         if len(set(values)) != len(values):
             found.append(f"a {unique} is there twice")
     return found
@@ -75,6 +76,8 @@ def _of_component(component: dict[str, Any], device_name: str) -> list[str]:
     platform: str = component.get("p", "")
     if platform not in _KEYS:
         return ["no known p"]
+    if component.keys() == {"p"}:
+        return []  # it takes away an entity that was there
     found = _unknown("it", component, _KEYS[platform])
     if not component.get("unique_id"):
         found.append("no unique_id")
@@ -117,6 +120,8 @@ def _of_sensor(sensor: dict[str, Any]) -> list[str]:
         found.append("state_class is not one that goes with it")
     if device_class == "blood_glucose_concentration" and not (unit and state_class):
         found.append("glucose without unit or without statistics")
+    if device_class == "blood_glucose_concentration" and unit == "%":
+        found.append("glucose in percent")
     if (device_class == "enum") != ("options" in sensor):
         found.append("an enum has options, and nothing else has")
     if device_class in {"enum", "timestamp"} and (unit or state_class or "suggested_display_precision" in sensor):

@@ -1,0 +1,131 @@
+"""What the broker keeps for the statistics: which days are still to come from it, and what is to be cleared.
+
+The days of 90 cannot be had from Share again. So where ``bridge/info`` says that there are some and they did not come
+with the rest, they are waited for, and nothing is published in their place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.messages.days import days_message
+from dexcom2mqtt.messages.history import source_of
+from dexcom2mqtt.messages.message import cleared
+from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dexcom2mqtt.account.poller import Poller
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config.settings import Settings
+    from dexcom2mqtt.messages.bridge import Info
+    from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.mirror import Mirror
+    from dexcom2mqtt.topics import Topics
+
+_PATIENCE: Final = 600.0
+_TICK: Final = 1.0
+
+
+class KeptDays:
+    """The days of all accounts, as far as statistics are wanted. ``tick`` gives them up when their time is over.
+
+    ``reconnect`` is to make a new connection to the broker: that gives it one more chance to send what it has.
+    """
+
+    def __init__(  # noqa: PLR0913  # by name
+        self,
+        settings: Settings,
+        topics: Topics,
+        pollers: Mapping[str, Poller],
+        *,
+        clock: Clock,
+        mirror: Mirror,
+        reconnect: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self.wanted = settings.statistics == "90d"
+        """Whether days are kept."""
+        self._topics = topics
+        self._pollers = pollers
+        self._clock = clock
+        self._mirror = mirror
+        self._reconnect = reconnect
+        self._awaited: dict[str, Poller] = {}  # by the topic
+        self._until = math.inf
+        self._asked = False  # for a new connection
+        self._connected_at: float | None = None  # anew
+        self._begins: tuple[str, ...] = ()  # the accounts that have no days yet
+        leaves = ("days", "statistics") if settings.statistics == "off" else ("days",)
+        self.topics = [topics.of(key, leaf) for key in pollers for leaf in leaves]
+        """What to read back: the days, and what is to be cleared if there is some."""
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The topics to stay subscribed to; for any thread."""
+        return tuple(self._awaited)
+
+    def read_back(self, info: Info | None, found: Mapping[str, bytes]) -> dict[str, bool]:
+        """Take what was found; return, by the account, whether its days are awaited. For any thread, once.
+
+        ``info`` is None if ``bridge/info`` was not found: if there is anything else, it is only late.
+        """
+        if not self.wanted:
+            self._clear(info, found)
+            return {}
+        late = info is None and any(self._topics.of(key, "history") in found for key in self._pollers)
+        known = self._pollers if info is None else info.accounts
+        if late or (info is not None and info.days):
+            days = {self._topics.of(key, "days"): key for key in known if key in self._pollers}
+            self._awaited = {topic: self._pollers[key] for topic, key in days.items() if topic not in found}
+        self._until = self._clock.now() + _PATIENCE
+        missing = [key for key in self._pollers if self._topics.of(key, "days") not in found]
+        self._begins = tuple(key for key in missing if self._topics.of(key, "days") not in self._awaited)
+        return {key: self._topics.of(key, "days") in self._awaited for key in self._pollers}
+
+    def begun(self) -> list[Message]:
+        """Return days, still empty, for each account that has none: what ``bridge/info`` promises has to be there."""
+        accounts = self._settings.accounts
+        sources = {key: source_of(accounts[key].region, accounts[key].user.get_secret_value()) for key in self._begins}
+        return [days_message(self._topics, key, source, {}) for key, source in sources.items()]
+
+    def connected(self) -> None:
+        """Record that there is a new connection; for any thread."""
+        if self._awaited:
+            self._connected_at = self._clock.now()
+
+    def take(self, topic: str, payload: bytes) -> bool:
+        """Take a message if it is days that are awaited, and return whether it is; for any thread."""
+        poller = self._awaited.pop(topic, None) if payload else None
+        if poller is not None:
+            poller.take_days(payload)
+        return poller is not None
+
+    def tick(self) -> float:
+        """Do what is due now; return after how many seconds to come again."""
+        now = self._clock.now()
+        if not self._awaited:
+            return math.inf
+        if now < self._until:
+            return self._until - now
+        if self._connected_at is None:
+            if not self._asked:
+                self._asked = True
+                self._reconnect()
+            return _TICK * self._clock.speed
+        left = self._connected_at + READ_BACK_SECONDS * self._clock.speed - now
+        if left > 0:
+            return left
+        for topic in self.awaited:
+            poller = self._awaited.pop(topic, None)
+            if poller is not None:
+                poller.take_days(None)
+        return math.inf
+
+    def _clear(self, info: Info | None, found: Mapping[str, bytes]) -> None:
+        """Clear what is no longer configured, of the accounts that the daemon knew."""
+        for key in () if info is None else info.accounts:
+            topics = [self._topics.of(key, leaf) for leaf in ("days", "statistics")]
+            self._mirror.put(cleared(topic) for topic in topics if topic in found)
