@@ -84,7 +84,7 @@ class Feed:
         self._ledger = Ledger()
         self._stamps = Stamps(stale_after)
         self._first_seen: dict[int, float] = {}  # by date: when, of the latest
-        self._latest_seen: float | None = None  # Unix seconds
+        self._latest_seen: Reading | None = None
         self._late_at = -math.inf  # when a new reading came last that was too old to be current
         self._listed = False  # whether Share has listed what there is
         self._published: _Published | None = None
@@ -126,7 +126,7 @@ class Feed:
         """Publish what is new in an answer of Share."""
         now, first, self._listed = self._clock.now(), not self._listed, True
         if batch.readings:
-            self._latest_seen = batch.readings[-1].date / 1000
+            self._latest_seen = batch.readings[-1]
             self._unproven = batch.readings[-1].date if self._unproven is None else self._unproven
         self.go_on()
         today = self._today() or 0.0
@@ -196,13 +196,14 @@ class Feed:
         return self._counting.tell(self._ledger.readings, self._time.now()) if self._streaming else math.inf
 
     def _offset_min(self, history: History | None) -> int:
-        """Return the wearer's offset from UTC as the newest reading has it."""
-        known = [*(history.readings[-1:] if history else ()), *self._ledger.readings[-1:]]
+        """Return the wearer's offset from UTC, as the newest reading has it."""
+        known = [*(history.readings[-1:] if history else ()), *([self._latest_seen] if self._latest_seen else ())]
         return max(known, key=attrgetter("date")).offset_min if known else 0
 
     def _today(self) -> float | None:
         """Return the time of day in Unix seconds; until Share tells it, that of its newest reading."""
-        return self._time.now() or self._latest_seen
+        latest = self._latest_seen
+        return self._time.now() or (None if latest is None else latest.date / 1000)
 
     def _note_first_seen(self, new: list[Reading], now: float) -> None:
         """Record when the latest were first seen: they are current from then on at most, whatever their stamps say."""

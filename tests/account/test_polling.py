@@ -35,6 +35,8 @@ from tests.support.jumping import JumpingClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from dexcom2mqtt.config.values import Statistics
+
 BEGIN = 1_772_323_200.0  # an instant in Unix seconds: 2026-03-01
 MINUTE = 60.0
 HOUR = 3600.0
@@ -51,6 +53,9 @@ class World:
         self.account = SimulatedAccount("anna@example.com", PASSWORD, **account)
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
+        self.told: list[tuple[float, str]] = []  # when something was published on which topic
+        self.statistics: Statistics = "90d"
+        self.configured: dict[str, Any] = {}  # of the account, from the next restart on
         self.published: dict[int, float] = {}  # by date: when
         self.stream: dict[int, bool] = {}  # by date: whether it was backfill, when it came last
         self._back_by = math.inf
@@ -69,7 +74,7 @@ class World:
         """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
         self._mirror, self.outgoing = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
-        account = build(Account, given)
+        account = build(Account, given | self.configured)
         self.poller = poller_for(
             "anna",
             account,
@@ -80,14 +85,16 @@ class World:
             stream=self.outgoing,
             stale_after=900,
             rate_limits=self.rate_limits,
+            statistics=self.statistics,
             back_by=self._take_back_by,
         )
         if broker:
             self.read_back()
 
-    def read_back(self) -> None:
-        """Tell the daemon what is retained."""
-        self.poller.take_read_back(*(self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status")))
+    def read_back(self, *, days_awaited: bool = False) -> None:
+        """Tell the daemon what is retained, but not the days if they are late."""
+        history, before, days = (self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status", "days"))
+        self.poller.take_read_back(history, before, None if days_awaited else days, days_awaited=days_awaited)
 
     def live(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -113,6 +120,7 @@ class World:
             self._mirror.put(self.outgoing.histories(math.inf))
         for message in self._mirror.take(now, 1000):
             self.retained[message.topic] = message.payload.encode()
+            self.told.append((self.unix, message.topic))
 
     @property
     def status(self) -> dict[str, Any]:

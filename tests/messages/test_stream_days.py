@@ -171,7 +171,8 @@ def test_order_and_repetition_change_nothing(slots: list[int], chance: random.Ra
     readings = [reading(100 + slot % 50, seconds=150 * slot) for slot in slots]
     come = [*readings, *chance.choices(readings, k=5)]
     chance.shuffle(come)
-    stream, known = opened(), {}
+    stream = opened()
+    known: dict[int, Reading] = {}
     for place, each in enumerate(come):
         if place == restart_at:
             tally = stream.tally("anna")
