@@ -44,6 +44,7 @@ class System:
         self._stack = stack
         self._folder = folder
         self._speed = speed
+        self.settings: dict[str, Any] = {}  # of the daemons that are started from now on
         self.now = accelerated(speed)
         self.accounts = {key: SimulatedAccount(f"{key}@example.com", PASSWORD, seed=n) for n, key in enumerate(keys)}
         self.service = stack.enter_context(SimulatedShare(self.accounts.values(), self.now))
@@ -72,6 +73,7 @@ class System:
                 for key, account in self.accounts.items()
             },
             "mqtt": {"host": "127.0.0.1", "port": port, **mqtt},
+            **self.settings,
         }
         file = write_config(self._folder / f"{name}.yaml", config)
         return self._stack.enter_context(daemon(file, self._folder / f"{name}.log", speed=self._speed))

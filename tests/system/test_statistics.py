@@ -1,0 +1,237 @@
+"""What the broker keeps for the statistics, through kills, brokers that forget and days that come late.
+
+The daemon is a process, the broker a real mosquitto, Share simulated.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dexcom2mqtt.messages.bridge import bridge_info
+from dexcom2mqtt.messages.days import counted, day_of, days_message
+from dexcom2mqtt.messages.history import source_of
+from dexcom2mqtt.messages.stream import BACKFILL_A_SECOND
+from dexcom2mqtt.readings import Reading
+from dexcom2mqtt.topics import Topics
+from tests.support.processes import Mosquitto, Subscriber, eventually, retained
+from tests.support.relay import DROP, PASS, Packet, Relay
+from tests.system.test_delivery import System, all_delivered, make_system, retain, system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+__all__ = ["make_system", "system"]  # the fixtures
+
+DAYS, STATISTICS, INFO = (f"dexcom2mqtt/{leaf}" for leaf in ("anna/days", "anna/statistics", "bridge/info"))
+OFFSET_MIN = -240
+LIMITS = (54, 70, 180, 250)
+
+
+def days(broker: Mosquitto) -> dict[str, int]:
+    """Return how many readings the broker has counted, by the day."""
+    return {day["day"]: day["n"] for day in json.loads(retained(broker.port).get(DAYS, '{"days": []}'))["days"]}
+
+
+def given_by_day(system: System) -> dict[str, int]:
+    """Return how many readings Share has given, by the wearer's day."""
+    named = [f"{datetime.fromtimestamp(date / 1000 + OFFSET_MIN * 60, UTC):%Y-%m-%d}" for date in system.given()]
+    return {day: named.count(day) for day in sorted(set(named))}
+
+
+def difference(system: System, broker: Mosquitto) -> int:
+    """Return by how many readings the days differ from what Share has given, once none is on its way."""
+    found, given = days(broker), given_by_day(system)
+    return sum(abs(found.get(day, 0) - given.get(day, 0)) for day in found | given)
+
+
+def settled(system: System, broker: Mosquitto, most: int) -> int:
+    """Wait until all that Share gave is counted but for so many, and return the difference."""
+    eventually(lambda: difference(system, broker) <= most, why=f"{days(broker)} of {given_by_day(system)}")
+    return difference(system, broker)
+
+
+# --- kills, and brokers that forget ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_kill_costs_or_doubles_the_readings_of_one_second(
+    system: System, mosquitto: Mosquitto, protocol: str
+) -> None:
+    """At whatever moment kill -9 comes, also in the middle of the backfill of a first start."""
+    chance, kills = random.Random(protocol), 8  # noqa: S311  # the moments are to be the same each time
+    subscriber = system.subscribe(mosquitto)
+    for number in range(kills):
+        running = system.start(mosquitto.port, name=f"daemon{number}", protocol=protocol)
+        eventually(lambda: "connected to the broker" in running.text())  # noqa: B023  # it is over before the next
+        time.sleep(chance.uniform(0, 1.5))
+        running.signal(signal.SIGKILL)
+        running.wait()
+    system.start(mosquitto.port, name="last", protocol=protocol)
+    all_delivered(system, subscriber, mosquitto)
+    assert settled(system, mosquitto, kills * BACKFILL_A_SECOND) <= kills * BACKFILL_A_SECOND
+    before = difference(system, mosquitto)
+    seen = len(system.given())
+    eventually(lambda: len(system.given()) > seen + 2)
+    settled(system, mosquitto, before)  # and from then on each counts once
+
+
+def test_a_clean_restart_costs_nothing(system: System, mosquitto: Mosquitto) -> None:
+    """Each reading is counted once, also those that came meanwhile."""
+    subscriber = system.subscribe(mosquitto)
+    for number in range(3):
+        running = system.start(mosquitto.port, name=f"daemon{number}")
+        all_delivered(system, subscriber, mosquitto)
+        settled(system, mosquitto, 0)
+        running.signal(signal.SIGTERM)
+        running.wait()
+        time.sleep(5)
+    system.start(mosquitto.port, name="last")
+    all_delivered(system, subscriber, mosquitto)
+    assert settled(system, mosquitto, 0) == 0
+    eventually(lambda: json.loads(retained(mosquitto.port)[STATISTICS])["7d"]["readings"] >= len(system.given()) - 2)
+
+
+def test_a_broker_that_forgets_is_told_the_days_again(system: System, mosquitto: Mosquitto) -> None:
+    """While the daemon runs, nothing is lost with the broker's memory."""
+    subscriber = system.subscribe(mosquitto)
+    system.start(mosquitto.port)
+    all_delivered(system, subscriber, mosquitto)
+    settled(system, mosquitto, 0)
+    mosquitto.kill()
+    mosquitto.start()
+    eventually(lambda: days(mosquitto))
+    settled(system, mosquitto, 0)
+
+
+def test_a_power_cut_of_both_counts_again_what_was_not_saved(
+    system: System, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    """The broker comes back with what it had half an hour ago: history and days are of the same moment."""
+    broker = start_mosquitto(persistent=True)
+    subscriber = system.subscribe(broker)
+    running = system.start(broker.port)
+    all_delivered(system, subscriber, broker)
+    settled(system, broker, 0)
+    broker.save()
+    seen = len(system.given())
+    eventually(lambda: len(system.given()) > seen + 3, 20)
+    broker.kill()
+    running.signal(signal.SIGKILL)
+    running.wait()
+    broker.start()
+    system.start(broker.port, name="again")
+    eventually(lambda: len(system.given()) > seen + 4, 20)
+    assert settled(system, broker, 1) <= 1
+
+
+# --- late days ---------------------------------------------------------------------------------------------
+
+
+def leave(system: System, broker: Mosquitto) -> dict[str, int]:
+    """Leave what a daemon with days would, long ago: its days, and that there are some. Return those."""
+    topics, today = Topics("dexcom2mqtt"), day_of(system.now(), OFFSET_MIN)
+    readings = [
+        Reading(100, "Flat", ((today - n) * 86_400 + 43_200) * 1000 + slot, 0)
+        for n in range(5, 30)
+        for slot in range(n)
+    ]
+    sums = counted({}, readings, LIMITS)
+    left = [
+        days_message(topics, "anna", source_of("us", "anna@example.com"), sums),
+        bridge_info(topics, version="1", started_at=None, protocol="5", accounts=["anna"], days=True),
+    ]
+    with Subscriber(broker.port) as subscriber:
+        for message in left:
+            retain(subscriber, message.topic, message.payload)
+    return days(broker)
+
+
+def is_days(packet: Packet) -> bool:
+    return not packet.from_client and packet.topic == DAYS
+
+
+LATE: dict[str, Callable[[Packet], float]] = {
+    "after the probe": lambda packet: 1.0 if is_days(packet) else PASS,
+    "after 11 s": lambda packet: 11.0 if is_days(packet) else PASS,
+    "after a reconnect": lambda packet: DROP if is_days(packet) and packet.connection == 1 else PASS,
+}
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("when", LATE)
+def test_days_that_come_late_are_joined(
+    make_system: Callable[..., System], mosquitto: Mosquitto, stack: ExitStack, when: str, protocol: str
+) -> None:
+    """Nothing is published in their place before that, and afterwards nothing of both is missing.
+
+    If they do not come, the daemon makes a new connection after ten minutes, and they come there.
+    """
+    system = make_system("anna", speed=60)
+    left = leave(system, mosquitto)
+    relay = stack.enter_context(Relay(mosquitto.port, LATE[when]))
+    running = system.start(relay.port, protocol=protocol)
+    eventually(lambda: set(left) < set(days(mosquitto)), 45)
+    eventually(lambda: {day: days(mosquitto)[day] for day in given_by_day(system)} == given_by_day(system), 30)
+    assert left.items() <= days(mosquitto).items()
+    first = next(packet for packet in relay.came("PUBLISH", DAYS) if packet.from_client)
+    came = next(packet for packet in relay.came("PUBLISH", DAYS) if LATE[when](packet) != DROP)
+    assert came.at < first.at
+    assert json.loads(first.data.partition(b"{")[2].join([b"{", b""]))["days"][0]["day"] == min(left)
+    assert relay.connections == (2 if when == "after a reconnect" else 1)
+    assert "anew" not in running.text()
+    assert "ERROR" not in running.text()
+
+
+def test_days_that_never_come_begin_anew(
+    make_system: Callable[..., System], mosquitto: Mosquitto, stack: ExitStack
+) -> None:
+    """After ten minutes and one new connection, with one line."""
+    system = make_system("anna", speed=60)
+    left = leave(system, mosquitto)
+    relay = stack.enter_context(Relay(mosquitto.port, lambda packet: DROP if is_days(packet) else PASS))
+    began = time.monotonic()
+    running = system.start(relay.port)
+    eventually(lambda: not set(left) & set(days(mosquitto)), 60)
+    assert time.monotonic() - began >= 10 + 600 / 60 + 10
+    assert running.text().count("did not come from the broker: counting begins anew") == 1
+    assert relay.connections == 2
+    settled(system, mosquitto, 0)
+
+
+# --- what is wanted ----------------------------------------------------------------------------------------
+
+
+def test_statistics_that_are_not_wanted_any_more_are_cleared(system: System, mosquitto: Mosquitto) -> None:
+    """With 24h the days go, with off all of it; and back again they begin with the history."""
+
+    def entities() -> dict[str, Any]:
+        device = json.loads(retained(mosquitto.port)["homeassistant/device/dexcom2mqtt_anna/config"])
+        components: dict[str, Any] = device["cmps"]
+        return components
+
+    subscriber = system.subscribe(mosquitto)
+    kept = {"90d": {DAYS, STATISTICS}, "24h": {STATISTICS}, "off": set[str]()}
+    for number, wanted in enumerate(("90d", "24h", "off", "90d")):
+        system.settings = {"statistics": wanted}
+        running = system.start(mosquitto.port, name=f"daemon{number}")
+        all_delivered(system, subscriber, mosquitto)
+        eventually(lambda: {DAYS, STATISTICS} & retained(mosquitto.port).keys() == kept[wanted])  # noqa: B023
+        assert json.loads(retained(mosquitto.port)[INFO])["days"] is (wanted == "90d")
+        assert (entities()["gmi"] == {"p": "sensor"}) is (wanted != "90d")
+        assert (entities()["time_in_range"] == {"p": "sensor"}) is (wanted == "off")
+        if wanted != "off":
+            said = json.loads(retained(mosquitto.port)[STATISTICS])
+            assert said["24h"]["readings"] > 280
+            assert (said["7d"] is None) is (wanted == "24h")
+        running.signal(signal.SIGTERM)
+        running.wait()
+        assert "WARNING" not in running.text()
+    assert sum(days(mosquitto).values()) > 280
