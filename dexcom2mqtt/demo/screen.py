@@ -240,7 +240,8 @@ class _Plot:
         curve = Text("\n", no_wrap=True, overflow="crop").join(
             Text.assemble(*((piece.text, _COLOURS[piece.kind]) for piece in row)) for row in rows
         )
-        yield _panel(curve, f"the last {frame.hours:.0f} hours", look)
+        title = ", ".join(filter(None, (f"the last {frame.hours:.0f} hours", shown.in_range)))
+        yield _panel(curve, title, look)
 
 
 def _topics(shown: Shown, look: Look) -> RenderableType:

@@ -27,7 +27,19 @@ MISSING: Final = "---"
 
 _ASCII_ARROWS: Final = {"↑↑": "^^", "↑": "^", "↗": "/^", "→": "->", "↘": "\\v", "↓": "v", "↓↓": "vv"}
 _LIMITS: Final = {"low": "LOW", "high": "HIGH"}
-_FIRST: Final = ("value", "arrow", "delta", "range", "trend", "availability", "status", "reading", "history", "state")
+_FIRST: Final = (
+    "value",
+    "arrow",
+    "delta",
+    "range",
+    "trend",
+    "availability",
+    "status",
+    "statistics",
+    "reading",
+    "history",
+    "state",
+)
 _FAR: Final = 1e11  # Unix seconds; beyond it there is no date to show
 _SECONDS: Final = 600  # up to so many, seconds are told
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -96,6 +108,8 @@ class Shown:
     """The range and the trend."""
     delta: str
     age: str
+    in_range: str
+    """Which part of the last 24 hours was in range, in words."""
     share: str
     daemon: tuple[str, ...]
     """What the daemon does, in lines."""
@@ -135,6 +149,7 @@ class Viewer:
             words=_words(current),
             delta=_delta(current),
             age=_age(state, now, current=bool(current)),
+            in_range=_in_range(_object(self._payload(seen, "statistics"))),
             share=_text(status, "share"),
             daemon=self._daemon(seen, status, now, offset),
             clock=_clock(now, offset),
@@ -240,6 +255,12 @@ def _age(state: Mapping[str, object], now: float, *, current: bool) -> str:
         return "no reading yet"
     ago = f"{span(max(0.0, now - date / 1000))} ago"
     return ago if current else f"nothing current; the last was {ago}"
+
+
+def _in_range(statistics: Mapping[str, object]) -> str:
+    day = statistics.get("24h")
+    part = _number(day, "in_range") if isinstance(day, dict) else None
+    return "" if part is None else f"{part:.0f} % of 24 hours in range"
 
 
 def _points(history: Mapping[str, object]) -> tuple[Point, ...]:

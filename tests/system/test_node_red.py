@@ -76,6 +76,10 @@ class Page:
         return self.html.count("<circle ")
 
     @property
+    def in_range(self) -> str | None:
+        return self._one(r'<span class="in-range">(.*?)</span>')
+
+    @property
     def shows_a_value(self) -> bool:
         assert (self.number is None) == ("no current value" in self.html.partition("<body>")[2])
         return self.number is not None
@@ -273,6 +277,30 @@ def test_a_killed_daemon_is_an_alarm_after_the_grace(node_red: NodeRed, mosquitt
     system.start(mosquitto.port, name="again")
     eventually(lambda: node_red.page().shows_a_value)
     assert [kind for kind in node_red.kinds() if kind != "low"] == ["missing", "back"]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "shown"),
+    [
+        ({"24h": {"in_range": 77.5}}, "78 %"),
+        ({"24h": {"in_range": 0}}, "0 %"),
+        ({"24h": {"in_range": None}}, None),
+        ({"24h": {"in_range": "<b>"}}, None),
+        ({"24h": None}, None),
+        ({}, None),
+    ],
+    ids=["a day", "never", "other ranges", "hostile", "no reading", "nothing"],
+)
+def test_time_in_range_is_shown_while_the_daemon_counts_it(
+    node_red: NodeRed, mosquitto: Mosquitto, anna: Anna, statistics: dict[str, Any], shown: str | None
+) -> None:
+    """As a whole number of percent, and not at all if it is not known."""
+    node_red.deploy(mosquitto)
+    anna.online()
+    anna.publish("anna/statistics", json.dumps(statistics))
+    assert anna.settle().in_range == shown
+    anna.online(bridge="offline")
+    assert anna.settle().in_range is None
 
 
 # --- the value ---------------------------------------------------------------------------------------------
