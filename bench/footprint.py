@@ -11,6 +11,8 @@ daemon is measured, and beside it the bare import of its libraries and a plain s
 once for a simulated week, on clocks that run 3000 times too fast. What they take when nothing happens is measured at
 real speed, where the daemon wakes once a second: a day is what the simulated one took, and the waking of a real one.
 
+*Statistics*: what a reading adds to a poll, and what an account keeps for them (``counting.py``).
+
 *Many accounts*, at real speed: each daemon starts anew beside a broker that has the history of each account, whose
 sensors keep times of their own. A poll is late by the time from when it was due, by the daemon's own schedule, until
 the request has reached the service. At the very first start, a day of each account is published at 20 readings a
@@ -48,6 +50,7 @@ import yaml
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from bench.counting import measure_counting
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
 from dexcom2mqtt.messages.history import history_message, source_of
 from dexcom2mqtt.readings import Reading
@@ -101,13 +104,15 @@ class Plan:
     healthcheck_peak: float = 20.0  # MiB
     late: float = 1.0  # seconds, 95th percentile with 1000 accounts
     core: float = 0.30  # with 1000 accounts
+    counting_ms: float = 1.0  # of a reading
+    counting_kb: float = 100.0  # of an account
 
 
 FULL: Final = Plan(9, 8, 60, (1, 10, 100), 40, 300, first_start=True)
 QUICK: Final = Plan(
     5, 3, 15, (), 45, 40, first_start=False,
     above_bare=14, growth=1.5, start_ratio=4, late=2, core=0.60,
-    resident=42, start_cpu_ratio=4, healthcheck_cpu=0.4, healthcheck_peak=24,
+    resident=42, start_cpu_ratio=4, healthcheck_cpu=0.4, healthcheck_peak=24, counting_ms=4,
 )  # fmt: skip
 
 
@@ -421,6 +426,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="in three minutes, with generous targets")
     plan = QUICK if parser.parse_args().quick else FULL
 
+    counting = measure_counting()
     starts, asked = measure_starts(plan.starts)
     with ThreadPoolExecutor() as threads:
         living = threads.submit(measure_lives, plan)
@@ -428,7 +434,8 @@ def main() -> int:
         lives = living.result()
     scales.append(measure_scale(MANY, plan))
 
-    print(f"a healthcheck takes {asked[0]:.3f} s of CPU and {asked[1]:.1f} MiB at most\n")
+    print(f"a healthcheck takes {asked[0]:.3f} s of CPU and {asked[1]:.1f} MiB at most")
+    print(f"statistics take {counting[0]:.2f} ms of CPU a reading and {counting[1]:.0f} kB an account\n")
     days = plan.days - 1
     print(f"| one account | resident (proportional) | growth in {days} days | CPU a day | start | CPU of the start |")
     print("|---|---|---|---|---|---|")
@@ -449,13 +456,14 @@ def main() -> int:
         )
     if plan.first_start:
         print(f"\na first start of {MANY} accounts takes {measure_first_start(MANY, plan):.0%} of a core")
-    return judge(plan, starts, asked, lives, scales[-1])
+    return judge(plan, starts, asked, counting, lives, scales[-1])
 
 
-def judge(
+def judge(  # noqa: PLR0913, PLR0917  # each was measured apart
     plan: Plan,
     starts: dict[str, tuple[float, float]],
     asked: tuple[float, float],
+    counting: tuple[float, float],
     lives: dict[str, Life],
     scale: Scale,
 ) -> int:
@@ -469,6 +477,8 @@ def judge(
         "times the plain script's CPU at the start": (starts["daemon"][1] / starts["plain"][1], plan.start_cpu_ratio),
         "seconds of CPU of a healthcheck": (asked[0], plan.healthcheck_cpu),
         "MiB of a healthcheck": (asked[1], plan.healthcheck_peak),
+        "ms of CPU of the statistics, a reading": (counting[0], plan.counting_ms),
+        "kB of the statistics, an account": (counting[1], plan.counting_kb),
         f"seconds late, 95th percentile of {scale.accounts} accounts": (percentile(scale.late, 0.95), plan.late),
         f"of a core, {scale.accounts} accounts": (scale.core, plan.core),
     }

@@ -313,7 +313,7 @@ class World:
         self._mirror.send_all()
         if not self._read_back:
             self._read_back = True
-            held = (self._retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status"))
+            held = (self._retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status", "days"))
             self.poller.take_read_back(*(None if message is None else message.payload.encode() for message in held))
 
     def _serve(self) -> None:
