@@ -11,15 +11,15 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from dexcom2mqtt.account.retained import NotYetError
+from dexcom2mqtt.account.retained import NotYetError, Retained
 from dexcom2mqtt.account.statistics import statistics_of
 from dexcom2mqtt.messages.days import Tally, day_of, limits_of, parse_days, resumed
+from dexcom2mqtt.messages.history import source_of
 from dexcom2mqtt.messages.message import Message, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from dexcom2mqtt.account.retained import Retained
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.config.values import Statistics
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.messages.history import History
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.readings import Reading
+    from dexcom2mqtt.share.server_time import ShareTime
     from dexcom2mqtt.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Counting:
         kind: Statistics,
         *,
         clock: Clock,
-        retained: Retained,
+        time: ShareTime,
         topics: Topics,
         put: Callable[[Iterable[Message]], None],
         stream: Stream,
@@ -62,7 +63,8 @@ class Counting:
         self._ranges = limits_of(account.ranges)
         self._kind = kind
         self._clock = clock
-        self._retained = retained
+        self.retained = Retained(key, source_of(account.region, account.user.get_secret_value()), time)
+        """What reads whatever the broker retained of this account."""
         self._topics = topics
         self._put = put
         self._stream = stream
@@ -140,4 +142,4 @@ class Counting:
         return None if tally is None else tally.days
 
     def _read(self, today: float) -> Days | None:
-        return self._retained.read("record of days", self._days, parse_days, today)
+        return self.retained.read("record of days", self._days, parse_days, today)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dexcom2mqtt.account.counting import Counting
-    from dexcom2mqtt.account.retained import Retained
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.messages.message import Message
@@ -68,12 +67,10 @@ class Feed:
         put: Callable[[Iterable[Message]], None],
         stream: Stream,
         stale_after: float,
-        retained: Retained,
         counting: Counting,
     ) -> None:
         self._key = key
         self._account = account
-        self._retained = retained
         self._counting = counting
         self._clock = clock
         self._time = time
@@ -161,8 +158,8 @@ class Feed:
         if today is None or published is None or self._streaming:
             return
         try:
-            found = self._retained.read("history", published.history, parse_history, today)
-            tally = self._counting.begin(found, today, self._offset_min(found))
+            found = self._counting.retained.read("history", published.history, parse_history, today)
+            tally = self._counting.begin(found, today, _offset_min(found, self._latest_seen))
         except NotYetError:
             return
         history = found or History()
@@ -178,15 +175,8 @@ class Feed:
         self._ledger.restore(history.readings, today)
         kept = self._ledger.readings
         known = [reading for reading in kept if reading.date in dates]
-        self._stream.open(
-            self._key,
-            self._retained.source,
-            known,
-            history.doubtful,
-            history.since,
-            tally=tally,
-            counted=self._counting.counted,
-        )
+        source, counted = self._counting.retained.source, self._counting.counted
+        self._stream.open(self._key, source, known, history.doubtful, history.since, tally=tally, counted=counted)
         self._streaming = True
         self._offer([reading for reading in kept if reading.date not in dates])
         self.overview = self._overview()
@@ -194,11 +184,6 @@ class Feed:
     def tell_statistics(self) -> float:
         """Publish the statistics if that is due; return after how many seconds it will be."""
         return self._counting.tell(self._ledger.readings, self._time.now()) if self._streaming else math.inf
-
-    def _offset_min(self, history: History | None) -> int:
-        """Return the wearer's offset from UTC, as the newest reading has it."""
-        known = [*(history.readings[-1:] if history else ()), *([self._latest_seen] if self._latest_seen else ())]
-        return max(known, key=attrgetter("date")).offset_min if known else 0
 
     def _today(self) -> float | None:
         """Return the time of day in Unix seconds; until Share tells it, that of its newest reading."""
@@ -265,6 +250,12 @@ class Feed:
         # Until what was published before is known, some of what Share listed first may be doubtful.
         after = 0 if self._streaming else self._unproven or 0
         return overview_of(self._account, self._ledger.readings, after, self._shown, self._time.at)
+
+
+def _offset_min(history: History | None, listed: Reading | None) -> int:
+    """Return the wearer's offset from UTC, as the newest reading has it."""
+    known = [*(history.readings[-1:] if history else ()), *([listed] if listed else ())]
+    return max(known, key=attrgetter("date")).offset_min if known else 0
 
 
 def _say_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:

@@ -16,11 +16,9 @@ from dexcom2mqtt.account.counting import Counting
 from dexcom2mqtt.account.feed import Feed
 from dexcom2mqtt.account.rationed import RationedClient
 from dexcom2mqtt.account.report import Oddities, StatusReport
-from dexcom2mqtt.account.retained import Retained
 from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
-from dexcom2mqtt.messages.history import source_of
 from dexcom2mqtt.messages.message import ForeignError
 from dexcom2mqtt.messages.status import Before, Status, parse_status
 from dexcom2mqtt.share import RateLimitedError, ShareError, UnavailableError
@@ -66,13 +64,12 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
     should be over.
     """
     alarm = clock.alarm(back_by)
-    retained = Retained(key, source_of(account.region, account.user.get_secret_value()), client.time)
     counting = Counting(
         key,
         account,
         statistics,
         clock=clock,
-        retained=retained,
+        time=client.time,
         topics=topics,
         put=put,
         stream=stream,
@@ -87,7 +84,6 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
         put=put,
         stream=stream,
         stale_after=stale_after,
-        retained=retained,
         counting=counting,
     )
     report = StatusReport(key, clock, client.time, topics, put)

@@ -13,12 +13,12 @@ All is computed from whole numbers of mg/dL and rounded once, at the end: half u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.days import counted, day_of, limits_of
+from dexcom2mqtt.messages.percent import percentages
 from dexcom2mqtt.readings import MG_DL_PER_MMOL_L, RANGES
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ Window = dict[str, Any]
 """The figures of one window, by the public keys of ``statistics``."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
+class _Sums(NamedTuple):
     """What some days add up to; ``bands`` only of those that were counted with today's ranges."""
 
     days: int
@@ -149,20 +148,7 @@ def _percentages(sums: _Sums) -> dict[str, float | None]:
     """Return the percentage of each range, or null if too few readings were counted with today's ranges."""
     if 100 * sum(sums.bands) < ENOUGH * sums.readings:
         return dict.fromkeys(RANGES)
-    return {name: tenths / 10 for name, tenths in zip(RANGES, in_tenths(sums.bands), strict=True)}
-
-
-def in_tenths(counts: Sequence[int]) -> list[int]:
-    """Return which part of their sum each is, in tenths of a percent that add up to 1000: by largest remainder.
-
-    Of equal remainders the first comes first, so that of two it is the lower range.
-    """
-    whole = sum(counts)
-    tenths = [1000 * count // whole for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda place: -(1000 * counts[place] % whole))
-    for place in by_remainder[: 1000 - sum(tenths)]:
-        tenths[place] += 1
-    return tenths
+    return dict(zip(RANGES, percentages(sums.bands), strict=True))
 
 
 def _rounded(exact: Decimal) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from dexcom2mqtt.clock import iso
 from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
@@ -56,8 +55,7 @@ def bridge_info(  # noqa: PLR0913  # by name, and each is a key of it
     return Message(topics.bridge_info, to_json(info))
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(NamedTuple):
     """What a daemon left in ``bridge/info`` that matters to the next one."""
 
     accounts: tuple[str, ...] = ()

@@ -15,7 +15,6 @@ from dexcom2mqtt.account.statistics import (
     LONG_WINDOWS,
     gmi_mmol_mol,
     gmi_percent,
-    in_tenths,
     last_day,
     last_days,
     statistics_of,
@@ -170,20 +169,6 @@ def test_coverage_is_at_most_100() -> None:
     window = last_day([reading(100, seconds=-100 * n) for n in range(600)], account(), NOON)
     assert window is not None
     assert (window["readings"], window["coverage"]) == (600, 100.0)
-
-
-@property_of
-@given(st.lists(st.integers(0, 5000), min_size=5, max_size=5).filter(any))
-def test_percentages_add_up_to_100(counts: list[int]) -> None:
-    """Whatever the counts are, the tenths are 1000 in all, and none is a whole tenth away from what is exact."""
-    tenths = in_tenths(counts)
-    assert sum(tenths) == 1000
-    assert all(abs(each - Fraction(1000 * count, sum(counts))) < 1 for each, count in zip(tenths, counts, strict=True))
-
-
-def test_of_equal_remainders_the_lower_range_is_not_rounded_away() -> None:
-    """Three equal parts are 33.4, 33.3 and 33.3."""
-    assert in_tenths([1, 1, 1, 0, 0]) == [334, 333, 333, 0, 0]
 
 
 # --- windows -----------------------------------------------------------------------------------------------
