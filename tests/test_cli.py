@@ -105,7 +105,8 @@ def test_small_commands_work_without_a_configuration() -> None:
     """`--version`, `schema` and every help need no configuration."""
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
     schema = json.loads(run("schema").stdout)
-    assert {"accounts", "mqtt", "home_assistant", "web", "stale_after", "log_level"} == set(schema["properties"])
+    known = {"accounts", "mqtt", "home_assistant", "statistics", "web", "stale_after", "log_level"}
+    assert known == set(schema["properties"])
     for arguments in (["--help"], ["run", "--help"], ["demo", "--help"], ["schema", "--help"]):
         done = run(*arguments)
         assert done.returncode == 0
