@@ -149,7 +149,7 @@ def _matching(text: str, pattern: str, otherwise: str) -> str:
 def _run(given: argparse.Namespace) -> int:
     # Before anything that takes time: a stop during the start is a stop, too.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    gc.disable()  # what is loaded stays: looking for garbage in it would take a tenth of the start
+    gc.disable()  # what is loaded stays: looking for garbage in it would take a fifth of the start
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
@@ -159,6 +159,7 @@ def _run(given: argparse.Namespace) -> int:
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
+    gc.freeze()  # nor does it have to be looked at later
     gc.enable()
     try:
         code = process.run(settings)

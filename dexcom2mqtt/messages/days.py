@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.history import TOLERANCE
@@ -41,8 +41,7 @@ Limits = tuple[int, int, int, int]
 """Where very low, low, high and very high begin, in mg/dL."""
 
 
-@dataclass(frozen=True, slots=True)
-class Day:
+class Day(NamedTuple):
     """What is counted of one day: how many readings in each of the five ranges, their sum and the sum of their squares.
 
     ``number`` counts the days since 1970-01-01; values are in mg/dL.
@@ -64,7 +63,7 @@ class Day:
         very_low, low, high, very_high = self.ranges
         name = range_of(mg_dl, very_low=very_low, low=low, high=high, very_high=very_high)
         bands = tuple(count + (name == each) for each, count in zip(RANGES, self.bands, strict=True))
-        return replace(self, bands=bands, total=self.total + mg_dl, squares=self.squares + mg_dl**2)
+        return self._replace(bands=bands, total=self.total + mg_dl, squares=self.squares + mg_dl**2)
 
 
 Days = Mapping[int, Day]

@@ -12,7 +12,7 @@ import contextlib
 import math
 import select
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from paho.mqtt import client as paho
@@ -58,8 +58,7 @@ def matches(topic_filter: str, topic: str) -> bool:
     return paho.topic_matches_sub(topic_filter, topic)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message of a subscription."""
 
     topic: str
@@ -67,8 +66,7 @@ class Received:
     retained: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Will:
+class Will(NamedTuple):
     """What the broker publishes when the connection ends without a farewell, and how it lets us."""
 
     message: Message

@@ -7,7 +7,6 @@ connection until the read-back is over, and from then on the subscriptions alone
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.mqtt.connection import matches
@@ -197,7 +196,7 @@ class Inbox:
             self._end_if_over(connection, self._gathering)
         for each in received:
             # Some brokers mark whatever they send as retained; then that says nothing.
-            self._received(replace(each, retained=each.retained and not self._marks_live))
+            self._received(each._replace(retained=each.retained and not self._marks_live))
         self._leave_what_came(connection)
 
     def _end_if_over(self, connection: Connection, gathering: Gathering) -> None:

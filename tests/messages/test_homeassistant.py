@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,7 +266,7 @@ def statistics(covered: float) -> str:
         day_of(NOON, 0) - n: counted({}, [reading(value) for value in [60, 120, 130] * 96], (54, 70, 180, 250))
         for n in range(1, round(14 * covered) + 1)
     }
-    sums = {number: replace(next(iter(each.values())), number=number) for number, each in days.items()}
+    sums = {number: next(iter(each.values()))._replace(number=number) for number, each in days.items()}
     return to_json(statistics_of(day, sums, account(), NOON, 0))
 
 
