@@ -141,6 +141,11 @@ class House:
     def repeats(self, key: str = "anna") -> int:
         return self.times(key).total() - len(self.times(key))
 
+    def counted(self, key: str = "anna") -> int:
+        """Return how many readings the broker has as counted for the statistics."""
+        topic = self.topics.of(key, "days")
+        return sum(day["n"] for day in json.loads(self.broker.held([topic])[topic])["days"])
+
     def all_came(self, *keys: str) -> None:
         """Wait until Share gave a day and all of it was published and is history, and nothing else is on its way."""
         for key in keys or ("anna",):
@@ -246,6 +251,8 @@ def test_clean_restarts_double_nothing_and_forget_nothing(house: Build) -> None:
         assert here.status("cleo")["rejected"][: len(rejected)] == rejected
     assert {key: here.repeats(key) for key in FAMILY} == dict.fromkeys(FAMILY, 0)
     assert here.times().keys() == here.given()
+    here.stop(running)
+    assert {key: here.counted(key) for key in FAMILY} == {key: len(here.times(key)) for key in FAMILY}
 
 
 def test_a_wrong_password_across_restarts_costs_few_sign_ins(house: Build) -> None:
@@ -261,7 +268,7 @@ def test_a_wrong_password_across_restarts_costs_few_sign_ins(house: Build) -> No
 def test_a_kill_repeats_at_most_a_second_and_loses_nothing(house: Build) -> None:
     """Killed in the middle of the first day, and again when all is well, the daemon goes on from what is retained."""
     here = house(SLOW)
-    for enough in (100, 287):
+    for kills, enough in enumerate((100, 287), 1):
         running = here.start("anna")
         eventually(lambda enough=enough: len(here.times()) >= enough, 40)  # type: ignore[misc]
         before = here.repeats()
@@ -270,6 +277,7 @@ def test_a_kill_repeats_at_most_a_second_and_loses_nothing(house: Build) -> None
         here.all_came()
         assert here.repeats() - before <= ONE_SECOND
         here.stop(again)
+        assert abs(here.counted() - len(here.times())) <= kills * ONE_SECOND
     assert here.times().keys() >= here.given()
 
 
