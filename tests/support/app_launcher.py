@@ -3,13 +3,14 @@
 In the app there is a Supervisor by that name, and everything has its place. From the environment come here ``STUB``,
 the port of a stub of it on loopback; ``OPTIONS``, what was filled in; ``HANDED``, the folder for the daemon's
 configuration; and ``EVERY`` and ``SECONDS``, in place of how often it asks, and how long an answer may take. Who is not
-root cannot become somebody else: then the daemon keeps the user of the tests.
+root, or has the program where nobody else may read it, cannot become somebody else: then the daemon keeps that user.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
+import subprocess
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +19,17 @@ from unittest import mock
 
 from starter import daemon, run, supervisor
 
+from tests.support.processes import ROOT
+
 CONNECTION = http.client.HTTPConnection
+
+
+def can_become_another() -> bool:
+    """Whether this is root, and the daemon's user may read the program: a clone may be in a folder for root alone."""
+    if os.geteuid():
+        return False
+    command = [*daemon.WITHOUT_RIGHTS, sys.executable, "-c", "import dexcom2mqtt.cli"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def main() -> int:
@@ -36,7 +47,7 @@ def main() -> int:
         patch(supervisor, "FIRST_PAUSE", 0.05)
         patch(supervisor, "LONGEST_PAUSE", 0.2)
         patch(http.client, "HTTPConnection", partial(_connect, int(given["STUB"])))
-        if os.geteuid():
+        if not can_become_another():
             patch(daemon, "WITHOUT_RIGHTS", ())
             patch(daemon, "USER", os.geteuid())
         return run.main()
