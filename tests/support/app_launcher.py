@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import subprocess
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -26,10 +25,9 @@ CONNECTION = http.client.HTTPConnection
 
 def can_become_another() -> bool:
     """Whether this is root, and the daemon's user may read the program: a clone may be in a folder for root alone."""
-    if os.geteuid():
-        return False
-    command = [*daemon.WITHOUT_RIGHTS, sys.executable, "-c", "import dexcom2mqtt.cli"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    programs = (ROOT, Path(sys.executable).absolute(), Path(sys.executable).resolve())
+    way = {place for program in programs for place in (program, *program.parents)}
+    return os.geteuid() == 0 and all(place.stat().st_mode & 0o001 for place in way)
 
 
 def main() -> int:
