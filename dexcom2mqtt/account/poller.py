@@ -209,8 +209,9 @@ class Poller:
 
     def _wait(self) -> None:
         """Wait for the next poll, or for a refresh as far as it is allowed."""
-        while (left := self.due - self._clock.now()) > 0:
-            self._alarm.wait(min(left, self._feed.tell_statistics()))
+        while self.due > self._clock.now():
+            told_again = self._feed.tell_statistics()  # of a thousand accounts that start, this takes seconds
+            self._alarm.wait(min(self.due - self._clock.now(), told_again))
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)
