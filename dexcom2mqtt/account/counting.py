@@ -87,7 +87,7 @@ class Counting:
         """Hand over days that came late after all; None if they are given up. For any thread."""
         if days is None:
             _log.warning(
-                "%s: the days that were counted before the start did not come from the broker: counting begins anew",
+                "%s: the broker did not send the days that were counted before the restart, so counting starts over",
                 self._key,
             )
         self._days, self._awaited = days, False

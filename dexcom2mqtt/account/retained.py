@@ -34,9 +34,9 @@ class Retained:
     def read(
         self, what: str, payload: bytes | None, parse: Callable[[bytes, str, float], _T], today: float
     ) -> _T | None:
-        """Read a payload; None if there is none, or none of ours, which the log says. ``today`` is in Unix seconds.
+        """Return what a payload says; None if there is none, or if it is not ours, which is logged.
 
-        Raises NotYetError.
+        ``today`` is in Unix seconds. Raises NotYetError.
         """
         try:
             return parse(payload, self.source, today) if payload else None

@@ -66,7 +66,7 @@ class _Sums(NamedTuple):
 
 
 def last_day(readings: Iterable[Reading], account: Account, now: float) -> Window | None:
-    """Return the figures of the 24 hours before ``now`` (Unix seconds); None if there is no reading among these.
+    """Return the figures of the 24 hours before ``now`` (Unix seconds); None if there are no readings in that time.
 
     A reading is identified by its date, and counts once.
     """

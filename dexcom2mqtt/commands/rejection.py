@@ -57,9 +57,9 @@ def causes_of_rejection(account: Account) -> Iterator[str]:
             "page's address. Write it as account_id: 12345678-90ab-cdef-1234-567890abcdef."
         )
     yield (
-        "If they worked until now: Share rejects right ones, too, after many sign-ins. Stop other programs that use "
-        "the account, and wait 20 minutes. Each check is a try, and a few wrong ones lock the account: change "
-        "something before the next."
+        "If they worked until now: Dexcom may also reject correct credentials after too many sign-ins. Stop other "
+        "programs that use the account, and wait 20 minutes. Each check is a try, and a few wrong ones lock the "
+        "account: change something before the next."
     )
 
 

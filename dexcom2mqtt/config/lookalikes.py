@@ -1,7 +1,7 @@
 """What is easily mangled on its way into a configuration: blanks, quotes and dashes that are not what they look like.
 
-Wrong credentials lock accounts, so what was most likely mangled is told before anybody is asked. Nothing in here quotes
-what was written: it may be a password.
+Wrong credentials lock accounts, so what was most likely mangled is told before anybody is asked. No message
+quotes what was written: it may be a password.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class KeptDays:
         self._awaited: dict[str, Poller] = {}  # by the topic
         self._until = math.inf
         self._asked = False  # for a new connection
-        self._connected_at: float | None = None  # anew
+        self._connected_at: float | None = None  # when the last new connection was made
         self._begins: tuple[str, ...] = ()  # the accounts that have no days yet
         leaves = ("days", "statistics") if settings.statistics == "off" else ("days",)
         self.topics = [topics.of(key, leaf) for key in pollers for leaf in leaves]
@@ -125,7 +125,7 @@ class KeptDays:
         return math.inf
 
     def _clear(self, info: Info | None, found: Mapping[str, bytes]) -> None:
-        """Clear what is no longer configured, of the accounts that the daemon knew."""
+        """Clear what the settings no longer want, for each account that an earlier daemon had."""
         for key in () if info is None else info.accounts:
             topics = [self._topics.of(key, leaf) for leaf in ("days", "statistics")]
             self._mirror.put(cleared(topic) for topic in topics if topic in found)

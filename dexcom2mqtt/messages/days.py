@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
 from dexcom2mqtt.messages.history import TOLERANCE
-from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
+from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_owned, to_json
 from dexcom2mqtt.readings import LOW_MG_DL, RANGES, range_of
 
 if TYPE_CHECKING:
@@ -172,12 +172,7 @@ def _entry(day: Day) -> dict[str, object]:
 
 def parse_days(payload: bytes, source: str, now: float) -> Days:
     """Read the days back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
-    found = parse_object(payload)
-    if found.get("version") != DAYS_VERSION:
-        raise ForeignError("it has another version")
-    if found.get("source") != source:
-        raise ForeignError("it belongs to another person")
-    entries = found.get("days")
+    entries = parse_owned(payload, DAYS_VERSION, source).get("days")
     if not isinstance(entries, list) or len(entries) > _MOST_DAYS:
         raise ForeignError("its days are no list of a sensible length")
     days = [_parse_entry(entry) for entry in entries]

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.clock import DAY
-from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_object, to_json
+from dexcom2mqtt.messages.message import ForeignError, FutureError, Message, parse_owned, to_json
 from dexcom2mqtt.readings import MalformedRecordError, Reading
 
 if TYPE_CHECKING:
@@ -98,11 +98,7 @@ class History(NamedTuple):
 
 def parse_history(payload: bytes, source: str, now: float) -> History:
     """Read a history back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
-    history = parse_object(payload)
-    if history.get("version") != HISTORY_VERSION:
-        raise ForeignError("it has another version")
-    if history.get("source") != source:
-        raise ForeignError("it belongs to another person")
+    history = parse_owned(payload, HISTORY_VERSION, source)
     entries = history.get("readings")
     if not isinstance(entries, list):
         raise ForeignError("its readings are no list")

@@ -72,6 +72,16 @@ def parse_object(payload: bytes) -> dict[str, object]:
     return parsed
 
 
+def parse_owned(payload: bytes, version: int, source: str) -> dict[str, object]:
+    """Read a JSON object of this version that belongs to this person (``source``). Raises ForeignError."""
+    found = parse_object(payload)
+    if found.get("version") != version:
+        raise ForeignError("it has another version")
+    if found.get("source") != source:
+        raise ForeignError("it belongs to another person")
+    return found
+
+
 def to_json(payload: Mapping[str, object]) -> str:
     """Write a payload, with arrows and names as they are. Raises ValueError for what JSON cannot say."""
     return json.dumps(payload, ensure_ascii=False, allow_nan=False)

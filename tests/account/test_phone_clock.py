@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 STALE_AFTER = 15 * MINUTE
+W = TypeVar("W", bound=World)
 
 
 class Watched(World):
@@ -88,16 +89,23 @@ class Watched(World):
         self._look(None)
 
 
-@pytest.fixture
-def watched() -> Iterator[Callable[..., Watched]]:
-    """Make worlds whose services end with the test."""
+@contextmanager
+def worlds(kind: Callable[..., W]) -> Iterator[Callable[..., W]]:
+    """Make worlds whose services end with this."""
     with ExitStack() as stack:
 
-        def make(**options: Any) -> Watched:
-            world = Watched(**options)
+        def make(**options: Any) -> W:
+            world = kind(**options)
             stack.callback(world.service.__exit__, None, None, None)
             return world
 
+        yield make
+
+
+@pytest.fixture
+def watched() -> Iterator[Callable[..., Watched]]:
+    """Make worlds whose services end with the test."""
+    with worlds(Watched) as make:
         yield make
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,24 +15,12 @@ from dexcom2mqtt.web.accounts import Person
 from dexcom2mqtt.web.page import Page, load
 from dexcom2mqtt.web.site import Site
 from tests.support.builders import NOON, account
+from tests.support.web import Got
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dexcom2mqtt.readings import Reading
-
-
-@dataclass
-class Asked:
-    """An answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class FixedClock(Clock):
@@ -75,7 +62,7 @@ class Shown:
         shown = (readings[-1], self.clock.at + fresh_for)
         self.overviews[key] = overview_of(account(), readings, 0, shown, lambda unix: unix - NOON + 1000)
 
-    def ask(self, path: str, query: str = "", method: str = "GET", **headers: str) -> Asked:
+    def ask(self, path: str, query: str = "", method: str = "GET", **headers: str) -> Got:
         """Send a request; the names of headers are those of WSGI, without HTTP_."""
         environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": self.asks_from}
         environ |= {f"HTTP_{name}": value for name, value in ({"HOST": "localhost"} | headers).items()}
@@ -87,7 +74,7 @@ class Shown:
         body = b"".join(self.site(environ, start_response))
         status, sent_headers = sent
         assert all(value == value.encode("latin-1").decode("latin-1") for _, value in sent_headers)
-        return Asked(int(status.split()[0]), dict(sent_headers), body)
+        return Got(int(status.split()[0]), dict(sent_headers), body)
 
 
 def encoded(parameters: Mapping[str, str]) -> str:

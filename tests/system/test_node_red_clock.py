@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.processes import ROOT, Subscriber, eventually
 from tests.system.test_delivery import make_system, retain, system
-from tests.system.test_node_red import node_red, started
+from tests.system.test_node_red import node_red, plain_flow, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,13 +74,7 @@ def clock(mosquitto: Mosquitto, node_red: NodeRed) -> Iterator[Clock]:
 
 def test_the_flow_needs_nothing_but_node_red(node_red: NodeRed, clock: Clock) -> None:
     """Every node is one that comes with Node-RED, every wire leads to one, and nothing is retained."""
-    text = FLOW.read_text(encoding="utf-8")
-    flow = json.loads(text)
-    assert text == json.dumps(flow, indent=4, ensure_ascii=False) + "\n"
-    own = {name for part in node_red.get("nodes").json() if part["module"] == "node-red" for name in part["types"]}
-    assert {node["type"] for node in flow} - {"tab"} <= own
-    ids = {node["id"] for node in flow}
-    assert {end for node in flow for output in node.get("wires", []) for end in output} <= ids
+    flow = plain_flow(node_red, FLOW)
     assert clock.told == []
     assert [node["retain"] for node in flow if node["type"] == "mqtt out"] == ["false"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from dexcom2mqtt.web import nightscout
 from dexcom2mqtt.web.query import Query
-from tests.account.test_phone_clock import STALE_AFTER, Watched
+from tests.account.test_phone_clock import STALE_AFTER, Watched, worlds
 from tests.account.test_polling import BEGIN, HOUR, MINUTE
 
 if TYPE_CHECKING:
@@ -62,13 +61,7 @@ class Viewed(Watched):
 @pytest.fixture
 def viewed() -> Iterator[Callable[..., Viewed]]:
     """Make worlds whose services end with the test."""
-    with ExitStack() as stack:
-
-        def make(**options: Any) -> Viewed:
-            world = Viewed(**options)
-            stack.callback(world.service.__exit__, None, None, None)
-            return world
-
+    with worlds(Viewed) as make:
         yield make
 
 
