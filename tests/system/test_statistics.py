@@ -53,9 +53,18 @@ def difference(system: System, broker: Mosquitto) -> int:
 
 
 def settled(system: System, broker: Mosquitto, most: int) -> int:
-    """Wait until all that Share gave is counted but for so many, and return the difference."""
-    eventually(lambda: difference(system, broker) <= most, why=f"{days(broker)} of {given_by_day(system)}")
-    return difference(system, broker)
+    """Wait until all that Share gave is counted but for so many, and return the difference.
+
+    It is not looked at once more: by then Share may have given the next reading, which is still on its way.
+    """
+    seen: list[int] = []
+
+    def is_settled() -> bool:
+        seen.append(difference(system, broker))
+        return seen[-1] <= most
+
+    eventually(is_settled, why=f"{days(broker)} of {given_by_day(system)}")
+    return seen[-1]
 
 
 # --- kills, and brokers that forget ------------------------------------------------------------------------
