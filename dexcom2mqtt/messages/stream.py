@@ -99,6 +99,7 @@ class _Account:
     rooms: dict[str, _Room] = field(default_factory=lambda: {leaf: _Room() for leaf in _SHORTENED})
     changed: set[str] = field(default_factory=set)  # since it was last sent
     history_sent: float = -math.inf
+    backfill_first: tuple[bool, Key, str] | None = None  # what ``first`` found, until something changes
 
     @property
     def history_due(self) -> float:
@@ -141,11 +142,22 @@ class _Account:
             self.note_days()
         self.history_sent = -math.inf
 
-    def may_send(self, now: float, *, backfill: bool) -> bool:
-        """Whether there may be something to send, given whether backfill may go now."""
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to publish or to save, be it later."""
+        return bool(self.waiting or self.changed)
+
+    def first(self, key: str, now: float) -> tuple[bool, Key, str] | None:
+        """Return what of it may go first, as ``_in_order`` has it; None if nothing may.
+
+        What is backfill once remains that, however late it is: so it need not be looked for again.
+        """
         if not self.waiting or self.not_before > now:
-            return False
-        return backfill or _newest(reversed(self.waiting)) > _newest(reversed(self.published))
+            return None
+        first = self.backfill_first or next(_in_order(key, self, now), None)
+        if first is not None and first[0]:
+            self.backfill_first = first
+        return first
 
 
 class Stream:
@@ -156,6 +168,7 @@ class Stream:
         self._changed = changed
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
+        self._busy: dict[str, _Account] = {}  # of a thousand, few have something to do at a time
         self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two may be the same to the letter
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
@@ -183,6 +196,7 @@ class Stream:
             account.tally, account.counted = tally, counted
             account.changed = {"history"} if published else set()
             account.note_days()
+            self._changed_in(key)
 
     def tally(self, key: str) -> Tally | None:
         """Return what is counted of an account by now; None if that is not done, or not begun."""
@@ -199,6 +213,7 @@ class Stream:
             if account.tally is not None:
                 account.tally = account.tally.joined(earlier, today)
                 account.note_days()
+                self._changed_in(key)
         self._changed()
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
@@ -207,20 +222,22 @@ class Stream:
             account = self._accounts[key]
             new = {offer.key: offer for offer in offers if offer.reading.date >= account.since}
             account.waiting = _of_the_last(2 * _DAY_MS, account.waiting | new)
+            self._changed_in(key)
         self._changed()
 
     def take(self, now: float, most: int) -> list[Message]:
         """Return at most that many readings to send now: the current ones first, each group oldest first."""
         with self._lock:
-            taken = []
-            accounts, backfill = self._accounts.items(), self._backfill_at(now) <= now
+            taken, backfill = [], self._backfill_at(now) <= now
+            firsts = [first for key, each in self._busy.items() if (first := each.first(key, now)) is not None]
+            soon = heapq.nsmallest(most, (first for first in firsts if backfill or not first[0]))
             # Merged, not sorted: after a first start, hundreds of thousands may wait for hours.
-            waiting = heapq.merge(
-                *(_in_order(key, each, now) for key, each in accounts if each.may_send(now, backfill=backfill))
-            )
+            waiting = heapq.merge(*(_in_order(key, self._accounts[key], now) for _, _, key in soon))
             for backfill, which, key in islice(waiting, most):
-                if backfill and not self._may_backfill(now):
-                    break
+                if backfill:
+                    if self._backfill_at(now) > now:
+                        break
+                    self._backfilled.append(now)
                 taken.append(self._send(key, which, backfill=backfill))
             return taken
 
@@ -230,14 +247,17 @@ class Stream:
         They go together, so that a restart finds the same readings published and counted.
         """
         with self._lock:
-            accounts = self._accounts.items()
+            accounts = self._busy.items()
             due = [(key, account) for key, account in accounts if account.changed and account.history_due <= now]
-            return [message for key, account in due for message in account.save(self._topics, key, now)]
+            messages = [message for key, account in due for message in account.save(self._topics, key, now)]
+            for key, _ in due:
+                self._changed_in(key)
+            return messages
 
     def next_at(self, now: float) -> float:
         """Return when there is something to take again, if nothing is offered or acknowledged before that."""
         with self._lock:
-            accounts, backfill_at = self._accounts.values(), self._backfill_at(now)
+            accounts, backfill_at = self._busy.values(), self._backfill_at(now)
             times = [account.history_due for account in accounts]
             times += [
                 max(account.not_before, backfill_at)
@@ -254,22 +274,19 @@ class Stream:
                 return
             key, offer = arrived
             account = self._accounts[key]
-            account.sent.discard(offer.key)
             account.waiting.pop(offer.key, None)
             account.count(offer)
             account.published = _of_the_last(_DAY_MS, account.published | {offer.key: offer.reading})
             account.unsaved += 1
             account.changed.add("history")
+            self._changed_in(key)
 
     def refused(self, message: Message, until: float) -> None:
         """Record that the broker does not take a message: it stays unpublished, and is tried again after that time."""
         with self._lock:
             arrived = self._arrived(message)
             if arrived is not None:
-                key, offer = arrived
-                account = self._accounts[key]
-                account.sent.discard(offer.key)
-                account.not_before = until
+                self._accounts[arrived[0]].not_before = until
 
     def hold(self, topic: str, until: float) -> None:
         """Publish no reading on this topic before that: the broker did not take one."""
@@ -287,6 +304,7 @@ class Stream:
                     if most < room.most_bytes:
                         room.most_bytes = most
                         account.write_again(leaf)
+                        self._changed_in(key)
 
     def shorten(self, topic: str, most_bytes: float) -> bool:
         """Write a history or days of at most that many bytes; return whether the topic is one's, and that is of use."""
@@ -295,6 +313,7 @@ class Stream:
                 for leaf, room in account.rooms.items():
                     if topic == self._topics.of(key, leaf) and room.may_shorten:
                         account.write_again(leaf)
+                        self._changed_in(key)
                         return room.shorten(most_bytes)
             return False
 
@@ -302,34 +321,42 @@ class Stream:
         """Take note that the connection ended: what was not acknowledged is unpublished."""
         with self._lock:
             self._on_their_way.clear()
-            for account in self._accounts.values():
+            for key, account in self._accounts.items():
                 account.sent.clear()
+                self._changed_in(key)
+
+    def _changed_in(self, key: str) -> None:
+        """Look again at what an account has to do."""
+        account = self._accounts[key]
+        account.backfill_first = None
+        if account.busy:
+            self._busy[key] = account
+        else:
+            self._busy.pop(key, None)
 
     def _send(self, key: str, which: Key, *, backfill: bool) -> Message:
         account = self._accounts[key]
         offer = account.waiting[which]
         account.sent.add(which)
+        self._changed_in(key)
         message = reading_message(self._topics, key, offer.state(), backfill=backfill)
         self._on_their_way.setdefault(message, []).append((key, offer))
         return message
 
     def _arrived(self, message: Message) -> tuple[str, Offer] | None:
-        """Return whose a message was that is on its way no more, and which; None if it is none of these."""
+        """Take a message off its way; return whose it is, and which reading, None if it is none of these."""
         same = self._on_their_way.get(message)
         if not same:
             return None
         if len(same) == 1:
             del self._on_their_way[message]
-        return same.pop(0)
-
-    def _may_backfill(self, now: float) -> bool:
-        if self._backfill_at(now) > now:
-            return False
-        self._backfilled.append(now)
-        return True
+        key, offer = same.pop(0)
+        self._accounts[key].sent.discard(offer.key)
+        self._changed_in(key)
+        return key, offer
 
     def _backfill_at(self, now: float) -> float:
-        if len(self._on_their_way) + sum(account.unsaved for account in self._accounts.values()) >= BACKFILL_A_SECOND:
+        if len(self._on_their_way) + sum(account.unsaved for account in self._busy.values()) >= BACKFILL_A_SECOND:
             return math.inf  # first an acknowledgement, or a history
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
 

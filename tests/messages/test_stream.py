@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -21,7 +23,7 @@ from dexcom2mqtt.topics import Topics
 from tests.support.builders import NOON, account, property_of, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.readings import Reading
@@ -67,6 +69,46 @@ def test_a_first_start_of_many_accounts_costs_little() -> None:
     taken = [len(stream.take(NOON - HOUR + second / 10, 20)) for second in range(50)]
     assert sum(taken) > 20
     assert time.process_time() - before < 5
+
+
+def calls_of(run: Callable[[], object]) -> int:
+    """Return how many calls of Python functions it takes to run this."""
+    calls = itertools.count()
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        if event == "call":
+            next(calls)
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return next(calls)
+
+
+def calls_beside(accounts: int) -> int:
+    """Return how many calls it takes to find a reading beside that many accounts which have nothing to do."""
+    stream = opened(ANNA, *(f"a{number}" for number in range(accounts)), history=[reading(seconds=-300)])
+    stream.histories(NOON)
+    stream.offer(ANNA, [offer(reading())])
+    return calls_of(lambda: (stream.histories(NOON), stream.next_at(NOON), stream.take(NOON, 20)))
+
+
+def test_accounts_with_nothing_to_do_cost_nothing() -> None:
+    """The broker's thread looks several times for each message: it must not go through a thousand accounts then."""
+    assert calls_beside(1000) == calls_beside(1)
+
+
+def test_accounts_in_which_nothing_changed_cost_little() -> None:
+    """While all of them wait for their turn, only those that have it are looked through."""
+    keys = [f"a{number}" for number in range(1000)]
+    stream = opened(*keys)
+    for key in keys:
+        stream.offer(key, [offer(reading(seconds=-300 * number)) for number in range(5)])
+    later = NOON + HOUR
+    assert len(stream.take(later, 1)) == 1
+    assert calls_of(lambda: stream.take(later, 1)) < 6 * len(keys)
 
 
 def said(taken: Iterable[Message]) -> list[tuple[str, float, bool]]:
@@ -399,6 +441,7 @@ def test_a_stop_shows_what_changed() -> None:
         stream.acknowledged(message)
         first = stream.histories(NOON)
     assert first == []
+    stream.offer(BEN, [offer(reading())])  # which is published by nobody any more
     assert [(history.topic, kept_in(history)) for history in stream.histories(math.inf)] == [
         (TOPICS.of(ANNA, "history"), [-300, 0])
     ]
