@@ -51,8 +51,13 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from bench.counting import measure_counting
+from dexcom2mqtt import version
+from dexcom2mqtt.config.settings import Ranges
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
+from dexcom2mqtt.messages.bridge import bridge_info
+from dexcom2mqtt.messages.days import counted, days_message, limits_of
 from dexcom2mqtt.messages.history import history_message, source_of
+from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.topics import Topics
 from tests.support.processes import Mosquitto
@@ -272,19 +277,22 @@ class World:
         lines = (line.split() for line in (self.folder / "due").read_text().splitlines())
         return [(self.accounts[int(key[1:])].username, float(at) + self.offset) for key, at in lines]
 
-    def publish_histories(self) -> None:
-        """Let the broker have what a daemon leaves behind: the last 24 hours of each account."""
+    def publish_what_was(self) -> None:
+        """Let the broker have what a daemon leaves behind: its accounts, and of each a day, counted, and the status."""
         client = paho.Client(CallbackAPIVersion.VERSION2)
         client.connect("127.0.0.1", self._mosquitto.port)
         client.loop_start()
-        now = self.now()
-        for n, account in enumerate(self.accounts):
+        now, keys = self.now(), [f"a{n}" for n in range(len(self.accounts))]
+        left = [bridge_info(TOPICS, version=version(), started_at=now - DAY, protocol="5", accounts=keys)]
+        for key, account in zip(keys, self.accounts, strict=True):
             known = [record for record in series(account, now - DAY, now) if record.arrives <= now]
             readings = [Reading(each.value, each.trend, each.taken, account.zone_offset_min) for each in known]
             source = source_of("us", account.username)
-            history = history_message(TOPICS, f"a{n}", source, readings)
-            sent = client.publish(history.topic, history.payload, 1, retain=True)
-            sent.wait_for_publish(10)
+            left.append(history_message(TOPICS, key, source, readings))
+            left.append(days_message(TOPICS, key, source, counted({}, readings, limits_of(Ranges()))))
+            left.append(status_message(TOPICS, key, Status("ok", last_reading_at=readings[-1].date / 1000)))
+        for message in left:
+            client.publish(message.topic, message.payload, 1, retain=True).wait_for_publish(10)
         client.disconnect()
         client.loop_stop()
 
@@ -378,7 +386,7 @@ class Scale:
 def measure_scale(count: int, plan: Plan) -> Scale:
     """Let a daemon with that many accounts start anew, and measure it when it has settled."""
     with World(count) as world:
-        world.publish_histories()
+        world.publish_what_was()
         with world.daemon() as daemon:
             time.sleep(plan.settle_seconds)
             began, before = world.now(), daemon.cpu
