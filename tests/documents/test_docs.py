@@ -603,9 +603,9 @@ def test_every_page_can_be_reached() -> None:
     assert {ROOT / document for document in DOCUMENTS} <= seen
 
 
-@pytest.mark.parametrize(("document", "most"), [("README.md", 250), ("CONTRIBUTING.md", 40)])
+@pytest.mark.parametrize(("document", "most"), [("README.md", 250), ("CONTRIBUTING.md", 80)])
 def test_documents_stay_short(document: str, most: int) -> None:
-    """The README is read in five minutes, and how to contribute in one."""
+    """The README is read in five minutes, and how to contribute in two."""
     assert len(text_of(document).splitlines()) <= most
 
 
