@@ -136,10 +136,10 @@ class Fault:
 
 
 FAULTS: Final = {
-    "broker killed": Fault("The broker is killed, and comes back an hour later with nothing in its memory", 6 * MINUTE),
+    "broker killed": Fault("The broker is killed and comes back an hour later with an empty memory", 6 * MINUTE),
     "broker empty": Fault("The broker is restarted and has forgotten everything", 6 * MINUTE),
-    "broker old": Fault("The broker loses power and comes back with what it had saved 40 minutes before", 6 * MINUTE),
-    "both old": Fault("The same, and the daemon was without power, too", 6 * MINUTE, repeats=12),
+    "broker old": Fault("The broker loses power and comes back with what it saved 40 minutes earlier", 6 * MINUTE),
+    "both old": Fault("The same, and the daemon loses power as well", 6 * MINUTE, repeats=12),
     "broker slow": Fault("The broker freezes for 3 minutes", 6 * MINUTE),
     "broker frozen": Fault("The broker freezes for 15 minutes", 6 * MINUTE),
     "broker absent": Fault("The broker cannot be reached when the daemon starts, for an hour", 6 * MINUTE),
@@ -147,12 +147,14 @@ FAULTS: Final = {
     "cut up": Fault("The connection is cut in the middle of a message to the broker, 40 times", 6 * MINUTE, repeats=21),
     "cut down": Fault("The connection is cut in the middle of the broker's answers, 40 times", 6 * MINUTE, repeats=21),
     "acks lost": Fault("The broker answers, but its acknowledgements are lost for 20 minutes", 10 * MINUTE, repeats=21),
-    "hang-up": Fault("The broker hangs up whenever one topic is published to", 25 * MINUTE, repeats=21),
+    "hang-up": Fault(
+        "The broker closes the connection whenever something is published to one topic", 25 * MINUTE, repeats=21
+    ),
     "silence": Fault("The broker never acknowledges what is published to one topic", 25 * MINUTE, repeats=21),
     "refusal": Fault("The broker refuses what is published to one topic", 25 * MINUTE),
-    "quota": Fault("The broker takes 10 messages a second, and refuses what goes beyond", 10 * MINUTE),
+    "quota": Fault("The broker accepts 10 messages a second and refuses the rest", 10 * MINUTE),
     "small": Fault(
-        "The broker takes no message as large as the history of a day, over 3 restarts", 10 * MINUTE, repeats=21
+        "The broker accepts no message as large as a day's history, over 3 restarts", 10 * MINUTE, repeats=21
     ),
     "killed": Fault("The daemon is killed 50 times at random moments", 6 * MINUTE, repeats=21),
     "killed early": Fault(
@@ -163,50 +165,50 @@ FAULTS: Final = {
         6 * MINUTE,
         repeats=21,
     ),
-    "late": Fault("The phone is without network for an hour, then uploads what it missed", 10 * MINUTE),
+    "late": Fault("The phone has no network for an hour, then uploads what it missed", 10 * MINUTE),
     "doubles": Fault("Each reading is uploaded twice for an hour", 6 * MINUTE),
     "calibrations": Fault("Each reading is followed by a calibrated one for an hour", 6 * MINUTE),
     "gap": Fault("The sensor gives no readings for an hour", 10 * MINUTE),
-    "error codes": Fault("The sensor gives error codes in place of readings for an hour", 10 * MINUTE),
+    "error codes": Fault("The sensor gives error codes instead of readings for an hour", 10 * MINUTE),
     "refused": Fault("Share refuses connections for an hour", 10 * MINUTE),
     "500": Fault("Share answers with error 500 for an hour", 10 * MINUTE),
     "502": Fault("Share answers with error 502 for an hour", 10 * MINUTE),
     "503": Fault("Share answers with error 503 for an hour", 10 * MINUTE),
     "429 seconds": Fault("Share asks for fewer requests for an hour, each time for 10 minutes", 20 * MINUTE),
-    "429 date": Fault("The same, naming the time until when", 20 * MINUTE),
-    "403": Fault("A page for people with error 403 takes the place of Share's answers for an hour", 10 * MINUTE),
-    "html": Fault("A page for people takes the place of Share's answers for an hour", 10 * MINUTE),
-    "empty": Fault("Share answers with nothing for an hour", 10 * MINUTE),
+    "429 date": Fault("The same, with the time when it ends", 20 * MINUTE),
+    "403": Fault("Share answers with an HTML page and error 403 for an hour", 10 * MINUTE),
+    "html": Fault("Share answers with an HTML page for an hour", 10 * MINUTE),
+    "empty": Fault("Share's answers are empty for an hour", 10 * MINUTE),
     "null": Fault("Share answers `null` for an hour", 10 * MINUTE),
-    "truncated": Fault("Share's answers are only half there for an hour", 10 * MINUTE),
-    "drip": Fault("Share's answers come one byte a second for an hour", 10 * MINUTE),
+    "truncated": Fault("Share's answers are cut in half for an hour", 10 * MINUTE),
+    "drip": Fault("Share's answers arrive at one byte a second for an hour", 10 * MINUTE),
     "dropped": Fault("Share closes each connection without an answer for an hour", 10 * MINUTE),
     "cut off": Fault("Each connection to Share breaks in the middle of the answer for an hour", 10 * MINUTE),
-    "zero": Fault("Share forgets the session and does not accept the credentials for an hour", 40 * MINUTE),
+    "zero": Fault("Share forgets the session and rejects the credentials for an hour", 40 * MINUTE),
     "sessions": Fault("Share forgets the session every 3 minutes for an hour", 10 * MINUTE),
-    "dead session": Fault("Share's session is dead, and Share says so in words that nobody knows", 10 * MINUTE),
+    "dead session": Fault("The session is dead, and Share reports it in an unknown way", 10 * MINUTE),
     "mended": Fault(
-        "The password that worked is rejected for 6 hours; then it is mended, and the daemon restarted", HOUR
+        "A password that worked is rejected for 6 hours; then it is corrected, and the daemon restarted", HOUR
     ),
     "phone ahead": Fault(
-        "The phone's clock is 62 minutes ahead for an hour (whole again once its last false stamp has passed)",
+        "The phone's clock is 62 minutes ahead for an hour (recovered once its last false timestamp has passed)",
         90 * MINUTE,
     ),
     "phone off": Fault(
-        "The phone's clock is set 62 minutes ahead, then the phone is off for 2 hours, and comes back right",
+        "The phone's clock is set 62 minutes ahead, then the phone is off for 2 hours and comes back corrected",
         10 * MINUTE,
     ),
     "date years": Fault("Share's clock is two years ahead for an hour", 15 * MINUTE),
     "date past": Fault("Share's clock is two years behind for an hour", 15 * MINUTE),
     "date hours": Fault("Share's clock is three hours ahead for an hour", 15 * MINUTE),
     "date back": Fault(
-        "Share's clock jumps back by three hours, and forward again, every 10 minutes for an hour", 15 * MINUTE
+        "Share's clock jumps back three hours and forward again every 10 minutes for an hour", 15 * MINUTE
     ),
-    "outage": Fault("Share is out of order for 23 hours", 30 * MINUTE),
+    "outage": Fault("Share is down for 23 hours", 30 * MINUTE),
     "clock off": Fault("This machine's clock is six years behind", 6 * MINUTE),
     "clock jumps": Fault("This machine's clock jumps by years every 5 minutes for an hour", 6 * MINUTE),
     "other hangs": Fault("The Share server of another account never answers, for an hour", 6 * MINUTE),
-    "other bug": Fault("A bug ends the loop of another account twice", 6 * MINUTE),
+    "other bug": Fault("A bug stops the loop of another account twice", 6 * MINUTE),
 }
 
 
@@ -588,34 +590,34 @@ class Page:
 
 
 _HEAD: Final = """\
-# What happens when something falls over
+# What happens when something fails
 
-Each row is a fault that the tests bring about: the daemon as it is, a real broker (mosquitto), a real network
-connection between them, and a simulated Share service, all on a clock that runs 20 to 1200 times too fast, so that an
-hour takes seconds. That the fault was really there is proven by what the service or the broker noted down, not by the
-daemon. A subscriber writes down all that it gets, and this is held against what Share had to give.
+The tests cause each fault in this table. They run the real daemon with a real broker (mosquitto), a real network
+connection between them, and a simulated Share service, on a clock that runs 20 to 1200 times too fast, so that an hour
+takes seconds. The service's or the broker's own log proves that the fault really happened. A subscriber records every
+message, and the test compares these with the readings that Share had.
 
-- **lost**: readings that Share could still give (it remembers 24 hours, and 288 readings) and that never came on the
-  topic `reading`. What comes twice within half a minute with the same value, and the sensor's error codes, are no
-  readings.
-- **repeated**: readings that came more than once on `reading`. That may happen where a connection or the daemon ends
-  before the broker has confirmed a reading, or before the history that follows it: then at most what is sent in one
-  second, which is 20 readings and the current one. It may also happen where the broker has forgotten its history and
-  the daemon is not there to tell it. A repeated reading has the same `date`.
-- **shown stale**: seconds during which somebody who keeps to the rule (a value is current only while `bridge/state`
-  and `availability` are both `online`, and nothing is used beyond its expiry) would have taken a value for current
-  although its reading was older than `stale_after`. Others who subscribed only in the middle of the fault looked, too.
-  MQTT counts an expiry in whole seconds of the real clock, so one such second is allowed for.
-- **whole again**: how long after the end of the fault the newest reading was shown as current and none was missing
-  any more. Where the phone or the sensor was at fault, this includes the wait for the next reading; where Share asked
-  to be left alone, the rest of that time. The bounds are generous: a slow machine's delay counts as many times as its
-  clock is too fast, most of all in the outage of 23 hours.
+- **lost**: readings that Share still had (it keeps 24 hours, and 288 readings) and that never arrived on the topic
+  `reading`. Readings that come twice within half a minute with the same value, and the sensor's error codes, don't
+  count.
+- **repeated**: readings that arrived more than once on `reading`. This may happen when a connection or the daemon ends
+  before the broker has acknowledged a reading, or the history that follows it: at most what is sent in one second,
+  which is 20 readings and the current one. It may also happen when the broker has forgotten its history while the
+  daemon was down. A repeated reading has the same `date`.
+- **shown stale**: seconds during which a subscriber that follows the rule (a value is current only while `bridge/state`
+  and `availability` are both `online`, and nothing is used beyond its expiry) would have shown a value as current
+  although its reading was older than `stale_after`. Other subscribers, which connected in the middle of the fault, also
+  looked. MQTT counts an expiry in whole seconds of the real clock, so one such second is allowed for.
+- **recovered**: how long after the end of the fault the newest reading was shown as current and none was missing. If
+  the phone or the sensor was at fault, this includes the wait for the next reading; if Share asked for fewer requests,
+  the rest of that time. The bounds are generous: on a fast clock, a slow machine's delay counts many times over, most
+  of all in the outage of 23 hours.
 
 In every fault that lasts an hour or more, the daemon's memory grows by less than 4 MiB.
 
-The table is made by `pytest -m faults -n 4 --write-faults`, and `pytest -m faults -n 4` fails where it differs from
-what was measured.
+`pytest -m faults -n 4 --write-faults` makes the table, and `pytest -m faults -n 4` fails if it differs from what was
+measured.
 
-| fault | lost | repeated | shown stale | whole again |
+| fault | lost | repeated | shown stale | recovered |
 |---|---|---|---|---|
 """
