@@ -643,11 +643,11 @@ def test_the_house_is_shown_as_it_is() -> None:
         f"{folder}/{name}"
         for folder, names in shown.items()
         for name in names
-        if not (package / (folder if folder != "beside them" else "") / f"{name}.py").exists()
+        if not (package / (folder if folder != "top level" else "") / f"{name}.py").exists()
     ]
     assert missing == []
     folders = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
-    assert shown.keys() == folders - {"demo"} | {"beside them"}
+    assert shown.keys() == folders - {"demo"} | {"top level"}
 
 
 def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
