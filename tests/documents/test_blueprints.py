@@ -118,7 +118,7 @@ def test_a_blueprint_says_which_home_assistant_it_is_for(name: str) -> None:
     head = load(name)["blueprint"]
     assert set(head) == {"name", "description", "domain", "author", "homeassistant", "input"}
     assert (head["domain"], head["homeassistant"]) == ("automation", {"min_version": "2025.10.0"})
-    assert "It is not a medical device" in head["description"]
+    assert "This is not a medical device" in head["description"]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -252,7 +252,7 @@ def test_quiet_hours_may_go_over_midnight(name: str, begin: str, end: str, quiet
             {MISSING: State("on"), "sensor.status": State("no_readings", {"message": "Look at the phone."})},
             "Look at the phone.",
         ),
-        ("glucose_missing", {MISSING: State("unavailable")}, "dexcom2mqtt or its broker is gone."),
+        ("glucose_missing", {MISSING: State("unavailable")}, "dexcom2mqtt or its broker is down."),
     ],
 )
 def test_the_message_says_what_there_is(name: str, states: dict[str, State], told: str) -> None:
@@ -311,11 +311,11 @@ def published(states: Mapping[str, State]) -> dict[str, Any] | None:
     begin, publish = blueprint["actions"]
     assert publish["data"]["retain"] is False
     given: dict[str, Any] = {"glucose": VALUE, "stale_after": 15, "prefix": "awtrix_1"} | {
-        key: blueprint["variables"][key] for key in ("arrows", "colours")
+        key: blueprint["variables"][key] for key in ("arrows", "colors")
     }
     assert render(publish["data"]["topic"], states, **given) == "awtrix_1/custom/glucose_anna"
     given["left"] = float(render(begin["variables"]["left"], states, **given))
-    given["colour"] = render(begin["variables"]["colour"], states, **given)
+    given["color"] = render(begin["variables"]["color"], states, **given)
     payload = render(publish["data"]["payload"], states, **given)
     return json.loads(payload) if payload else None
 
@@ -336,15 +336,15 @@ def test_the_clock_shows_nothing_without_a_current_value(state: str) -> None:
 
 
 def test_blueprint_and_flow_draw_the_same() -> None:
-    """The arrows and colours of the blueprint are those of the flow for Node-RED."""
+    """The arrows and colors of the blueprint are those of the flow for Node-RED."""
     flow = (EXAMPLES.parent / "node-red" / "awtrix.json").read_text("utf-8")
     (function,) = [node["func"] for node in json.loads(flow) if node["type"] == "function"]
     known = load(CLOCK)["variables"]
     arrows = {name: json.loads(lines) for name, lines in re.findall(r"\['(\w+)', (\[\[.*?\]\])\],\n", function)}
     assert arrows == known["arrows"]
     assert set(arrows) == set(TRENDS)
-    assert dict(re.findall(r"\['(\w+)', '(#\w+)'\]", function)) == known["colours"]
-    assert set(known["colours"]) == set(RANGES)
+    assert dict(re.findall(r"\['(\w+)', '(#\w+)'\]", function)) == known["colors"]
+    assert set(known["colors"]) == set(RANGES)
 
 
 def test_where_to_copy_the_files_is_said_in_each() -> None:

@@ -242,7 +242,7 @@ def test_dashboard_uses_home_assistants_own_cards_and_their_options_alone(dashbo
     assert the_card(dashboard, "history-graph")["hours_to_show"] == 24
 
 
-def test_gauge_is_coloured_by_the_default_ranges_and_hidden_without_a_number(dashboard: dict[str, Any]) -> None:
+def test_gauge_is_colored_by_the_default_ranges_and_hidden_without_a_number(dashboard: dict[str, Any]) -> None:
     gauge = the_card(dashboard, "gauge")
     assert gauge["needle"] is True  # without it Home Assistant ignores the segments
     assert [segment["from"] for segment in gauge["segments"]] == [0, 54, 70, 181, 251]
@@ -281,11 +281,11 @@ def test_dashboard_shows_value_trend_and_delta_or_why_there_are_none(
 
 def test_dashboard_says_that_the_daemon_is_gone(dashboard: dict[str, Any]) -> None:
     states = dict.fromkeys((VALUE, DELTA, STATUS), State("unavailable"))
-    assert "dexcom2mqtt or its broker is gone." in render(the_text(dashboard, VALUE), states)
+    assert "dexcom2mqtt or its broker is down." in render(the_text(dashboard, VALUE), states)
 
 
 def test_dashboard_shows_how_the_time_was_spent(dashboard: dict[str, Any]) -> None:
-    """A bar has a piece for each range, in the order and the colours of the gauge, and what is little still shows."""
+    """A bar has a piece for each range, in the order and the colors of the gauge, and what is little still shows."""
     parts = {"very_low": 0.4, "low": 2.5, "in_range": 77.5, "high": 18.2, "very_high": 1.4}
     states = {
         "sensor.anna_time_in_range": State("77.5", parts),
@@ -299,7 +299,7 @@ def test_dashboard_shows_how_the_time_was_spent(dashboard: dict[str, Any]) -> No
     ]
     bar = re.findall(r'<font color="(#[0-9a-f]{6})">(█*)</font>', rendered)
     assert [len(blocks) for _, blocks in bar] == [1, 1, 20, 5, 1]
-    assert [colour for colour, _ in bar] == [segment["color"] for segment in the_card(dashboard, "gauge")["segments"]]
+    assert [color for color, _ in bar] == [segment["color"] for segment in the_card(dashboard, "gauge")["segments"]]
 
 
 def test_automations_have_the_shape_that_home_assistant_takes(automations: dict[str, dict[str, Any]]) -> None:
@@ -345,8 +345,8 @@ def test_very_low_needs_no_trend_and_tells_once_more(automations: dict[str, dict
         (current("65"), "65 mg/dL, falling slightly"),
         (current("3.6", unit_of_measurement="mmol/L", description=None), "3.6 mmol/L, no trend"),
         (current("39", out_of_range="low"), "LOW, falling slightly"),
-        (State("unavailable"), "the reading has just gone"),
-        (State("unknown"), "the reading has just gone"),
+        (State("unavailable"), "the reading has just expired"),
+        (State("unknown"), "the reading has just expired"),
     ],
 )
 def test_low_tells_the_value(automations: dict[str, dict[str, Any]], value: State, told: str) -> None:
@@ -385,8 +385,8 @@ def test_missing_is_quiet_where_discovery_was_taken_away(automations: dict[str, 
     [
         (State("on"), State("no_readings", {"message": "Look at the phone."}), "Look at the phone."),
         (State("on"), State("unknown"), "Share has no newer reading."),
-        (State("unavailable"), State("unavailable"), "dexcom2mqtt or its broker is gone."),
-        (State("unknown"), State("unknown"), "dexcom2mqtt or its broker is gone."),
+        (State("unavailable"), State("unavailable"), "dexcom2mqtt or its broker is down."),
+        (State("unknown"), State("unknown"), "dexcom2mqtt or its broker is down."),
     ],
 )
 def test_missing_tells_why(automations: dict[str, dict[str, Any]], missing: State, status: State, told: str) -> None:

@@ -536,7 +536,7 @@ async def test_a_daemon_that_is_gone_rings(home: Home) -> None:
     assert home.rang() == []
     await home.publish("bridge/state", "offline")
     await home.later(10)
-    assert [call["message"] for call in home.told()] == ["dexcom2mqtt or its broker is gone."] * 2
+    assert [call["message"] for call in home.told()] == ["dexcom2mqtt or its broker is down."] * 2
 
 
 async def test_missing_rings_again_after_a_restart(home: Home) -> None:
