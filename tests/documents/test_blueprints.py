@@ -1,4 +1,4 @@
-"""The blueprints for Home Assistant: their forms, and what each template makes of states that are stale or missing.
+"""The blueprints for Home Assistant: their forms, and how each template handles stale or missing states.
 
 How an alert goes from the first ring to the last is played through in Home Assistant itself, in tests/e2e.
 """
@@ -35,7 +35,7 @@ class Input(str):
 
 
 class Loader(StrictLoader):
-    """Reads a blueprint as strictly as other examples."""
+    """Reads a blueprint as strictly as the other examples."""
 
 
 def _input(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Input:
@@ -51,7 +51,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def inputs_of(blueprint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """List the inputs, those in sections with the mark that they are."""
+    """List the inputs, with a mark for those in sections."""
     found: dict[str, dict[str, Any]] = {}
     for name, given in blueprint["blueprint"]["input"].items():
         if "input" in given:
@@ -100,7 +100,7 @@ def steps_of(name: str) -> list[dict[str, Any]]:
 
 
 def variables_of(name: str) -> dict[str, str]:
-    """Return the templates that a round of an alert begins with."""
+    """Return the templates at the beginning of an alert's round."""
     found: dict[str, str] = steps_of(name)[0]["variables"]
     return found
 
@@ -114,7 +114,7 @@ def test_there_are_no_other_blueprints() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_blueprint_says_which_home_assistant_it_is_for(name: str) -> None:
-    """It asks for the release that the project asks for, and names no address to update it from."""
+    """It requires the same release as the project, and names no address to update it from."""
     head = load(name)["blueprint"]
     assert set(head) == {"name", "description", "domain", "author", "homeassistant", "input"}
     assert (head["domain"], head["homeassistant"]) == ("automation", {"min_version": "2025.10.0"})
@@ -130,7 +130,7 @@ def test_every_input_is_used_and_every_use_has_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_only_the_person_and_where_to_show_it_must_be_chosen(name: str) -> None:
-    """All else has a default, and stands in a section that is closed."""
+    """Everything else has a default and is in a collapsed section."""
     needed = {key for key, field in inputs_of(load(name)).items() if "default" not in field}
     entity = "missing" if name == "glucose_missing" else "glucose"
     assert needed == {entity, "prefix" if name == CLOCK else "phones"}
@@ -158,7 +158,7 @@ def test_only_low_is_critical_and_never_quiet() -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_the_documentation_tells_the_defaults(name: str) -> None:
+def test_the_documentation_names_the_defaults(name: str) -> None:
     (row,) = [row for row in rows_of(text_of("docs/alerts.md")) if f"[{name}.yaml]" in row[0]]
     default = defaults_of(name)
     _, rings, again, snooze, critical, quiet = row
@@ -173,7 +173,7 @@ def test_the_documentation_tells_the_defaults(name: str) -> None:
 
 
 def triggers_of(name: str, states: Mapping[str, State], **given: Any) -> tuple[bool, bool]:
-    """Tell whether an alert begins with these states, and whether it would at a minute divided by five."""
+    """Return whether an alert begins with these states, and whether it would at a minute divisible by five."""
     begins, goes_on = load(name)["triggers"]
     assert render(goes_on["value_template"], states, **given) == "False"  # a minute after
     at_five = render(goes_on["value_template"], states, now=NOON.replace(minute=5), **given)
@@ -183,7 +183,7 @@ def triggers_of(name: str, states: Mapping[str, State], **given: Any) -> tuple[b
 @pytest.mark.parametrize("severity", [*RANGES, None])
 @pytest.mark.parametrize("value", ["65", *GONE])
 def test_low_and_high_ring_by_the_range_of_a_current_value(severity: str | None, value: str) -> None:
-    """What begins an alert is what keeps it, and there is none without a number."""
+    """The same condition begins and keeps an alert, and there is none without a number."""
     states = glucose(value, range=severity)
     number = value not in GONE
     cases: tuple[tuple[str, dict[str, Any], set[str]], ...] = (
@@ -207,7 +207,7 @@ def test_low_only_while_falling(trend: str | None) -> None:
 
 
 @pytest.mark.parametrize(("state", "rings"), [("on", True), ("off", False), ("unavailable", True), ("unknown", True)])
-def test_missing_rings_also_when_nobody_can_tell(state: str, rings: bool) -> None:
+def test_missing_also_rings_while_the_entity_is_unavailable(state: str, rings: bool) -> None:
     states = {MISSING: State(state)}
     assert triggers_of("glucose_missing", states, missing=MISSING) == (rings, rings)
     assert render(variables_of("glucose_missing")["level"], states, missing=MISSING) == (state if rings else "")
@@ -229,14 +229,14 @@ def test_without_the_entity_nothing_rings(name: str) -> None:
         ("22:00:00", "07:00:00", {"22:00:00", "00:00:00", "06:59:59"}),
     ],
 )
-def test_quiet_hours_may_go_over_midnight(name: str, begin: str, end: str, quiet: set[str]) -> None:
+def test_quiet_hours_may_cross_midnight(name: str, begin: str, end: str, quiet: set[str]) -> None:
     template = variables_of(name)["quiet"]
     for clock in ("00:00:00", "06:59:59", "07:00:00", "08:00:00", "11:59:59", "12:00:00", "21:59:59", "22:00:00"):
         told = render(template, {}, quiet_from=begin, quiet_to=end, clock=clock)
         assert (told == "True") == (clock in quiet)
 
 
-# --- what is told ------------------------------------------------------------------------------------------
+# --- the message ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_quiet_hours_may_go_over_midnight(name: str, begin: str, end: str, quiet
         ("glucose_missing", {MISSING: State("unavailable")}, "dexcom2mqtt or its broker is down."),
     ],
 )
-def test_the_message_says_what_there_is(name: str, states: dict[str, State], told: str) -> None:
+def test_the_message_says_what_is_known(name: str, states: dict[str, State], told: str) -> None:
     level = states[MISSING].state if MISSING in states else "low"
     assert render(variables_of(name)["text"], states, glucose=VALUE, missing=MISSING, level=level) == told
 
@@ -273,7 +273,7 @@ def test_the_title_says_whose_and_what() -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_a_notification_fits_both_kinds_of_phones(name: str) -> None:
-    """Critical is in the words of iOS and of Android; the tag is no longer than Apple takes."""
+    """Critical alerts are marked for iOS and for Android; the tag is no longer than Apple allows."""
     known = load(name)["variables"]
     loud = render(known["how_loud"], {}, critical=True)
     assert json.loads(loud.replace("'", '"')) == {
@@ -293,7 +293,7 @@ def test_a_notification_fits_both_kinds_of_phones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_phones_are_reached_by_name_and_those_that_are_gone_are_left_out(name: str) -> None:
+def test_phones_are_reached_by_name_and_removed_ones_are_left_out(name: str) -> None:
     reached = render(variables_of(name)["reachable"], {}, phones=["one", "gone", "two"])
     assert reached == str(list(PHONES.values()))
     actions = {text for text in texts(steps_of(name)) if text.startswith("notify.")}
@@ -306,7 +306,7 @@ def test_phones_are_reached_by_name_and_those_that_are_gone_are_left_out(name: s
 
 
 def published(states: Mapping[str, State]) -> dict[str, Any] | None:
-    """Return what the clock is sent; None where its app is taken away."""
+    """Return the message for the clock; None if its app is removed."""
     blueprint = load(CLOCK)
     begin, publish = blueprint["actions"]
     assert publish["data"]["retain"] is False
@@ -323,7 +323,7 @@ def published(states: Mapping[str, State]) -> dict[str, Any] | None:
 @pytest.mark.parametrize(
     ("age", "lifetime"), [(0, 900), (300.5, 599), (-100, 900), (899, 1), (899.5, None), (5000, None)]
 )
-def test_the_clock_keeps_a_reading_for_what_is_left_of_its_time(age: float, lifetime: int | None) -> None:
+def test_the_clock_keeps_a_reading_for_the_rest_of_its_time(age: float, lifetime: int | None) -> None:
     date = (NOON.timestamp() - age) * 1000
     shown = published(glucose("112", range="in_range", date=date))
     assert (shown and shown["lifetime"]) == lifetime
@@ -347,7 +347,7 @@ def test_blueprint_and_flow_draw_the_same() -> None:
     assert set(known["colors"]) == set(RANGES)
 
 
-def test_where_to_copy_the_files_is_said_in_each() -> None:
+def test_each_file_says_where_to_copy_it() -> None:
     for name in EVERY:
         page = "docs/clocks.md" if name == CLOCK else "docs/alerts.md"
         first = (FOLDER / f"{name}.yaml").read_text("utf-8")

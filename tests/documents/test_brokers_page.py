@@ -1,4 +1,4 @@
-"""The page of the brokers: that it says what the suite of brokers holds them to."""
+"""The page of brokers: it says what the suite of brokers expects of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {
     "nats": "NATS",
     "ejabberd": "ejabberd",
 }
-"""What the page calls them."""
+"""Their names on the page."""
 
 
 def row_of(kind: Kind) -> list[str]:
@@ -24,7 +24,7 @@ def row_of(kind: Kind) -> list[str]:
 
 
 def test_each_broker_of_the_suite_has_its_row() -> None:
-    """The page says of each which MQTT it speaks, and what becomes of what is retained, as the suite expects it."""
+    """The page says which MQTT each one speaks, and what happens to retained messages, as the suite expects."""
     for kind in KINDS:
         _, protocol, keeps, wildcards = row_of(kind)
         assert kind.protocol in re.split("[; ]", protocol)
@@ -32,7 +32,7 @@ def test_each_broker_of_the_suite_has_its_row() -> None:
         assert (wildcards == "yes") is kind.wildcards
 
 
-def test_the_aedes_of_the_page_is_the_one_that_is_installed() -> None:
+def test_the_aedes_on_the_page_is_the_installed_one() -> None:
     """The version on the page is the one that .ci/run pins."""
     (pinned,) = re.findall(r"aedes@([\d.]+)", text_of(".ci/run"))
     (kind,) = [kind for kind in KINDS if kind.name == "aedes"]

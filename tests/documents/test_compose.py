@@ -1,4 +1,4 @@
-"""compose.yaml and the image, as far as they can be seen without running them: that their pieces fit together."""
+"""compose.yaml and the image, as far as they can be checked without running them: their pieces fit together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACL = (EXAMPLES / "acl").read_text(encoding="utf-8")
 
 
 def test_the_daemon_gets_a_whole_configuration(tmp_path: Path) -> None:
-    """What compose.yaml sets, together with its secrets, is all that the daemon needs."""
+    """compose.yaml and its secrets together give the daemon all it needs."""
     for name in DAEMON["secrets"]:
         (tmp_path / name).write_text("anna", encoding="utf-8")
     settings = loading.load(environ=DAEMON["environment"], secrets=[tmp_path])
@@ -37,7 +37,7 @@ def test_the_daemon_gets_a_whole_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", [DAEMON, BROKER], ids=["daemon", "broker"])
 def test_both_are_confined(service: dict[str, Any]) -> None:
-    """Neither can write outside its volume, has a right, or can get one; and both come back."""
+    """Neither can write outside its volume, has privileges, or can gain any; and both are restarted."""
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -45,8 +45,8 @@ def test_both_are_confined(service: dict[str, Any]) -> None:
     assert not service.keys() & {"privileged", "cap_add", "devices", "pid", "network_mode"}
 
 
-def test_the_broker_finds_its_files_and_lets_nobody_in_without_a_password() -> None:
-    """Each path that mosquitto.conf names is mounted there: a file of this clone, or a volume around it."""
+def test_the_broker_finds_its_files_and_admits_nobody_without_a_password() -> None:
+    """Each path in mosquitto.conf is mounted: as a file of this clone, or in a volume."""
     mounts = dict(volume.split(":")[1::-1] for volume in BROKER["volumes"])
     copied = {
         copy: Path(source) for source, copy in re.findall(r"install -m 600 (\S+) (\S+) &&", BROKER["command"][-1])
@@ -59,8 +59,8 @@ def test_the_broker_finds_its_files_and_lets_nobody_in_without_a_password() -> N
     assert (ROOT / mounts["/mosquitto/config/mosquitto.conf"]).samefile(EXAMPLES / "mosquitto.conf")
 
 
-def test_the_image_tells_what_the_project_is() -> None:
-    """The labels in the Dockerfile are the project's own."""
+def test_the_labels_of_the_image_describe_the_project() -> None:
+    """The labels in the Dockerfile match the project's metadata."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', DOCKERFILE))
     assert labels == {
@@ -75,7 +75,7 @@ def test_the_image_tells_what_the_project_is() -> None:
 
 
 def test_the_page_is_two_lines_away(tmp_path: Path) -> None:
-    """It is off; with the two remarks it listens in the container, at the port that goes out, on this machine alone."""
+    """It is off; with two lines uncommented it listens in the container, and is published only on this machine."""
     for name in DAEMON["secrets"]:
         (tmp_path / name).write_text("anna", encoding="utf-8")
     assert loading.load(environ=DAEMON["environment"], secrets=[tmp_path]).web is None

@@ -1,4 +1,4 @@
-"""The documents: that what they show works as it stands, and that what they say is what the code does."""
+"""The documents: what they show works unchanged, and what they say is what the code does."""
 
 from __future__ import annotations
 
@@ -72,20 +72,20 @@ if TYPE_CHECKING:
 BIN: Final = Path(sys.executable).parent
 PASSWORD: Final = "correct horse"
 PLACEHOLDERS: Final = {"her password at Dexcom": PASSWORD}
-"""What stands for a password in the documents, and what its reader puts there."""
+"""The placeholders for a password in the documents, and what a reader writes instead."""
 PEOPLE: Final = [
     SimulatedAccount("anna@example.com", PASSWORD, seed=1),
     SimulatedAccount("ben@example.com", "his password at Dexcom", seed=2),
     SimulatedAccount("+11234567890", "0123", seed=3),
 ]
-"""Whom the documents name."""
+"""The people named in the documents."""
 
 EVERY_BLOCK: Final = [block for document in DOCUMENTS for block in blocks_of(document)]
 SHELL: Final = ("sh", "console")
 
 
 def as_read(block: Block) -> str:
-    """Return what a block says once its reader has put in what is their own."""
+    """Return a block's text after the reader has replaced the placeholders."""
     text = block.text
     for placeholder, own in PLACEHOLDERS.items():
         text = text.replace(placeholder, own)
@@ -97,7 +97,7 @@ def as_read(block: Block) -> str:
 
 @pytest.mark.parametrize("block", EVERY_BLOCK, ids=str)
 def test_a_block_is_run_or_says_why_not(block: Block) -> None:
-    """Each block is in a language that a test below runs or reads, or says in a comment above it why not."""
+    """A test below runs or reads each block, or a comment above the block says why not."""
     if block.runs:
         assert block.language in {"yaml", "json", "python", "toml", *SHELL}, (
             f"nothing runs this; give it a reason, as <!-- not run here: … -->, one of {REASONS}"
@@ -118,7 +118,7 @@ def test_a_block_is_run_or_says_why_not(block: Block) -> None:
 
 @pytest.mark.parametrize("block", every_block("yaml"), ids=str)
 def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is shown as a configuration can be used as it stands; other YAML names nothing twice."""
+    """A configuration in the documents loads unchanged; other YAML has no key twice."""
     keys = load_strictly(block.text).keys() if block.note != MISTAKE else keys_of(Settings).keys()
     if not keys & keys_of(Settings).keys():
         return
@@ -133,12 +133,12 @@ def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("block", every_block("toml"), ids=str)
 def test_toml_can_be_read(block: Block) -> None:
-    """What is shown as TOML is TOML."""
+    """A block marked as TOML is valid TOML."""
     assert tomllib.loads(block.text)
 
 
 def payloads() -> dict[str, dict[str, Any]]:
-    """Make one of each payload in JSON."""
+    """Make one payload of each kind in JSON."""
     topics = Topics("dexcom2mqtt")
     state = state_of(reading(), 3, account())
     made = [
@@ -157,7 +157,7 @@ def payloads() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("block", every_block("json"), ids=str)
 def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
-    """What is shown in JSON has the keys of one of the payloads, in their order; a reading says what it would say."""
+    """A JSON block has the keys of one of the payloads, in order; a reading has the right values."""
     shown = json.loads(block.text)
     (kind,) = [kind for kind, payload in payloads().items() if list(payload) == list(shown)]
     if kind in {"state", "reading"}:
@@ -189,7 +189,7 @@ def test_a_payload_is_as_it_would_be_sent(block: Block) -> None:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedShare]:
-    """Run Share for the people of the documents in the place of Dexcom's own."""
+    """Run a Share service for the people in the documents instead of Dexcom's."""
     with SimulatedShare(PEOPLE, accelerated(1.0)) as running:
         for region in share.BASE_URLS:
             monkeypatch.setitem(share.BASE_URLS, region, running.base_url)
@@ -198,7 +198,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedShare]:
 
 @pytest.mark.parametrize("block", every_block("python"), ids=str)
 def test_python_runs_as_it_stands(block: Block, service: SimulatedShare) -> None:
-    """What is shown in Python runs, asks Share, and prints a reading; only the server is another one."""
+    """A Python block runs, asks Share, and prints a reading; only the server is a different one."""
     said = run_python(block)
     assert service.count(call="read", outcome="ok") == 1
     newest = share.ShareClient(username="anna@example.com", password=PASSWORD).latest_reading()
@@ -207,8 +207,8 @@ def test_python_runs_as_it_stands(block: Block, service: SimulatedShare) -> None
 
 
 @pytest.mark.parametrize("block", every_block("python"), ids=str)
-def test_python_catches_what_may_happen(block: Block, service: SimulatedShare) -> None:
-    """What is shown in Python says so where the credentials are rejected, and where Share is gone."""
+def test_python_catches_errors(block: Block, service: SimulatedShare) -> None:
+    """A Python block reports rejected credentials, and a Share service that does not answer."""
     service.close()
     assert "try again later" in run_python(block)
     with SimulatedShare([SimulatedAccount("anna@example.com", "another password")], accelerated(1.0)) as strict:
@@ -220,12 +220,12 @@ def run_python(block: Block) -> str:
     """Run it and return what it printed."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(as_read(block), str(block), "exec"), {"__name__": "__main__"})  # noqa: S102  # it is what is tested
+        exec(compile(as_read(block), str(block), "exec"), {"__name__": "__main__"})  # noqa: S102  # this is the test
     return said.getvalue()
 
 
 def public_names(module: ModuleType) -> set[str]:
-    """Name what a module, or the face of a package, has for others."""
+    """Return the public names of a module, or of a package."""
     if hasattr(module, "__all__"):
         return set(module.__all__)
     assert module.__file__
@@ -242,12 +242,12 @@ def public_names(module: ModuleType) -> set[str]:
 
 
 def public_members(thing: object) -> set[str]:
-    """Name what an object has for others."""
+    """Return the public members of an object."""
     return {name for name in dir(thing) if not name.startswith("_")}
 
 
 def listed(*headings: str) -> list[str]:
-    """List what the tables under these headings of the library's page are about."""
+    """List the names in the first column of the tables under these headings of the library's page."""
     page = text_of("docs/library.md")
     names = [codes_in(row[0])[0] for heading in headings for row in rows_of(section_of(page, heading))]
     return [re.split(r"[^\w.]", name)[0] for name in names]
@@ -261,7 +261,7 @@ def test_the_library_is_documented() -> None:
     )
 
 
-def test_the_face_of_the_client_has_what_it_names() -> None:
+def test_the_client_package_has_what_it_exports() -> None:
     """Every name of ``__all__`` can be imported, and hides no module of the package."""
     modules = {path.stem for path in Path(str(share.__file__)).parent.glob("*.py")}
     assert all(hasattr(share, name) for name in share.__all__)
@@ -269,7 +269,7 @@ def test_the_face_of_the_client_has_what_it_names() -> None:
 
 
 def test_a_batch_is_documented() -> None:
-    """Everything that a batch holds is named in its row on the library's page, and nothing else."""
+    """The row on the library's page names everything that a batch holds, and nothing else."""
     (row,) = [row for row in rows_of(section_of(text_of("docs/library.md"), "## Other names")) if row[0] == "`Batch`"]
     assert sorted(codes_in(row[1])) == sorted({"fetch"} | {field.name for field in fields(share.Batch)})
 
@@ -281,7 +281,7 @@ def test_the_client_and_a_reading_are_documented() -> None:
     assert sorted(listed("## A reading")) == sorted(public_members(reading()))
 
 
-def test_what_the_client_takes_is_documented() -> None:
+def test_the_arguments_of_the_client_are_documented() -> None:
     """Every argument of the client is on the library's page."""
     taken = share.ShareClient.__init__.__code__
     arguments = taken.co_varnames[1 : taken.co_argcount + taken.co_kwonlyargcount]
@@ -289,8 +289,8 @@ def test_what_the_client_takes_is_documented() -> None:
     assert set(arguments) <= set(codes_in(opening))
 
 
-def test_every_property_that_is_named_exists() -> None:
-    """What takes the place of pydexcom's names exists here."""
+def test_every_named_property_exists() -> None:
+    """Every replacement for one of pydexcom's names exists here."""
     known = public_members(share.ShareClient) | public_members(Reading) | public_names(share) | public_names(readings)
     for old, new in rows_of(section_of(text_of("docs/library.md"), "## Coming from pydexcom")):
         assert old
@@ -299,7 +299,7 @@ def test_every_property_that_is_named_exists() -> None:
 
 
 def test_eight_values_differ_from_pydexcoms() -> None:
-    """Conversion by 0.0555, as pydexcom does it, gives another result at as many values as the README says."""
+    """Conversion by 0.0555, as in pydexcom, gives a different result at as many values as the library's page says."""
     differing = [mg_dl for mg_dl in range(39, 402) if readings.to_mmol_l(mg_dl) != round(mg_dl * 0.0555, 1)]
     assert len(differing) == 8
     assert "differs at eight values" in re.sub(r"\s+", " ", text_of("docs/library.md"))
@@ -311,14 +311,14 @@ def test_eight_values_differ_from_pydexcoms() -> None:
 _CHANGES_THE_MACHINE: Final = re.compile(
     r"(?<![\w.~-])/(bin|boot|etc|home|lib|opt|root|run|srv|sys|usr|var)\b|\b(apt|apt-get|docker|podman|systemctl|pip)\b"
 )
-"""Whoever runs the tests may be root: commands that would install, remove or restart something are for others."""
+"""The tests may run as root: commands that would install, remove or restart something must not run here."""
 
 
 class World:
     """A folder, a broker and a Share service for the commands of one document.
 
-    What a document names by its usual name is found: `dexcom2mqtt`, `config.yaml`, the broker at its usual port,
-    Dexcom's servers. Where these are is another place, told by the environment; `/etc/mosquitto` is in the folder.
+    The usual names in a document work: `dexcom2mqtt`, `config.yaml`, the broker at its usual port, Dexcom's servers.
+    The environment leads them to their places here; `/etc/mosquitto` is in the folder.
     """
 
     def __init__(self, folder: Path, broker: Mosquitto, service: SimulatedShare) -> None:
@@ -338,21 +338,21 @@ class World:
         kept |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         if self.settings:
             kept |= {"DEXCOM2MQTT_MQTT__HOST": "127.0.0.1", "DEXCOM2MQTT_MQTT__PORT": str(self.broker.port)}
-            # Daemons of other tests have the usual one, and are seen on the whole machine.
+            # Daemons of other tests have the usual client id, which is visible on the whole machine.
             kept["DEXCOM2MQTT_MQTT__CLIENT_ID"] = f"{self.settings.mqtt.client_id}-{self.folder.name}-{os.getpid()}"
             for key in self.settings.accounts:
                 kept[f"DEXCOM2MQTT_ACCOUNTS__{key.upper()}__SHARE_URL"] = self.service.base_url
         return kept
 
     def configure(self, block: Block) -> None:
-        """Save a configuration as the reader is told to."""
+        """Save a configuration the way the document says."""
         file = self.folder / "config.yaml"
         file.write_text(as_read(block), encoding="utf-8")
         file.chmod(0o600)
         self.settings = None if block.note == MISTAKE else loading.load(file, environ={}, secrets=())
 
     def run(self, block: Block) -> None:
-        """Run the commands of a block; each has to succeed."""
+        """Run the commands of a block; each must succeed."""
         text = as_read(block).replace("sudo -u mosquitto ", "").replace("sudo ", "")
         text = re.sub("/(etc|var/lib)/mosquitto", f"{self.folder}/mosquitto", text)
         text = text.replace("-o mosquitto -g mosquitto", f"-o {os.getuid()} -g {os.getgid()}")
@@ -378,7 +378,7 @@ class World:
             assert ran.returncode == 0, f"{block}: {ran.stdout}{ran.stderr}"
 
     def say(self, block: Block) -> None:
-        """Run the commands after a `$`, and compare what they say with what is shown."""
+        """Run the commands after a `$`, and compare their output with the block."""
         for part in re.split(r"(?m)^\$ ", as_read(block))[1:]:
             command, _, shown = part.partition("\n")
             ran = subprocess.run(
@@ -394,7 +394,7 @@ class World:
             assert ran.stdout == shown, f"{block}: {command}"
 
     def _lasting(self, command: str) -> Callable[[str], object] | None:
-        """Return what tells, from what it said, that a command which does not end by itself works."""
+        """Return a check of the output of a command that does not end by itself: whether it works."""
         if command.startswith("mosquitto_sub "):
             return re.compile("^dexcom2mqtt/", re.MULTILINE).search
         if command.startswith("dexcom2mqtt run"):
@@ -421,7 +421,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, mosquitto: Mosquitto, service: SimulatedShare) -> World:
-    """Make a world for the commands of one document."""
+    """Return a world for the commands of one document."""
     if not shutil.which("mosquitto_sub"):
         pytest.skip("mosquitto_sub is not installed; install the package mosquitto-clients to run them")
     return World(tmp_path, mosquitto, service)
@@ -429,7 +429,7 @@ def world(tmp_path: Path, mosquitto: Mosquitto, service: SimulatedShare) -> Worl
 
 @pytest.mark.parametrize("document", sorted({block.document for block in every_block(*SHELL)}))
 def test_commands_do_what_they_should(document: str, world: World) -> None:
-    """The commands of a document, one after the other, with its configurations, succeed and say what is shown."""
+    """The commands of a document, run in order with its configurations, succeed and print what is shown."""
     for block in blocks_of(document):
         if not block.runs:
             continue
@@ -441,8 +441,8 @@ def test_commands_do_what_they_should(document: str, world: World) -> None:
             world.say(block)
 
 
-def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
-    """The commands of the page on security leave a broker that lets in nobody but the users."""
+def test_the_broker_is_secured_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
+    """The commands on the security page leave a broker that admits only its users."""
     block, _ = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
     world.run(block)
     broker = start_mosquitto(f"include_dir {world.folder}/mosquitto/conf.d")
@@ -457,7 +457,7 @@ def test_the_broker_is_closed_as_shown(world: World, start_mosquitto: Callable[.
 
 
 def test_the_broker_is_encrypted_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
-    """The commands of the page on security make certificates that a strict Python accepts, for host and address."""
+    """The commands on the security page make certificates that a strict Python accepts, for host and address."""
     users, certificates = [block for block in blocks_of("docs/security.md") if block.language == "sh"]
     port = free_port()
     for old, new in (("broker.local", "localhost"), ("192.168.1.2", "127.0.0.1"), ("8883", f"{port} 127.0.0.1")):
@@ -491,7 +491,7 @@ def test_the_keys_of_the_configuration_are_those_of_the_schema(
 
 
 def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
-    """Each variable and each secret file of the reference sets the key that stands beside it."""
+    """Each variable and each secret file in the reference sets the key in its row."""
     table = section_of(text_of("docs/configuration.md"), "### Names in the environment, and of secret files")
     rows = [[codes_in(cell)[0] for cell in row] for row in rows_of(table)]
     assert rows
@@ -506,7 +506,7 @@ def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
 
 
 def topics_of_the_code() -> set[str]:
-    """Name every topic, as the documents write them."""
+    """Return every topic, as the documents write them."""
     topics = Topics("B")
     of_account = {topics.of("A", leaf) for leaf in (*RETAINED, "reading", "refresh")}
     bridge = {topics.bridge_state, topics.bridge_info, topics.sync("<client id>")}
@@ -514,7 +514,7 @@ def topics_of_the_code() -> set[str]:
 
 
 def test_the_topics_are_those_of_the_code() -> None:
-    """The page of the topics names each topic, and none that there is not."""
+    """The page of topics names each topic, and only topics that exist."""
     page = text_of("docs/topics.md")
     named = {name for name in codes_in(without_blocks(page)) if re.match("[BP]/", name)}
     keys = {f"B/A/{key}" for key in STATE_KEYS}
@@ -539,7 +539,7 @@ def test_the_topics_at_a_glance_are_those_of_the_code() -> None:
 
 
 def test_the_payloads_are_those_of_the_code() -> None:
-    """The page of the topics describes each key of each payload, in their order."""
+    """The page of topics describes each key of each payload, in order."""
     page = text_of("docs/topics.md")
     for kind in ("state", "status"):
         described = [name for row in rows_of(section_of(page, f"### `{kind}`")) for name in codes_in(row[0])]
@@ -568,7 +568,7 @@ def test_the_payloads_are_those_of_the_code() -> None:
     ],
 )
 def test_the_words_are_those_of_the_code(kind: str, key: str, words: tuple[str, ...]) -> None:
-    """Where a key has one of a few words, the page of the topics lists them all and no other."""
+    """If a key has one of a few words, the page of topics lists all of them and no others."""
     rows = rows_of(section_of(text_of("docs/topics.md"), f"### `{kind}`"))
     (meaning,) = [row[2] for row in rows if row[0] == f"`{key}`"]
     assert codes_in(meaning)[: len(words)] == list(words)
@@ -579,7 +579,7 @@ def test_the_words_are_those_of_the_code(kind: str, key: str, words: tuple[str, 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
 def test_links_lead_somewhere(document: str) -> None:
-    """Each link and each picture is there, and so is the heading that it names."""
+    """Each linked file and picture exists, and so does the heading that a link names."""
     for link in links_of(text_of(document)):
         if link.startswith("https://"):
             continue
@@ -591,7 +591,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 def test_every_page_can_be_reached() -> None:
-    """From the README, each document can be reached by links."""
+    """Links from the README lead to each document."""
     seen: set[Path] = set()
     waiting = [ROOT / "README.md"]
     while waiting:
@@ -606,20 +606,20 @@ def test_every_page_can_be_reached() -> None:
 
 @pytest.mark.parametrize(("document", "most"), [("README.md", 199), ("CONTRIBUTING.md", 80)])
 def test_documents_stay_short(document: str, most: int) -> None:
-    """The README is read in five minutes, and how to contribute in two."""
+    """Reading the README takes five minutes, and CONTRIBUTING two."""
     assert len(text_of(document).splitlines()) <= most
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_page_has_one_title(document: str) -> None:
-    """A document begins with its title, and has no other of that rank."""
+    """A document begins with its title, and has no other heading of that rank."""
     text = text_of(document)
     assert text.startswith("# ")
     assert len(re.findall(r"(?m)^# ", prose_of(text))) == 1
 
 
 def test_the_disclaimer_comes_first() -> None:
-    """That nothing of this is for treatment decisions stands at the top of the README, and again at its end."""
+    """The README says at its top, and again at its end, that nothing here is for treatment decisions."""
     text = text_of("README.md")
     assert "not for treatment decisions" in " ".join(text.splitlines()[:12]).lower()
     assert "treatment" in section_of(text, "## Disclaimer and license")
@@ -633,8 +633,8 @@ UNPUBLISHED: Final = {
 }
 
 
-def test_the_house_is_shown_as_it_is() -> None:
-    """Each folder of the package has its row, and each module that a row names is there."""
+def test_the_table_of_modules_is_that_of_the_code() -> None:
+    """Each folder of the package has a row, and each module named in a row exists."""
     package = Path(readings.__file__).parent
     page = section_of(text_of("docs/how-it-works.md"), "# How it works")
     rows = {folder: codes_in(text) for folder, text in rows_of(page.partition("## ")[0]) if folder != "folder"}
@@ -651,7 +651,7 @@ def test_the_house_is_shown_as_it_is() -> None:
 
 
 def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
-    """The classifiers name the Pythons that parts of CI run on, and the oldest of them is the one that is enough."""
+    """The classifiers name the Pythons that CI runs, and the oldest of them is the required one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     assert claimed == sorted(set(PYTHON_OF.values()))
@@ -666,13 +666,13 @@ def test_the_pythons_that_the_package_claims_are_those_that_ci_runs() -> None:
 
 @pytest.mark.parametrize("what", UNPUBLISHED)
 def test_nothing_is_named_that_does_not_exist(what: str) -> None:
-    """Nothing is published yet: no file names a place where it would be."""
+    """Nothing is published yet: no file names a place where it could be found."""
     named = re.compile(UNPUBLISHED[what])
     assert [path.name for path in files_of_the_project() if named.search(path.read_text("utf-8"))] == []
 
 
-def test_finds_what_does_not_exist() -> None:
-    """Each kind of place is found where it is written."""
+def test_finds_each_unpublished_place() -> None:
+    """Each kind of place is found in a text."""
     found = {
         "a place of the repository": "git clone https://github" + ".com/someone/dexcom2mqtt",
         "a badge": "https://img.shields" + ".io/x",

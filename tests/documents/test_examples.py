@@ -1,4 +1,4 @@
-"""The examples for Home Assistant and others: they load, name what exists, and cope with states that are missing."""
+"""The examples for Home Assistant and others: they load, name only what exists, and cope with missing states."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ CARDS = {
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Reads YAML, and takes a key that comes twice or is no text for the mistake it is."""
+    """Reads YAML, and rejects a key that comes twice or is not a text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT002  # PyYAML's
-        """Refuse what PyYAML would resolve in silence."""
+        """Reject what PyYAML would resolve silently."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if not isinstance(key, str) or keys.count(key) > 1:
@@ -119,13 +119,13 @@ def the_text(dashboard: Mapping[str, Any], entity: str) -> str:
 
 
 def message_of(automation: Mapping[str, Any]) -> str:
-    """Find the template of what an automation tells."""
+    """Find the template of an automation's message."""
     return cast("str", automation["actions"][-1]["data"]["message"])
 
 
 @dataclass(frozen=True)
 class State:
-    """A state as templates see it."""
+    """A state as seen by templates."""
 
     state: str
     attributes: Mapping[str, object] = field(default_factory=dict)
@@ -155,11 +155,11 @@ class States:
             return self._states.get(f"{self._domain}.{name}")
         if name in {"sensor", "binary_sensor"}:
             return States(self._states, name)
-        raise AttributeError(name)  # the sandbox asks for marks of its own
+        raise AttributeError(name)  # the sandbox asks for its own attributes
 
 
 def is_number(value: object) -> bool:
-    """Tell numbers from the rest, as Home Assistant does."""
+    """Return whether it is a number, as Home Assistant does."""
     try:
         float(cast("str", value))
     except (TypeError, ValueError):
@@ -168,7 +168,7 @@ def is_number(value: object) -> bool:
 
 
 def as_timestamp(value: object, default: object = None) -> object:
-    """Turn a time into Unix seconds; without a default, what is no time is an error."""
+    """Turn a time into Unix seconds; without a default, anything else is an error."""
     try:
         return (value if isinstance(value, datetime) else datetime.fromisoformat(cast("str", value))).timestamp()
     except (TypeError, ValueError):
@@ -178,7 +178,7 @@ def as_timestamp(value: object, default: object = None) -> object:
 
 
 def environment(states: Mapping[str, State], now: datetime | None = None) -> ImmutableSandboxedEnvironment:
-    """Make what renders a template the way Home Assistant would; a misspelt name is an error here."""
+    """Return an environment that renders templates as Home Assistant does; a misspelled name is an error here."""
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
     environment.globals |= {
         "states": States(states),
@@ -193,30 +193,30 @@ def environment(states: Mapping[str, State], now: datetime | None = None) -> Imm
 
 
 def render(template: str, states: Mapping[str, State], *, now: datetime | None = None, **variables: object) -> str:
-    """Render a template the way Home Assistant would."""
+    """Render a template as Home Assistant would."""
     return environment(states, now).from_string(template).render(variables).strip()
 
 
 def current(value: str, **attributes: object) -> State:
-    """Make the state of the value as it comes with a reading."""
+    """Make the value's state as it comes with a reading."""
     known = {"unit_of_measurement": "mg/dL", "arrow": "↘", "description": "falling slightly", "out_of_range": None}
     return State(value, known | attributes)
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "b: {a: 1, a: 2}", "on: 1", "[{1: a}]"])
-def test_loader_refuses_keys_that_come_twice_or_are_no_text(text: str) -> None:
+def test_loader_rejects_repeated_keys_and_keys_that_are_not_texts(text: str) -> None:
     with pytest.raises(yaml.constructor.ConstructorError, match="a key twice, or no text"):
         load(text)
 
 
-def test_examples_name_no_entity_that_discovery_does_not_declare(
+def test_examples_name_only_entities_that_discovery_declares(
     dashboard: dict[str, Any], automations: dict[str, dict[str, Any]]
 ) -> None:
     named = {name for text in texts([dashboard, automations]) for name in ENTITY_LIKE.findall(text)}
     assert named - ACTIONS <= ENTITIES
 
 
-def test_dashboard_shows_every_entity_that_is_there_by_itself(dashboard: dict[str, Any]) -> None:
+def test_dashboard_shows_every_entity_enabled_by_default(dashboard: dict[str, Any]) -> None:
     named = {name for text in texts(dashboard) for name in ENTITY_LIKE.findall(text)}
     assert named - ACTIONS == ENABLED
 
@@ -231,7 +231,7 @@ def test_dashboard_is_a_view_of_sections(dashboard: dict[str, Any]) -> None:
         assert section["type"] == "grid"
 
 
-def test_dashboard_uses_home_assistants_own_cards_and_their_options_alone(dashboard: dict[str, Any]) -> None:
+def test_dashboard_uses_only_home_assistants_own_cards_and_their_options(dashboard: dict[str, Any]) -> None:
     for card in cards_of(dashboard):
         assert set(card) - {"type"} <= CARDS[card["type"]], card
     assert {card["type"] for card in cards_of(dashboard)} == set(CARDS)
@@ -279,13 +279,13 @@ def test_dashboard_shows_value_trend_and_delta_or_why_there_are_none(
     assert [line.strip() for line in rendered.splitlines() if line.strip()] == shown
 
 
-def test_dashboard_says_that_the_daemon_is_gone(dashboard: dict[str, Any]) -> None:
+def test_dashboard_says_that_the_daemon_is_down(dashboard: dict[str, Any]) -> None:
     states = dict.fromkeys((VALUE, DELTA, STATUS), State("unavailable"))
     assert "dexcom2mqtt or its broker is down." in render(the_text(dashboard, VALUE), states)
 
 
-def test_dashboard_shows_how_the_time_was_spent(dashboard: dict[str, Any]) -> None:
-    """A bar has a piece for each range, in the order and the colors of the gauge, and what is little still shows."""
+def test_dashboard_shows_time_in_range(dashboard: dict[str, Any]) -> None:
+    """A bar has a piece for each range, in the order and colors of the gauge, and even a small one is visible."""
     parts = {"very_low": 0.4, "low": 2.5, "in_range": 77.5, "high": 18.2, "very_high": 1.4}
     states = {
         "sensor.anna_time_in_range": State("77.5", parts),
@@ -302,14 +302,14 @@ def test_dashboard_shows_how_the_time_was_spent(dashboard: dict[str, Any]) -> No
     assert [color for color, _ in bar] == [segment["color"] for segment in the_card(dashboard, "gauge")["segments"]]
 
 
-def test_automations_have_the_shape_that_home_assistant_takes(automations: dict[str, dict[str, Any]]) -> None:
+def test_automations_have_the_shape_that_home_assistant_expects(automations: dict[str, dict[str, Any]]) -> None:
     assert set(automations) == {"anna_glucose_low", "anna_readings_missing", "anna_new_reading"}
     for automation in automations.values():
         assert set(automation) == AUTOMATION
         assert automation["mode"] in {"single", "restart", "queued"}
         for trigger in automation["triggers"]:
             assert set(trigger) - {"trigger"} <= TRIGGERS[trigger["trigger"]]
-            assert isinstance(trigger.get("to", ""), str)  # and not the truth value that a bare `on` is
+            assert isinstance(trigger.get("to", ""), str)  # and not a boolean, as a bare `on` would be
         *waits, told = automation["actions"]
         assert all(set(wait) == {"wait_template", "timeout", "continue_on_timeout"} for wait in waits)
         assert set(told) == {"action", "data"}
@@ -322,7 +322,7 @@ def test_automations_have_the_shape_that_home_assistant_takes(automations: dict[
     [(severity, trend, False) for severity in (*RANGES, *GONE) if severity != "low" for trend in (*TRENDS, *GONE)]
     + [("low", trend, trend.startswith("falling")) for trend in (*TRENDS, *GONE)],
 )
-def test_low_and_falling_is_nothing_else(
+def test_low_and_falling_needs_both(
     automations: dict[str, dict[str, Any]], severity: str, trend: str, alarms: bool
 ) -> None:
     template = automations["anna_glucose_low"]["triggers"][1]["value_template"]
@@ -333,7 +333,7 @@ def test_low_and_falling_is_false_without_entities(automations: dict[str, dict[s
     assert render(automations["anna_glucose_low"]["triggers"][1]["value_template"], {}) == "False"
 
 
-def test_very_low_needs_no_trend_and_tells_once_more(automations: dict[str, dict[str, Any]]) -> None:
+def test_very_low_needs_no_trend_and_alerts_again(automations: dict[str, dict[str, Any]]) -> None:
     very_low, low_and_falling = automations["anna_glucose_low"]["triggers"]
     assert very_low == {"trigger": "state", "entity_id": RANGE, "to": "very_low", "for": {"seconds": 2}}
     assert low_and_falling["for"] == {"seconds": 2}  # or it would see the old trend beside the new range
@@ -349,7 +349,7 @@ def test_very_low_needs_no_trend_and_tells_once_more(automations: dict[str, dict
         (State("unknown"), "the reading has just expired"),
     ],
 )
-def test_low_tells_the_value(automations: dict[str, dict[str, Any]], value: State, told: str) -> None:
+def test_low_names_the_value(automations: dict[str, dict[str, Any]], value: State, told: str) -> None:
     assert " ".join(render(message_of(automations["anna_glucose_low"]), {VALUE: value}).split()) == told
 
 
@@ -366,7 +366,7 @@ def test_low_tells_the_value(automations: dict[str, dict[str, Any]], value: Stat
         ("off", 60, False),
     ],
 )
-def test_missing_for_20_minutes_counts_the_daemons_absence_too(
+def test_missing_for_20_minutes_also_counts_while_the_daemon_is_down(
     automations: dict[str, dict[str, Any]], state: str, minutes: int, alarms: bool
 ) -> None:
     sensor = State(state)
@@ -375,7 +375,7 @@ def test_missing_for_20_minutes_counts_the_daemons_absence_too(
     assert render(trigger["value_template"], {MISSING: sensor}, now=now) == str(alarms)
 
 
-def test_missing_is_quiet_where_discovery_was_taken_away(automations: dict[str, dict[str, Any]]) -> None:
+def test_missing_is_quiet_if_discovery_was_removed(automations: dict[str, dict[str, Any]]) -> None:
     (trigger,) = automations["anna_readings_missing"]["triggers"]
     assert render(trigger["value_template"], {}, now=datetime.now(UTC)) == "False"
 
@@ -389,11 +389,11 @@ def test_missing_is_quiet_where_discovery_was_taken_away(automations: dict[str, 
         (State("unknown"), State("unknown"), "dexcom2mqtt or its broker is down."),
     ],
 )
-def test_missing_tells_why(automations: dict[str, dict[str, Any]], missing: State, status: State, told: str) -> None:
+def test_missing_says_why(automations: dict[str, dict[str, Any]], missing: State, status: State, told: str) -> None:
     assert render(message_of(automations["anna_readings_missing"]), {MISSING: missing, STATUS: status}) == told
 
 
-def test_new_reading_ignores_states_that_are_no_reading(automations: dict[str, dict[str, Any]]) -> None:
+def test_new_reading_ignores_states_that_are_not_readings(automations: dict[str, dict[str, Any]]) -> None:
     (trigger,) = automations["anna_new_reading"]["triggers"]
     assert trigger == {
         "trigger": "state",
@@ -422,7 +422,7 @@ def test_new_reading_waits_for_the_value_that_belongs_to_the_time(
     assert render(wait["wait_template"], {VALUE: value}, trigger=trigger) == str(goes_on)
 
 
-def test_new_reading_tells_the_value(automations: dict[str, dict[str, Any]]) -> None:
+def test_new_reading_names_the_value(automations: dict[str, dict[str, Any]]) -> None:
     told = render(message_of(automations["anna_new_reading"]), {VALUE: current("85")})
     assert " ".join(told.split()) == "85 mg/dL ↘"
 

@@ -1,4 +1,4 @@
-"""The documents as tests see them: their blocks of code, why some are not run, their links, headings and tables."""
+"""The documents as seen by tests: their code blocks, why some are not run, their links, headings and tables."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DOCUMENTS: Final = sorted(
 )
 
 REASONS: Final = {
-    "e2e": r"e2e (\w+)",  # that part of .ci/run runs it, in a Debian of its own
+    "e2e": r"e2e (\w+)",  # that part of .ci/run runs it, in a separate Debian
     "ci": r"ci",  # .ci/run runs it
     "test": r"(tests/[\w/]+\.py)",  # that test does the same
     "drawing": r"drawing",  # nothing to run
     "hardware": r"needs a (Raspberry Pi|sensor)",
     "other system": r"needs (openHAB|ioBroker|Home Assistant|Node-RED)",
 }
-"""Why a block may not be run where it stands: `<!-- not run here: e2e systemd -->` in the line above it."""
+"""Why a block may not be run here: `<!-- not run here: e2e systemd -->` in the line above it."""
 
 MISTAKE: Final = "a mistake"
 """`<!-- a mistake -->` above a configuration: it must not load."""
@@ -58,7 +58,7 @@ class Block:
 
     @property
     def reason(self) -> tuple[str, str] | None:
-        """Return why it is not run here: one of the REASONS, and what is named with it."""
+        """Return why it is not run here: one of the REASONS, and the name given with it."""
         for name, pattern in REASONS.items():
             if match := re.fullmatch(_NOT_RUN + pattern, self.note):
                 return name, (match.groups() or ("",))[0]
@@ -95,7 +95,7 @@ def every_block(*languages: str) -> list[Block]:
 
 
 def prose_of(text: str) -> str:
-    """Return a document without its blocks and without code in the line."""
+    """Return a document without its blocks and without inline code."""
     return re.sub(r"`[^`\n]+`", "", without_blocks(text))
 
 
@@ -105,18 +105,18 @@ def without_blocks(text: str) -> str:
 
 
 def links_of(text: str) -> list[str]:
-    """List where the links and pictures of a text lead."""
+    """List the targets of the links and pictures in a text."""
     return re.findall(r"\]\(([^)\s]+)\)", prose_of(text))
 
 
 def anchors_of(text: str) -> set[str]:
-    """Return the anchors that a reader of Markdown makes of the headings."""
+    """Return the anchors that Markdown viewers make from the headings."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def section_of(text: str, heading: str) -> str:
-    """Return what stands under a heading, up to the next of its rank or above."""
+    """Return the text under a heading, up to the next one of its rank or above."""
     rank = heading.index(" ")
     _, found, rest = f"\n{text}".partition(f"\n{heading}\n")
     assert found, heading
@@ -124,7 +124,7 @@ def section_of(text: str, heading: str) -> str:
 
 
 def rows_of(text: str) -> Iterator[list[str]]:
-    """Yield the cells of each row of the tables in a text, without their heads."""
+    """Yield the cells of each row of the tables in a text, without the header rows."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         is_head = "|---" in line or "|---" in "".join(lines[number + 1 : number + 2])
@@ -133,12 +133,12 @@ def rows_of(text: str) -> Iterator[list[str]]:
 
 
 def codes_in(text: str) -> list[str]:
-    """List the pieces of code in a text without blocks, such as a cell."""
+    """List the inline code in a text without blocks, such as a cell."""
     return re.findall(r"`([^`]+)`", text)
 
 
 def files_of_the_project() -> list[Path]:
-    """List all that is the project's own, as text."""
+    """List all text files of the project."""
     folders = (".ci", "bench", "dexcom2mqtt", "docs", "examples", "home-assistant-app", "scripts", "systemd", "tests")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("[!.]*"))
     return [path for path in found if path.is_file() and path.suffix in _TEXT and "__pycache__" not in path.parts]

@@ -37,7 +37,7 @@ SETTINGS = {
     "credentialSecret": False,
     "disableEditor": True,
     "mqttReconnectTime": 200,
-    # Nothing leaves loopback: no statistics, no question for updates, no catalogue, nothing installed.
+    # Nothing leaves loopback: no statistics, no check for updates, no catalog, nothing installed.
     "telemetry": {"enabled": False, "updateNotification": False},
     "externalModules": {key: {"allowInstall": False} for key in ("palette", "modules")} | {"autoInstall": False},
     "logging": {"console": {"level": "info", "metrics": False, "audit": False}},
@@ -94,7 +94,7 @@ class NodeRed:
         port = int(self._url.rpartition(":")[2])
         settings.write_text(f"module.exports = {json.dumps(SETTINGS | {'uiPort': port})};\n", encoding="utf-8")
         assert NODE_RED
-        # Before version 20, Node.js takes the first address of localhost alone, which may be ::1.
+        # Before version 20, Node.js uses only the first address of localhost, which may be ::1.
         environ = {"NODE_OPTIONS": "--dns-result-order=ipv4first"}
         command: list[str | Path] = [NODE_RED, "--userDir", folder, "--settings", settings]
         self.process = Process(command, folder / "node-red.log", environ)
@@ -127,11 +127,11 @@ class NodeRed:
         eventually(lambda: "Connected to broker" in self.log(), why=self.process.text())
 
     def clear(self) -> None:
-        """Take the flow out, and with it all that it remembers."""
+        """Remove the flow, and with it everything it remembers."""
         self.import_flow([])
 
     def import_flow(self, flow: list[dict[str, Any]]) -> None:
-        """Put a flow in the place of all that is there."""
+        """Replace everything with a flow."""
         self._log_before = len(self.process.text()) if flow else self._log_before
         headers = {"Node-RED-Deployment-Type": "full"}
         requests.post(f"{self._url}/flows", json=flow, headers=headers, timeout=20).raise_for_status()
@@ -150,13 +150,13 @@ class NodeRed:
         answer = self.get("glucose")
         assert answer.ok
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert answer.headers["access-control-allow-origin"] == "none"  # Node-RED's own is * for every web site
+        assert answer.headers["access-control-allow-origin"] == "none"  # by default Node-RED allows * (every web site)
         return Page(answer.text)
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeRed]:
-    """Start one Node-RED for all tests here; it needs seconds for that."""
+    """Start one Node-RED for all tests here, because that takes seconds."""
     if NODE_RED is None:
         pytest.skip("Node-RED is not installed; run npm install --prefix .node-red node-red@4 to run them")
     node_red = NodeRed(tmp_path_factory.mktemp("node-red"))
@@ -166,15 +166,15 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeRed]:
 
 
 @pytest.fixture
-def node_red(started: NodeRed, mosquitto: Mosquitto) -> Iterator[NodeRed]:  # noqa: ARG001  # it is to end later
-    """Return the Node-RED, and see that nothing was wrong with the flow."""
+def node_red(started: NodeRed, mosquitto: Mosquitto) -> Iterator[NodeRed]:  # noqa: ARG001  # it has to end later
+    """Return the Node-RED, and check that the flow had no errors."""
     yield started
     started.clear()
     assert not re.findall(r".*(?:\[error\]|\[warn\]|missing types).*", started.log())
 
 
 class Anna:
-    """Publishes what the daemon would: for glucose that the simulated Share cannot be told to have."""
+    """Publishes what the daemon would, for glucose that the simulated Share cannot produce."""
 
     def __init__(self, subscriber: Subscriber, node_red: NodeRed) -> None:
         self._subscriber = subscriber
@@ -188,13 +188,13 @@ class Anna:
         self.publish("anna/availability", availability)
 
     def state(self, minute: int, value: object, range_: str | None, **other: object) -> None:
-        """Publish a state whose reading was taken at a minute of a day long ago."""
+        """Publish a state whose reading was taken in a minute of a day long ago."""
         date = FIRST + minute * 60_000
         state = {"value": value, "unit": "mg/dL", "arrow": "→", "delta": 1, "range": range_, "date": date}
         self.publish("anna/state", json.dumps(state | other))
 
     def settle(self) -> Page:
-        """Wait until the flow has dealt with all that was published, and return its page."""
+        """Wait until the flow has handled everything published, and return its page."""
         count = self._node_red.page().points + 1
         now = int(time.time() * 1000)
         points = [{"date": now, "mg_dl": 100}] * count
@@ -206,7 +206,7 @@ class Anna:
 
 @pytest.fixture
 def anna(mosquitto: Mosquitto, node_red: NodeRed) -> Iterator[Anna]:
-    """Return a publisher in the daemon's place."""
+    """Return a publisher that replaces the daemon."""
     with Subscriber(mosquitto.port) as subscriber:
         yield Anna(subscriber, node_red)
 
@@ -220,7 +220,7 @@ def minutes(alarms: list[dict[str, Any]]) -> list[int]:
 
 
 def plain_flow(node_red: NodeRed, file: Path) -> list[dict[str, Any]]:
-    """Return a flow; hold that every node is one that comes with Node-RED, and that every wire leads to one."""
+    """Return a flow; check that Node-RED includes every node, and that every wire leads to one."""
     text = file.read_text(encoding="utf-8")
     flow: list[dict[str, Any]] = json.loads(text)
     assert text == json.dumps(flow, indent=4, ensure_ascii=False) + "\n"
@@ -243,7 +243,7 @@ def test_the_flow_needs_nothing_but_node_red(node_red: NodeRed, mosquitto: Mosqu
 
 
 def test_the_page_shows_what_the_daemon_publishes(node_red: NodeRed, mosquitto: Mosquitto, system: System) -> None:
-    """Value, colour and arrow are those of `state`, each reading of `history` is a point; a restart is no alarm."""
+    """Value, color and arrow are those of `state`, each reading of `history` is a point; a restart is not an alarm."""
     node_red.deploy(mosquitto, OFFLINE_MINUTES=0.5)
     assert not node_red.page().shows_a_value
     subscriber = system.subscribe(mosquitto)
@@ -269,7 +269,7 @@ def test_the_page_shows_what_the_daemon_publishes(node_red: NodeRed, mosquitto: 
 
 
 def test_a_killed_daemon_is_an_alarm_after_the_grace(node_red: NodeRed, mosquitto: Mosquitto, system: System) -> None:
-    """The last will begins the grace, then comes one alarm; when the daemon is back, so is one message."""
+    """The last will starts the grace period, then one alarm follows, and one message when the daemon is back."""
     subscriber = system.subscribe(mosquitto)
     daemon = system.start(mosquitto.port)
     subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
@@ -300,7 +300,7 @@ def test_a_killed_daemon_is_an_alarm_after_the_grace(node_red: NodeRed, mosquitt
 def test_time_in_range_is_shown_while_the_daemon_counts_it(
     node_red: NodeRed, mosquitto: Mosquitto, anna: Anna, statistics: dict[str, Any], shown: str | None
 ) -> None:
-    """As a whole number of percent, and not at all if it is not known."""
+    """As a whole number of percent, and not at all if it is unknown."""
     node_red.deploy(mosquitto)
     anna.online()
     anna.publish("anna/statistics", json.dumps(statistics))
@@ -330,7 +330,7 @@ def test_time_in_range_is_shown_while_the_daemon_counts_it(
 def test_a_value_looks_like_what_it_means(
     node_red: NodeRed, mosquitto: Mosquitto, anna: Anna, state: dict[str, Any], shown: tuple[str | None, ...]
 ) -> None:
-    """The colour goes by the range, mmol/L has one decimal, a limit has a sign, and no text becomes HTML."""
+    """The color follows the range, mmol/L has one decimal, a limit has a sign, and no text becomes HTML."""
     node_red.deploy(mosquitto)
     anna.state(0, **state)
     anna.online()
@@ -340,7 +340,7 @@ def test_a_value_looks_like_what_it_means(
 
 
 def test_a_value_is_current_only_while_both_are_online(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """The page says that there is no value where one of the two is not online, and where there is no number."""
+    """The page says that there is no value if one of the two is not online, or if there is no number."""
     node_red.deploy(mosquitto)
     anna.state(0, 112, "in_range")
     anna.publish("bridge/state", "online")
@@ -367,7 +367,7 @@ def test_a_value_is_current_only_while_both_are_online(node_red: NodeRed, mosqui
 
 
 def test_a_low_reading_is_one_alarm(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """Every new low reading that is current is an alarm, once; what is null or offline is none."""
+    """Every new low current reading is one alarm; null and offline are none."""
     node_red.deploy(mosquitto)
     anna.online()
     anna.state(0, 70, "in_range")
@@ -376,7 +376,7 @@ def test_a_low_reading_is_one_alarm(node_red: NodeRed, mosquitto: Mosquitto, ann
     anna.online(availability="offline")
     anna.state(5, None, None, arrow=None, delta=None)
     anna.online()
-    anna.state(5, None, "low")  # so that nothing but the type tells
+    anna.state(5, None, "low")  # so that only the type differs
     anna.state(5, 69, "low")
     anna.settle()
     assert minutes(node_red.alarms()) == [5]
@@ -390,7 +390,7 @@ def test_a_low_reading_is_one_alarm(node_red: NodeRed, mosquitto: Mosquitto, ann
     anna.state(25, 181, "high")
     anna.state(30, 60, "low")
     anna.settle()
-    time.sleep(2.2)  # a tick is no new reading
+    time.sleep(2.2)  # a tick is not a new reading
     assert minutes(node_red.alarms()) == [5, 10, 15, 30]
     assert node_red.kinds() == ["low"] * 4
     assert [alarm["payload"] for alarm in node_red.alarms()][1:3] == [
@@ -400,7 +400,7 @@ def test_a_low_reading_is_one_alarm(node_red: NodeRed, mosquitto: Mosquitto, ann
 
 
 def test_alarms_of_one_low_can_pause(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """A low reading soon after an alarm is none if you like; a very low one is, and so is a new low."""
+    """A low reading soon after an alarm can be silent; a very low one is an alarm, and so is a new low."""
     node_red.deploy(mosquitto, LOW_REPEAT_MINUTES=20)
     anna.online()
     for minute, value, range_ in [
@@ -413,7 +413,7 @@ def test_alarms_of_one_low_can_pause(node_red: NodeRed, mosquitto: Mosquitto, an
 
 
 def test_offline_is_an_alarm_only_after_the_grace(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """Two short absences are none, even if together they are longer than the grace; a long one is one alarm."""
+    """Two short absences are no alarm, even if together they exceed the grace period; a long one is one alarm."""
     node_red.deploy(mosquitto, OFFLINE_MINUTES=4 / 60, MISSING_MINUTES=NEVER)
     anna.state(0, 100, "in_range")
     for _ in range(2):
@@ -435,7 +435,7 @@ def test_offline_is_an_alarm_only_after_the_grace(node_red: NodeRed, mosquitto: 
 
 
 def test_its_own_timer_needs_no_message(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """Readings that never came and those that a frozen broker holds back are each one alarm, until they are back."""
+    """Readings that never arrive and readings held back by a frozen broker are each one alarm, until they return."""
     node_red.deploy(mosquitto, MISSING_MINUTES=QUICK, OFFLINE_MINUTES=NEVER)
     eventually(lambda: node_red.kinds() == ["missing"])
     anna.state(0, 100, "in_range")
@@ -447,14 +447,14 @@ def test_its_own_timer_needs_no_message(node_red: NodeRed, mosquitto: Mosquitto,
     eventually(lambda: not node_red.page().shows_a_value)
     mosquitto.thaw()
     anna.settle()
-    assert node_red.kinds() == ["missing", "back", "missing"]  # what came is still the old reading
+    assert node_red.kinds() == ["missing", "back", "missing"]  # it is still the old reading
     anna.state(5, 100, "in_range")
     eventually(lambda: node_red.kinds() == ["missing", "back", "missing", "back"])
     eventually(lambda: node_red.page().shows_a_value)
 
 
 def test_a_dead_broker_is_an_alarm(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
-    """It takes no restart of anything else until the readings are back."""
+    """Nothing else needs a restart until the readings are back."""
     node_red.deploy(mosquitto, MISSING_MINUTES=QUICK, OFFLINE_MINUTES=NEVER)
     anna.state(0, 100, "in_range")
     anna.online()
@@ -466,6 +466,6 @@ def test_a_dead_broker_is_an_alarm(node_red: NodeRed, mosquitto: Mosquitto, anna
         again = Anna(subscriber, node_red)
         again.state(5, 100, "in_range")
         again.settle()
-        assert node_red.kinds() == ["missing"]  # nobody said yet that it is current
+        assert node_red.kinds() == ["missing"]  # nothing has said yet that it is current
         again.online()
         eventually(lambda: node_red.kinds() == ["missing", "back"])

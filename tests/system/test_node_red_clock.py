@@ -30,14 +30,14 @@ TEXT_ENDS = 20  # where the widest text does, HIGH and 22.2 alike
 
 
 class Clock:
-    """What the clock is told, and a publisher in the daemon's place."""
+    """What the clock receives, and a publisher that replaces the daemon."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
 
     @property
     def told(self) -> list[str]:
-        """Every message for its app, in order; empty ones take it away."""
+        """Every message for its app, in order; empty ones remove it."""
         return [heard.payload for heard in self._subscriber.heard if heard.topic == APP]
 
     def shows(self) -> dict[str, Any] | None:
@@ -73,14 +73,14 @@ def clock(mosquitto: Mosquitto, node_red: NodeRed) -> Iterator[Clock]:
 
 
 def test_the_flow_needs_nothing_but_node_red(node_red: NodeRed, clock: Clock) -> None:
-    """Every node is one that comes with Node-RED, every wire leads to one, and nothing is retained."""
+    """Node-RED includes every node, every wire leads to one, and nothing is retained."""
     flow = plain_flow(node_red, FLOW)
     assert clock.told == []
     assert [node["retain"] for node in flow if node["type"] == "mqtt out"] == ["false"]
 
 
 def test_the_clock_shows_what_the_daemon_publishes(clock: Clock, mosquitto: Mosquitto, system: System) -> None:
-    """Each reading comes with what is left of its time, and the last will takes the app away."""
+    """Each reading arrives with the time it has left, and the last will removes the app."""
     subscriber = system.subscribe(mosquitto)
     daemon = system.start(mosquitto.port)
     eventually(lambda: clock.shows() is not None)
@@ -112,7 +112,7 @@ def test_the_clock_shows_what_the_daemon_publishes(clock: Clock, mosquitto: Mosq
     ],
 )
 def test_a_value_looks_like_what_it_means(clock: Clock, state: dict[str, Any], text: str, color: str) -> None:
-    """The colour goes by the range, mmol/L has one decimal, and what is a limit is a word."""
+    """The color follows the range, mmol/L has one decimal, and a limit is a word."""
     clock.state(**state)
     clock.online()
     eventually(lambda: clock.shows() is not None)
@@ -137,8 +137,8 @@ def drawn(shown: dict[str, Any]) -> set[tuple[int, int]]:
     return pixels
 
 
-def test_each_trend_has_an_arrow_of_its_own(clock: Clock) -> None:
-    """Falling mirrors rising, all arrows are on the clock and beside the text, and no trend is no arrow."""
+def test_each_trend_has_its_own_arrow(clock: Clock) -> None:
+    """Falling mirrors rising, all arrows fit on the clock beside the text, and no trend means no arrow."""
     clock.online()
     arrows = {}
     order = ("rising_quickly", "rising", "rising_slightly", "steady", "falling_slightly", "falling", "falling_quickly")
@@ -156,7 +156,7 @@ def test_each_trend_has_an_arrow_of_its_own(clock: Clock) -> None:
 
 
 def test_nothing_old_stays_on_the_clock(clock: Clock) -> None:
-    """A late reading gets what is left of its time; one that is not current takes the app away, and so does offline."""
+    """A late reading gets the time it has left; one that is not current removes the app, and so does offline."""
     clock.online()
     clock.state(age=300)
     eventually(lambda: clock.shows() is not None)
@@ -164,7 +164,7 @@ def test_nothing_old_stays_on_the_clock(clock: Clock) -> None:
     clock.state(age=-250)
     eventually(lambda: (clock.shows() or {})["lifetime"] == 900)
     ways: tuple[Callable[[], None], ...] = (
-        lambda: clock.state(age=899.9),  # a lifetime of 0 would be for ever
+        lambda: clock.state(age=899.9),  # a lifetime of 0 would mean forever
         lambda: clock.state(value=None, range=None, trend=None),
         lambda: clock.online(availability="offline"),
         lambda: clock.online(bridge="offline"),
@@ -177,8 +177,8 @@ def test_nothing_old_stays_on_the_clock(clock: Clock) -> None:
         eventually(lambda: clock.told[-1] == "")
 
 
-def test_after_the_broker_was_away_nothing_is_taken_for_current(clock: Clock, mosquitto: Mosquitto) -> None:
-    """A broker that comes back empty says nothing of what it had, and until it does the clock shows nothing."""
+def test_after_the_broker_was_down_nothing_counts_as_current(clock: Clock, mosquitto: Mosquitto) -> None:
+    """A broker that comes back empty has lost its values, and until it has them again the clock shows nothing."""
     clock.state()
     clock.online()
     eventually(lambda: clock.shows() is not None)
