@@ -33,7 +33,7 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 failed, 78 a mistake in the configuration. Usage ends with 2."""
+    """Run one command; return its exit code: 0, 1 failed, 78 a problem in the configuration. Usage ends with 2."""
     # The options are taken before and after the command; a default of theirs would overwrite what came before it.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
     commands = {
@@ -232,14 +232,14 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _healthcheck(given: argparse.Namespace) -> int:
-    from dexcom2mqtt.config.mistakes import ConfigError  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.config.naming import client_id  # noqa: PLC0415
+    from dexcom2mqtt.config.problems import ConfigError  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.daemon.asking import HEALTHY, ask  # noqa: PLC0415
 
     try:
         answer = ask(client_id(given.config))
     except ConfigError as error:
-        return _complain(error.mistakes)
+        return _complain(error.problems)
     if answer != HEALTHY:
         return _fail(answer)
     print(answer)
@@ -289,17 +289,17 @@ def _schema(_given: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace) -> Settings | None:
-    """Read the configuration and set up logging; None, and every mistake on standard error, where it is no good."""
+    """Read the configuration and set up logging; None, and every problem on standard error, where it is no good."""
     import logging  # noqa: PLC0415
 
     from dexcom2mqtt.config.loading import load  # noqa: PLC0415  # only what a command needs
-    from dexcom2mqtt.config.mistakes import ConfigError  # noqa: PLC0415
+    from dexcom2mqtt.config.problems import ConfigError  # noqa: PLC0415
     from dexcom2mqtt.logs import set_up_logging  # noqa: PLC0415
 
     try:
         settings = load(given.config)
     except ConfigError as error:
-        _complain(error.mistakes)
+        _complain(error.problems)
         return None
     set_up_logging(given.log_level or settings.log_level)
     for warning in settings.warnings:
@@ -312,8 +312,8 @@ def _fail(why: str) -> int:
     return FAILED
 
 
-def _complain(mistakes: Sequence[str]) -> int:
+def _complain(problems: Sequence[str]) -> int:
     print("dexcom2mqtt: the configuration cannot be used:", file=sys.stderr)
-    for mistake in mistakes:
-        print(f"  {mistake}", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
     return MISCONFIGURED

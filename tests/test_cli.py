@@ -68,8 +68,8 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environ or None)
 
 
-def test_mistakes_end_with_78_and_name_every_place(tmp_path: Path) -> None:
-    """A configuration with mistakes ends with 78, every mistake on standard error, no traceback and no secret."""
+def test_problems_end_with_78_and_name_every_place(tmp_path: Path) -> None:
+    """A configuration with problems ends with 78, every problem on standard error, no traceback and no secret."""
     file = tmp_path / "config.yaml"
     file.write_text("accounts:\n  anna:\n    username: a\n    pasword: hunter2\n    region: usa\nmqtt: {port: x}\n")
     for arguments in (["--config", str(file)], ["run", "--config", str(file)], ["--config", str(file), "run"]):
@@ -83,7 +83,7 @@ def test_mistakes_end_with_78_and_name_every_place(tmp_path: Path) -> None:
 
 
 def test_a_tls_file_that_is_none_ends_with_78(tmp_path: Path) -> None:
-    """A CA file without a certificate is a mistake in the configuration, too."""
+    """A CA file without a certificate is a problem in the configuration, too."""
     (tmp_path / "ca.pem").write_text("nothing")
     config = {
         "accounts": {"anna": {"username": "a", "password": "b"}},

@@ -101,7 +101,7 @@ class Step:
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError and VariableError."""
     if settings.mqtt.tls is not None:
-        tls_files.tls_context(settings.mqtt.tls)  # a mistake in the configuration costs no sign-in
+        tls_files.tls_context(settings.mqtt.tls)  # a problem in the configuration costs no sign-in
     clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # nor one in a variable
     yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
     yield from _check_threads(len(settings.accounts) + _THREADS + (_THREADS_OF_WEB if settings.web else 0))

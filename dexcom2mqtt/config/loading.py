@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.lookalikes import oddity
-from dexcom2mqtt.config.mistakes import ConfigError, Mistake
+from dexcom2mqtt.config.problems import ConfigError, Problem
 from dexcom2mqtt.config.settings import Section, Settings, is_section, is_switch, keys_of
 from dexcom2mqtt.config.structure import structured
 from dexcom2mqtt.config.values import Written
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dexcom2mqtt.config.mistakes import Place
+    from dexcom2mqtt.config.problems import Place
 
 S = TypeVar("S", bound=Section)
 
@@ -29,20 +29,20 @@ def load(
 
     ``path`` is the file, which then must exist; else ``$DEXCOM2MQTT_CONFIG``, likewise; else the first of
     ``sources.DEFAULT_FILES`` that exists, or none. Of the folders ``secrets`` (by default Docker's, then systemd's) the
-    later beats the earlier. Raises ConfigError with every mistake that can be told.
+    later beats the earlier. Raises ConfigError with every problem that can be told.
     """
     file, found = sources.find(path, environ, secrets)
-    layers, mistakes = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
+    layers, problems = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
     tree = sources.merged(layers, is_switch)
     settings, wrong = structured(Settings, tree)
-    if mistakes:  # what could not be read may say what is missing
+    if problems:  # what could not be read may say what is missing
         wrong = [each for each in wrong if each.stands_alone]
     elif not layers:
         first, second = sources.DEFAULT_FILES
-        mistakes.append(f"no configuration: write {first} or {second}, or name it by --config")
-    mistakes += sources.told(wrong, layers)
-    if settings is None or mistakes:
-        raise ConfigError(*mistakes)
+        problems.append(f"no configuration: write {first} or {second}, or name it by --config")
+    problems += sources.told(wrong, layers)
+    if settings is None or problems:
+        raise ConfigError(*problems)
     noticed = [*_odd_passwords(tree, layers)]
     # What systemd hands over is for the daemon alone; group bits in its mode stand for an access control list.
     if file and str(file.parent) != environ.get("CREDENTIALS_DIRECTORY"):
@@ -51,7 +51,7 @@ def load(
 
 
 def build(section: type[S], given: Mapping[str, Any]) -> S:
-    """Make settings, or a section of them, of texts, numbers and switches. Raises ConfigError with every mistake."""
+    """Make settings, or a section of them, of texts, numbers and switches. Raises ConfigError with every problem."""
     made, wrong = structured(section, given)
     if made is None:
         raise ConfigError(*(each.told() for each in wrong))
@@ -66,7 +66,7 @@ def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> 
         if odd is None and isinstance(password, Written) and password.remark:
             odd = "is not in quotes, and ends where a remark begins with #"
         if odd:
-            where = sources.where(Mistake(("accounts", key, "password"), password, ""), layers)
+            where = sources.where(Problem(("accounts", key, "password"), password, ""), layers)
             yield f"accounts.{key}.password: the password {odd}. It is used as it is; mend it if that is wrong{where}"
 
 

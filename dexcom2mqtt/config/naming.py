@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from dexcom2mqtt.config import sources
-from dexcom2mqtt.config.mistakes import ConfigError, Mistake
+from dexcom2mqtt.config.problems import ConfigError, Problem
 from dexcom2mqtt.config.values import BASE_TOPIC, CLIENT_ID, SEVERAL, TOPIC_NAME, client_id_of
 
 if TYPE_CHECKING:
@@ -27,17 +27,17 @@ def client_id(
 ) -> str:
     """Read ``mqtt.client_id`` from where ``load`` does, but no secret and nothing else. Raises ConfigError."""
     _, found = sources.find(path, environ, secrets)
-    layers, mistakes = sources.read_all((each for each in found if each.place in _PLACES), _SECTIONS.__contains__)
+    layers, problems = sources.read_all((each for each in found if each.place in _PLACES), _SECTIONS.__contains__)
     mqtt: Any = sources.merged(layers).get("mqtt")
-    wrong = [] if isinstance(mqtt, dict | None) else [Mistake(("mqtt",), mqtt, SEVERAL)]
+    wrong = [] if isinstance(mqtt, dict | None) else [Problem(("mqtt",), mqtt, SEVERAL)]
     named = {"base_topic": BASE_TOPIC, "client_id": ""}
     for key, kind in _KINDS.items() if isinstance(mqtt, dict) else ():
         written = mqtt.get(key)
         try:
             named[key] = named[key] if written is None else kind.read(written)
         except ValueError as error:
-            wrong.append(Mistake(("mqtt", key), written, str(error), shown=kind.shown))
-    mistakes += sources.told(wrong, layers)
-    if mistakes:
-        raise ConfigError(*mistakes)
+            wrong.append(Problem(("mqtt", key), written, str(error), shown=kind.shown))
+    problems += sources.told(wrong, layers)
+    if problems:
+        raise ConfigError(*problems)
     return client_id_of(**named)

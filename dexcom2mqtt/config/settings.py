@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from dexcom2mqtt.config.mistakes import Place
+    from dexcom2mqtt.config.problems import Place
 
 
 class Key(NamedTuple):

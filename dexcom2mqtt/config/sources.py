@@ -9,14 +9,14 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.values import NOTHING, safe
 from dexcom2mqtt.config.yaml_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from dexcom2mqtt.config.mistakes import Mistake, Place
+    from dexcom2mqtt.config.problems import Place, Problem
     from dexcom2mqtt.config.settings import Settings
 
 DEFAULT_FILES: Final = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"))
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
     place: Place
 
     def where(self, line: int | None) -> str:
-        """Say where something in it was written, as a mistake tells it."""
+        """Say where something in it was written, as a problem tells it."""
         if self.place:
             return f" (from {self.name})"
         return f" ({self.name}, line {line})" if line else ""
@@ -79,13 +79,13 @@ def read_all(sources: Iterable[Source], is_section: Callable[[Place], bool]) -> 
     ``is_section`` tells whether keys stand at a place: a text that belongs there is YAML, and any other a value.
     """
     layers: list[Layer] = []
-    mistakes: list[str] = []
+    problems: list[str] = []
     for source in sources:
         try:
             layers.append(_layer(source, is_section))
         except ConfigError as error:
-            mistakes += error.mistakes
-    return layers, mistakes
+            problems += error.problems
+    return layers, problems
 
 
 def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | None) -> Iterator[Source]:
@@ -125,24 +125,24 @@ def _layer(source: Source, is_section: Callable[[Place], bool]) -> Layer:
     return Layer(value or {}, source.name, source.place)
 
 
-def told(mistakes: Iterable[Mistake], layers: Sequence[Layer]) -> list[str]:
-    """Say each mistake, and where it comes from."""
-    return [each.told(where(each, layers)) for each in mistakes]
+def told(problems: Iterable[Problem], layers: Sequence[Layer]) -> list[str]:
+    """Say each problem, and where it comes from."""
+    return [each.told(where(each, layers)) for each in problems]
 
 
-def where(mistake: Mistake, layers: Sequence[Layer]) -> str:
-    """Say where the value of a mistake was written, or what it is missing from."""
-    telling = [layer for layer in layers if layer.at(mistake.place) is not None]
-    if mistake.place == ("accounts",) and len(telling) > 1:  # what is wrong between accounts has no single origin
+def where(problem: Problem, layers: Sequence[Layer]) -> str:
+    """Say where the value of a problem was written, or what it is missing from."""
+    telling = [layer for layer in layers if layer.at(problem.place) is not None]
+    if problem.place == ("accounts",) and len(telling) > 1:  # what is wrong between accounts has no single origin
         return ""
-    missing_from = [layer for layer in layers[-1:] if not layer.place and layer.at(mistake.place[:-1]) is not None]
-    return next((layer.where(mistake.line) for layer in (*telling, *missing_from)), "")
+    missing_from = [layer for layer in layers[-1:] if not layer.place and layer.at(problem.place[:-1]) is not None]
+    return next((layer.where(problem.line) for layer in (*telling, *missing_from)), "")
 
 
 def merged(layers: Sequence[Layer], is_switch: Callable[[Place], bool] = lambda _: False) -> dict[str, Any]:
     """Lay them over each other: the first beats the others, key by key.
 
-    Nothing at all behind a key is None. At a place of ``is_switch`` it stays, since it is a mistake there.
+    Nothing at all behind a key is None. At a place of ``is_switch`` it stays, since it is a problem there.
     """
     return _settled(reduce(_over, (layer.tree for layer in layers), {}), (), is_switch)
 

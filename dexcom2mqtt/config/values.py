@@ -76,7 +76,7 @@ class Written(str):
 
 
 class Nothing:
-    """Nothing at all behind a key, which may be a mistake; null and ~ are written on purpose."""
+    """Nothing at all behind a key, which may be a problem; null and ~ are written on purpose."""
 
 
 NOTHING: Final = Nothing()
@@ -89,7 +89,7 @@ class Kind(NamedTuple, Generic[T]):
     schema: Mapping[str, Any]
     """As JSON Schema says it. To an editor an unquoted 0123 is a number, and a text may be one."""
     shown: bool = False
-    """Whether a mistake may show what was written: then it cannot be a secret."""
+    """Whether a problem may show what was written: then it cannot be a secret."""
 
 
 def _text(allowed: str = "", pattern: str = ".+", longest: int = 256, *, shown: bool = False) -> Kind[str]:

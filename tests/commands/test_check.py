@@ -197,8 +197,8 @@ def test_a_reader_that_leaves(bench: Bench, mosquitto: Mosquitto) -> None:
 # Configuration
 
 
-def test_every_mistake_is_named_before_anything_is_tried(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Mistakes in the configuration end it with 78, all of them named, and nobody is asked anything."""
+def test_every_problem_is_named_before_anything_is_tried(bench: Bench, mosquitto: Mosquitto) -> None:
+    """Problems in the configuration end it with 78, all of them named, and nobody is asked anything."""
     bench.accounts = {"anna": bench.account(ANNA, region="uk", unit="mg")}
     done = bench.check(mosquitto.port, {"stale_after": 5, "mtqq": {}})
     assert (done.returncode, done.stdout) == (78, "")
@@ -214,7 +214,7 @@ def test_every_mistake_is_named_before_anything_is_tried(bench: Bench, mosquitto
 
 
 def test_a_tls_file_that_is_none_costs_no_sign_in(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """A file that holds no certificate is a mistake in the configuration, told before anybody signs in."""
+    """A file that holds no certificate is a problem in the configuration, told before anybody signs in."""
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing", encoding="utf-8")
     done = bench.check(mosquitto.port, tls={"ca_file": str(nothing)})

@@ -82,7 +82,7 @@ def test_tells_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None
         ("SSL_CERT_FILE", "/missing.pem", "SSL_CERT_FILE: /missing.pem cannot be read (No such file or directory)"),
     ],
 )
-def test_a_variable_that_is_no_good_is_a_mistake(
+def test_a_variable_that_is_no_good_is_a_problem(
     bench: Bench, proxy: ConnectProxy, tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
     """It ends check and run with 78 and one line, before anybody signs in."""

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from dexcom2mqtt.config.loading import build
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Account, Ranges, Settings, Tls, Web
 from dexcom2mqtt.config.values import Secret
 from tests.support.configuration import ANNA, UUID, account, anna, dumped, read
@@ -177,7 +177,7 @@ def test_a_section_says_no_secret_either() -> None:
     """A section built wrongly by code raises an error that holds no input."""
     with pytest.raises(ConfigError) as caught:
         build(Account, {"username": "a", "password": "CANARY\n", "pasword": "CANARY"})
-    assert len(caught.value.mistakes) == 2
+    assert len(caught.value.problems) == 2
     assert "CANARY" not in str(caught.value)
 
 

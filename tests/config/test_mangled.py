@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dexcom2mqtt.config.lookalikes import oddity
-from tests.support.configuration import ACCOUNT_KEYS, ANNA, NOT_SHOWN, anna, mistakes, mistakes_with_lines, read, secret
+from tests.support.configuration import ACCOUNT_KEYS, ANNA, NOT_SHOWN, anna, problems, problems_with_lines, read, secret
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"
 NBSP, ZERO, DASH = "\u00a0", "\u200b", "\u2011"
@@ -28,15 +28,15 @@ FINE = ["anna", "anna's", '"', "O'Neil", "a b", "an\u00e4", "$HOME", "!important
 
 
 @pytest.mark.parametrize(("text", "words"), ODD)
-def test_a_user_name_that_was_mangled_is_a_mistake(text: str, words: str) -> None:
+def test_a_user_name_that_was_mangled_is_a_problem(text: str, words: str) -> None:
     """It is not sent anywhere: what happened to it is said, and where, but not what it is."""
     written = f"accounts:\n  anna:\n    password: p\n    username: {json.dumps(text)}\n"
-    (only,) = mistakes_with_lines(written)
+    (only,) = problems_with_lines(written)
     seen = ", and a " if ord(max(text)) > 0x7F else "; allowed"
     assert only.startswith(f"accounts.anna.username: {NOT_SHOWN}{seen}")
     assert only.endswith(f"; allowed: a user name alone; this one {words} (test.yaml, line 4)")
     environ = {"DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": text}
-    (only,) = mistakes(ANNA, environ)
+    (only,) = problems(ANNA, environ)
     assert only.endswith(f"{words} (from the environment variable DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME)")
 
 
@@ -52,12 +52,12 @@ def test_a_password_that_may_have_been_mangled_earns_a_warning(text: str, words:
 
 
 @pytest.mark.parametrize("password", ["PASSWORD", "her password at Dexcom"])
-def test_a_password_of_the_examples_is_a_mistake(password: str, tmp_path: Path) -> None:
+def test_a_password_of_the_examples_is_a_problem(password: str, tmp_path: Path) -> None:
     """Whoever forgot to replace it is told, from wherever it comes."""
     words = "allowed: the password itself; this one is still the one of the example"
-    (only,) = mistakes(f"accounts: {{anna: {{username: a, password: {password}}}}}")
+    (only,) = problems(f"accounts: {{anna: {{username: a, password: {password}}}}}")
     assert only == f"accounts.anna.password: {NOT_SHOWN}; {words}"
-    (only,) = mistakes(ANNA, {}, secret(tmp_path, "accounts__anna__password", f"{password}\n".encode()))
+    (only,) = problems(ANNA, {}, secret(tmp_path, "accounts__anna__password", f"{password}\n".encode()))
     assert words in only
 
 
@@ -80,10 +80,10 @@ def test_a_remark_that_may_be_a_part_of_the_password(password: str, remark: str,
     assert remark not in "".join(got.warnings) or not remark
 
 
-def test_the_example_unchanged_is_a_mistake() -> None:
+def test_the_example_unchanged_is_a_problem() -> None:
     """Whoever starts with the example as it is learns which lines to change."""
     lines = EXAMPLE.read_text(encoding="utf-8").split("\n")
-    got = mistakes_with_lines(EXAMPLE.read_bytes())
+    got = problems_with_lines(EXAMPLE.read_bytes())
     expected = [1 + lines.index(line) for line in ("    username: 'USER NAME'", "    password: 'PASSWORD'")]
     assert [each.partition(":")[0] for each in got] == ["accounts.anna.username", "accounts.anna.password"]
     assert [int(each.rpartition("line ")[2][:-1]) for each in got] == expected
@@ -103,9 +103,9 @@ def test_the_example_unchanged_is_a_mistake() -> None:
         ("accounts: {anna: {username: a, password: p}}\nmqtt:\n\n  port: [x]", 4),
     ],
 )
-def test_a_mistake_has_its_line(text: str, line: int) -> None:
+def test_a_problem_has_its_line(text: str, line: int) -> None:
     """It is told in which line something is wrong, or in which the account begins that lacks something."""
-    (only,) = mistakes_with_lines(text)
+    (only,) = problems_with_lines(text)
     assert only.endswith(f" (test.yaml, line {line})")
 
 
@@ -125,7 +125,7 @@ def test_a_mistake_has_its_line(text: str, line: int) -> None:
 )
 def test_what_only_looks_like_yaml(text: str, line: int, column: int, why: str) -> None:
     """A blank or a dash from a web page is named with its line and its column."""
-    (only,) = mistakes_with_lines(text)
+    (only,) = problems_with_lines(text)
     assert only.startswith(f"test.yaml, line {line}, column {column}: {why}")
 
 
@@ -141,7 +141,7 @@ def test_what_only_looks_like_yaml(text: str, line: int, column: int, why: str) 
 )
 def test_a_value_with_a_character_that_looks_like_another(keys: str, found: str) -> None:
     """Where a value is not allowed, what is strange about it is named."""
-    got = mistakes(
+    got = problems(
         f"accounts:\n  anna:\n    {json.dumps(keys.partition(': ')[0])}: {json.dumps(keys.partition(': ')[2])}\n"
     )
     assert [each for each in got if each.startswith(f"accounts.anna.{found}")]
@@ -158,9 +158,9 @@ def test_quotes_of_a_web_page_in_a_password_stay() -> None:
 
 
 @pytest.mark.parametrize("text", ["mqtt:\n  tls:\n", "mqtt: {tls: }", "mqtt:\n  host: a\n  tls:   # on\n"])
-def test_tls_with_nothing_behind_it_is_a_mistake(text: str) -> None:
+def test_tls_with_nothing_behind_it_is_a_problem(text: str) -> None:
     """Nobody can say whether on or off was meant; null and ~ are off."""
-    (only,) = mistakes(ANNA + text)
+    (only,) = problems(ANNA + text)
     assert only == "mqtt.tls: missing, or empty; allowed: true, null, or keys, indented below it"
     assert read(ANNA + text, {"DEXCOM2MQTT_MQTT__TLS": "true"}).mqtt.tls is not None
     assert read(ANNA + text, {"DEXCOM2MQTT_MQTT__TLS": "null"}).mqtt.tls is None
@@ -176,7 +176,7 @@ def test_tls_is_switched_on_by_a_variable_and_has_keys_by_others() -> None:
 def test_a_secret_file_is_not_named_by_a_variable() -> None:
     """Who knows …_FILE from other images learns how a file is found here."""
     name = "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD_FILE"
-    (only,) = mistakes(ANNA, {name: "/run/secrets/CANARY"})
+    (only,) = problems(ANNA, {name: "/run/secrets/CANARY"})
     assert only == (
         "accounts.anna.password_file: unknown key; did you mean password? a secret file is found by its name, "
         f"/run/secrets/dexcom2mqtt_accounts__anna__password; allowed: {ACCOUNT_KEYS} "

@@ -8,7 +8,7 @@ import yaml
 
 from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.loading import load
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Tls
 from tests.support.configuration import (
     ACCOUNT_KEYS,
@@ -18,7 +18,7 @@ from tests.support.configuration import (
     TEXT,
     account,
     dumped,
-    mistakes,
+    problems,
     read,
     secret,
 )
@@ -63,11 +63,11 @@ def test_a_secret_file_is_its_text_without_one_newline(tmp_path: Path, content: 
     assert got.accounts["anna"].password.get_secret_value() == value
 
 
-def test_a_second_newline_is_a_mistake(tmp_path: Path) -> None:
-    """Only one newline is dropped; the file with the mistake is named."""
+def test_a_second_newline_is_a_problem(tmp_path: Path) -> None:
+    """Only one newline is dropped; the file with the problem is named."""
     secret(tmp_path, "accounts__anna__password", b"pw\n\n")
     place = f"(from the file {tmp_path}/dexcom2mqtt_accounts__anna__password)"
-    assert mistakes(ANNA, {}, tmp_path) == (f"accounts.anna.password: {NOT_SHOWN}; allowed: {TEXT} {place}",)
+    assert problems(ANNA, {}, tmp_path) == (f"accounts.anna.password: {NOT_SHOWN}; allowed: {TEXT} {place}",)
 
 
 def test_the_usual_folders_of_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,12 +83,12 @@ def test_the_usual_folders_of_secrets(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_secret_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:
-    """A folder where a secret should be, and a secret that is no text, are mistakes; other files are not."""
+    """A folder where a secret should be, and a secret that is no text, are problems; other files are not."""
     (tmp_path / "dexcom2mqtt_mqtt__password").mkdir()
     secret(tmp_path, "accounts__anna__password", b"\xff")
     secret(tmp_path, "port", b"\xff")
     (tmp_path / "other").write_bytes(b"\xff")
-    got = mistakes(ANNA, {}, tmp_path, tmp_path / "missing", tmp_path / "other")
+    got = problems(ANNA, {}, tmp_path, tmp_path / "missing", tmp_path / "other")
     assert got == (
         f"{tmp_path}/dexcom2mqtt_accounts__anna__password: is not a text in UTF-8; save it as one",
         f"{tmp_path}/dexcom2mqtt_mqtt__password: cannot be read: Is a directory",
@@ -136,7 +136,7 @@ def test_a_null_section_switches_a_weaker_one_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "mistake"),
+    ("environ", "problem"),
     [
         (
             {"DEXCOM2MQTT_ACCOUNTS__ANNA__REGION": "usa"},
@@ -190,14 +190,14 @@ def test_a_null_section_switches_a_weaker_one_off() -> None:
         ),
     ],
 )
-def test_a_mistake_names_the_variable(environ: dict[str, str], mistake: str) -> None:
-    """A mistake that is not in the file says where it is."""
-    assert mistakes(ANNA, environ) == (mistake,)
+def test_a_problem_names_the_variable(environ: dict[str, str], problem: str) -> None:
+    """A problem that is not in the file says where it is."""
+    assert problems(ANNA, environ) == (problem,)
 
 
-def test_a_mistake_in_the_file_names_no_variable() -> None:
+def test_a_problem_in_the_file_names_no_variable() -> None:
     """A correct variable next to a wrong key in the file is not blamed."""
-    got = mistakes(f"{ANNA}mqtt: {{port: x}}", {"DEXCOM2MQTT_MQTT__HOST": "broker"})
+    got = problems(f"{ANNA}mqtt: {{port: x}}", {"DEXCOM2MQTT_MQTT__HOST": "broker"})
     assert got == ("mqtt.port: found 'x'; allowed: a whole number from 1 to 65535",)
 
 
@@ -219,7 +219,7 @@ def test_nothing_at_all() -> None:
     """Without any configuration the message says where it belongs and what it looks like."""
     with pytest.raises(ConfigError) as caught:
         load(environ={})
-    first, second = caught.value.mistakes
+    first, second = caught.value.problems
     assert first == f"no configuration: write config.yaml or {sources.DEFAULT_FILES[1]}, or name it by --config"
     assert yaml.safe_load(second.partition("below accounts:")[2])["anna"].keys() == {"username", "password"}
     assert second.startswith("accounts: missing, or empty; allowed: at least one;")
@@ -227,7 +227,7 @@ def test_nothing_at_all() -> None:
 
 @pytest.mark.parametrize("by_variable", [True, False])
 @pytest.mark.parametrize(
-    ("content", "mistake"),
+    ("content", "problem"),
     [
         (None, "cannot be read: No such file or directory"),
         ("folder", "cannot be read: Is a directory"),
@@ -238,9 +238,9 @@ def test_nothing_at_all() -> None:
     ],
 )
 def test_a_named_file_must_be_good(
-    tmp_path: Path, content: bytes | str | None, mistake: str, *, by_variable: bool
+    tmp_path: Path, content: bytes | str | None, problem: str, *, by_variable: bool
 ) -> None:
-    """A file that was named but cannot be used is a mistake, even if the environment says enough."""
+    """A file that was named but cannot be used is a problem, even if the environment says enough."""
     file = tmp_path / "named.yaml"
     if content == "folder":
         file.mkdir()
@@ -250,7 +250,7 @@ def test_a_named_file_must_be_good(
     path = None if by_variable else file
     with pytest.raises(ConfigError) as caught:
         load(path, environ=environ | ({"DEXCOM2MQTT_CONFIG": str(file)} if by_variable else {}))
-    assert caught.value.mistakes == (f"{file}: {mistake}",)
+    assert caught.value.problems == (f"{file}: {problem}",)
 
 
 def test_what_systemd_did_not_hand_over_is_told_as_that() -> None:
@@ -268,7 +268,7 @@ def test_a_folder_in_place_of_the_usual_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file this user may not read is a mistake."""
+    """A file this user may not read is a problem."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -284,7 +284,7 @@ def test_a_file_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_an_empty_file_is_no_configuration(text: bytes) -> None:
     """A file that says nothing leaves the accounts missing, and is otherwise fine."""
-    (only,) = mistakes(text)
+    (only,) = problems(text)
     assert only.startswith("accounts: missing, or empty; allowed: at least one;")
     environ = {"DEXCOM2MQTT_ACCOUNTS": ANNA.removeprefix("accounts: ")}
     assert read(text, environ) == read(b"\xef\xbb\xbf" + ANNA.encode())

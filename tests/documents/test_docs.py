@@ -26,7 +26,7 @@ from dexcom2mqtt import readings, share
 from dexcom2mqtt.account.statistics import statistics_of
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.config import loading
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Settings, Tls, keys_of
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from dexcom2mqtt.messages import status
@@ -45,7 +45,7 @@ from tests.support import configuration_page
 from tests.support.builders import NOON, account, reading
 from tests.support.documents import (
     DOCUMENTS,
-    MISTAKE,
+    PROBLEM,
     REASONS,
     WITHOUT_FILE,
     Block,
@@ -102,7 +102,7 @@ def test_a_block_is_run_or_says_why_not(block: Block) -> None:
         assert block.language in {"yaml", "json", "python", "toml", *SHELL}, (
             f"nothing runs this; give it a reason, as <!-- not run here: … -->, one of {REASONS}"
         )
-        known = {"yaml": {"", MISTAKE}, "sh": {"", WITHOUT_FILE}}.get(block.language, {""})
+        known = {"yaml": {"", PROBLEM}, "sh": {"", WITHOUT_FILE}}.get(block.language, {""})
         assert block.note in known, "no comment that a test knows"
     else:
         assert block.reason, f"not one of the reasons {REASONS}"
@@ -119,12 +119,12 @@ def test_a_block_is_run_or_says_why_not(block: Block) -> None:
 @pytest.mark.parametrize("block", every_block("yaml"), ids=str)
 def test_a_configuration_loads(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration in the documents loads unchanged; other YAML has no key twice."""
-    keys = load_strictly(block.text).keys() if block.note != MISTAKE else keys_of(Settings).keys()
+    keys = load_strictly(block.text).keys() if block.note != PROBLEM else keys_of(Settings).keys()
     if not keys & keys_of(Settings).keys():
         return
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(as_read(block), encoding="utf-8")
-    if block.note == MISTAKE:
+    if block.note == PROBLEM:
         with pytest.raises(ConfigError):
             loading.load(environ={}, secrets=())
     else:
@@ -349,7 +349,7 @@ class World:
         file = self.folder / "config.yaml"
         file.write_text(as_read(block), encoding="utf-8")
         file.chmod(0o600)
-        self.settings = None if block.note == MISTAKE else loading.load(file, environ={}, secrets=())
+        self.settings = None if block.note == PROBLEM else loading.load(file, environ={}, secrets=())
 
     def run(self, block: Block) -> None:
         """Run the commands of a block; each must succeed."""
@@ -433,7 +433,7 @@ def test_commands_do_what_they_should(document: str, world: World) -> None:
     for block in blocks_of(document):
         if not block.runs:
             continue
-        if block.language == "yaml" and (block.note == MISTAKE or "accounts" in yaml.safe_load(block.text)):
+        if block.language == "yaml" and (block.note == PROBLEM or "accounts" in yaml.safe_load(block.text)):
             world.configure(block)
         if block.language == "sh":
             world.run(block)
@@ -479,7 +479,7 @@ def test_the_broker_is_encrypted_as_shown(world: World, start_mosquitto: Callabl
 def test_the_keys_of_the_configuration_are_those_of_the_schema(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
-    """The reference of the configuration is what the schema and the mistakes say; --write-configuration makes it."""
+    """The reference of the configuration is what the schema and the problems say; --write-configuration makes it."""
     monkeypatch.chdir(tmp_path)
     page = configuration_page.PAGE.read_text(encoding="utf-8")
     before, held, after = configuration_page.between(page)
@@ -502,7 +502,7 @@ def test_a_name_in_the_environment_leads_to_its_key(tmp_path: Path) -> None:
         for environ, secrets in (({variable: "\x01"}, ()), ({}, (folder,))):
             with pytest.raises(ConfigError) as caught:
                 loading.load(environ=environ, secrets=secrets)
-            assert [mistake for mistake in caught.value.mistakes if mistake.startswith(f"{key}: ")], key
+            assert [problem for problem in caught.value.problems if problem.startswith(f"{key}: ")], key
 
 
 def topics_of_the_code() -> set[str]:

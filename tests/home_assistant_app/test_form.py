@@ -16,7 +16,7 @@ from starter import form
 from starter.form import Broker, FormError, key_of
 
 from dexcom2mqtt.config import loading
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.yaml_text import parse
 from dexcom2mqtt.topics import ACCOUNT_KEY
 from tests.test_architecture import imports
@@ -212,15 +212,15 @@ def test_options_that_are_none_are_a_mistake(text: str) -> None:
         ({"region": "mars"}, "accounts, \"Anna\", region: found 'mars'; allowed: us, ous, jp"),
     ],
 )
-def test_the_daemons_mistakes_are_told_by_the_forms_names(
+def test_the_daemons_problems_are_told_by_the_forms_names(
     changed: dict[str, str], told: str, load: Callable[..., Settings]
 ) -> None:
     """What the daemon alone can tell names the entry and its field, and no file that the user has never seen."""
     filled_in = read(ANNA | changed)
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
-    (mistake,) = raised.value.mistakes
-    line = filled_in.told(mistake)
+    (problem,) = raised.value.problems
+    line = filled_in.told(problem)
     assert line
     assert line.startswith(told)
     assert "config.yaml" not in line
@@ -231,8 +231,8 @@ def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[...
     filled_in = read(ANNA, web_token="two words")
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
-    (mistake,) = raised.value.mistakes
-    line = filled_in.told(mistake)
+    (problem,) = raised.value.problems
+    line = filled_in.told(problem)
     assert line
     assert line.startswith("web_token: found a value not shown here, as it may be a secret; allowed: up to 128")
     assert "two words" not in line

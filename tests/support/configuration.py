@@ -1,4 +1,4 @@
-"""Configurations as the tests write them, and what load makes of them: settings, or mistakes in words."""
+"""Configurations as the tests write them, and what load makes of them: settings, or problems in words."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dexcom2mqtt.config.loading import load
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Tls, Web
 
 ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
@@ -38,17 +38,17 @@ def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: 
     return load(file, environ=environ or {}, secrets=secrets)
 
 
-def mistakes(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
+def problems(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
     """Return what is told of a configuration, without the lines of the file."""
-    with_lines = mistakes_with_lines(text, environ, *secrets)
+    with_lines = problems_with_lines(text, environ, *secrets)
     return tuple(re.sub(r" \(test\.yaml, line \d+\)\Z", "", each) for each in with_lines)
 
 
-def mistakes_with_lines(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
+def problems_with_lines(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         read(text, environ, *secrets)
-    assert str(caught.value) == "\n".join(caught.value.mistakes)
-    return caught.value.mistakes
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
 
 
 def account(**keys: object) -> str:

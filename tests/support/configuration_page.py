@@ -1,4 +1,4 @@
-"""What `docs/configuration.md` says of the keys: made from the schema, and from the words of the mistakes.
+"""What `docs/configuration.md` says of the keys: made from the schema, and from the words of the problems.
 
 The page itself is written by hand. Between its two marks stands what is made here:
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dexcom2mqtt.config.editors import schema
 from dexcom2mqtt.config.loading import load
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _NOTHING_FITS: Final = "\x01"
 
 
 def made(folder: Path) -> str:
-    """Make the tables; a configuration with a mistake is put into the folder."""
+    """Make the tables; a configuration with a problem is put into the folder."""
     tree = json.loads(schema())
     parts = []
     names = []
@@ -126,16 +126,16 @@ def _written(default: object) -> str:
 
 
 def _allowed(place: tuple[str, ...], folder: Path) -> str:
-    """Return what a mistake at that place says is allowed."""
+    """Return what a problem at that place says is allowed."""
     nested: object = _NOTHING_FITS
     for key in reversed(place):
         nested = {key: nested}
-    file = folder / "mistaken.yaml"
+    file = folder / "invalid.yaml"
     file.write_text(json.dumps(nested), encoding="utf-8")
     try:
         load(file, environ={}, secrets=())
     except ConfigError as error:
         start = f"{'.'.join(place)}: "
-        (mistake,) = [mistake for mistake in error.mistakes if mistake.startswith(start)]
-        return mistake.partition("allowed: ")[2].partition(f" ({file}, line ")[0]
+        (problem,) = [problem for problem in error.problems if problem.startswith(start)]
+        return problem.partition("allowed: ")[2].partition(f" ({file}, line ")[0]
     raise AssertionError(f"{place} allows anything")

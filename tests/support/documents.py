@@ -29,8 +29,8 @@ REASONS: Final = {
 }
 """Why a block may not be run here: `<!-- not run here: e2e systemd -->` in the line above it."""
 
-MISTAKE: Final = "a mistake"
-"""`<!-- a mistake -->` above a configuration: it must not load."""
+PROBLEM: Final = "a problem"
+"""`<!-- a problem -->` above a configuration: it must not load."""
 
 WITHOUT_FILE: Final = "without a file"
 """`<!-- without a file -->` above commands: there is no configuration file when they run."""

@@ -29,7 +29,7 @@ from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Alarm, Clock, Stopped
 from dexcom2mqtt.config import loading
 from dexcom2mqtt.config.loading import build
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
@@ -322,7 +322,7 @@ def folder() -> Iterator[Path]:
 @example(content=b"[" * 60_000, environ={"DEXCOM2MQTT_MQTT": "{a: " * 10_000}, secrets={})
 @example(content=b"a: &a [x,x]\nb: &b [*a,*a]\n" + b"c: [*b,*b]\n" * 20, environ={}, secrets={})
 def test_any_configuration(folder: Path, content: bytes, environ: dict[str, str], secrets: dict[str, bytes]) -> None:
-    """Whatever stands in the file, the environment and the secret files: settings, or every mistake in words."""
+    """Whatever stands in the file, the environment and the secret files: settings, or every problem in words."""
     file = folder / "config.yaml"
     file.write_bytes(content)
     with tempfile.TemporaryDirectory(dir=folder) as given_secrets:
@@ -331,17 +331,17 @@ def test_any_configuration(folder: Path, content: bytes, environ: dict[str, str]
         try:
             loaded = loading.load(file, environ=environ, secrets=[Path(given_secrets)])
         except ConfigError as error:
-            mistakes = error.mistakes
+            problems = error.problems
         else:
             assert loaded.accounts
             assert all(isinstance(warning, str) for warning in loaded.warnings)
             return
-    assert mistakes
-    assert all(mistake.strip() and "Traceback" not in mistake for mistake in mistakes)
+    assert problems
+    assert all(problem.strip() and "Traceback" not in problem for problem in problems)
 
 
 def test_the_good_case_is_good(folder: Path) -> None:
-    """One of the cases is a configuration, so that a mistake is not all that is ever seen."""
+    """One of the cases is a configuration, so that a problem is not all that is ever seen."""
     file = folder / "good.yaml"
     file.write_bytes(GOOD)
     environ = {"DEXCOM2MQTT_MQTT__PORT": "1884"}

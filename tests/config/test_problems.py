@@ -1,4 +1,4 @@
-"""Every mistake in the configuration: its place, its words, and no secret in any of them."""
+"""Every problem in the configuration: its place, its words, and no secret in any of them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dexcom2mqtt.config import loading
 from dexcom2mqtt.config.loading import load
-from dexcom2mqtt.config.mistakes import ConfigError
+from dexcom2mqtt.config.problems import ConfigError
 from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Settings, Tls, keys_of
 from tests.support.configuration import (
     ACCOUNT_KEYS,
@@ -28,7 +28,7 @@ from tests.support.configuration import (
     TEXT,
     UUID,
     account,
-    mistakes,
+    problems,
     read,
     secret,
 )
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("config")
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------
+# --- problems ----------------------------------------------------------------------------------------------
 
 
 KEY = "not usable as a key; allowed: small letters and digits, separated by single _, such as anna_marie; not bridge"
@@ -169,22 +169,22 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(
-    ("text", "mistake"),
+    ("text", "problem"),
     [
-        *[(account(**keys), f"accounts.anna.{mistake}") for keys, mistake in ACCOUNTS],
-        *[(ANNA + yaml.safe_dump({"mqtt": keys}), f"mqtt.{mistake}") for keys, mistake in MQTT],
+        *[(account(**keys), f"accounts.anna.{problem}") for keys, problem in ACCOUNTS],
+        *[(ANNA + yaml.safe_dump({"mqtt": keys}), f"mqtt.{problem}") for keys, problem in MQTT],
         *OTHERS,
     ],
 )
-def test_a_mistake_is_named(text: str, mistake: str) -> None:
-    """A mistake is told with its place, what was found where that cannot be a secret, and what is allowed."""
-    assert mistakes(text) == (mistake,)
+def test_a_problem_is_named(text: str, problem: str) -> None:
+    """A problem is told with its place, what was found where that cannot be a secret, and what is allowed."""
+    assert problems(text) == (problem,)
 
 
 def test_a_certificate_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate that exists, but not for this user, is a mistake."""
+    """A certificate that exists, but not for this user, is a problem."""
     monkeypatch.setattr(os, "access", lambda *_: False)
-    (only,) = mistakes(f"{ANNA}mqtt: {{tls: {{ca_file: test.yaml}}}}")
+    (only,) = problems(f"{ANNA}mqtt: {{tls: {{ca_file: test.yaml}}}}")
     assert only == f"mqtt.tls.ca_file: found 'test.yaml'; allowed: {FILE}"
 
 
@@ -194,9 +194,9 @@ def test_the_same_name_in_two_regions_is_two_persons() -> None:
     assert [*got.accounts] == ["a", "b"]
 
 
-def test_every_mistake_is_told_at_once() -> None:
-    """Mistakes in several keys, between keys and between accounts come together."""
-    got = mistakes(
+def test_every_problem_is_told_at_once() -> None:
+    """Problems in several keys, between keys and between accounts come together."""
+    got = problems(
         "accounts:\n"
         "  a: {username: x, account_id: bad, unit: x}\n"
         "  b: {username: X, password: p, ranges: {low: 300, very_high: x}, reigon: us}\n"
@@ -225,16 +225,16 @@ def test_every_mistake_is_told_at_once() -> None:
 
 
 def test_a_clash_between_variables_names_none_of_them() -> None:
-    """What is wrong between accounts of different sources is not told as the mistake of one."""
+    """What is wrong between accounts of different sources is not told as the problem of one."""
     environ = {f"DEXCOM2MQTT_ACCOUNTS__{key}": "{username: x, password: p}" for key in "AB"}
-    (only,) = mistakes("", environ)
+    (only,) = problems("", environ)
     assert re.fullmatch("accounts: found a clash; allowed: one key for each person, but . and . are the same", only)
 
 
 def test_every_unreadable_source_is_told_at_once(tmp_path: Path) -> None:
-    """Broken YAML in the file, in a variable and in a secret file are three mistakes, each with its source."""
+    """Broken YAML in the file, in a variable and in a secret file are three problems, each with its source."""
     secret(tmp_path, "accounts", b"a: 'b")
-    got = mistakes("a: [b", {"DEXCOM2MQTT_MQTT": "{a"}, tmp_path)
+    got = problems("a: [b", {"DEXCOM2MQTT_MQTT": "{a"}, tmp_path)
     assert [each.partition(":")[0] for each in got] == [
         "the environment variable DEXCOM2MQTT_MQTT, line 1, column 1",
         f"the file {tmp_path}/dexcom2mqtt_accounts, line 1, column 4",
@@ -242,14 +242,14 @@ def test_every_unreadable_source_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unreadable_source_hides_no_other_mistake() -> None:
+def test_an_unreadable_source_hides_no_other_problem() -> None:
     """What is wrong in itself is told beside broken YAML; what may stand in the broken file is not called missing."""
     environ = {
         "DEXCOM2MQTT_STALE_AFTER": "soon",
         "DEXCOM2MQTT_MQTT__HOTS": "broker",
         "DEXCOM2MQTT_ACCOUNTS__ANNA__REGION": "eu",
     }
-    got = mistakes("a: [b", environ)
+    got = problems("a: [b", environ)
     assert [each.partition(":")[0] for each in got] == [
         "test.yaml, line 1, column 4",
         "accounts.anna.region",
@@ -261,7 +261,7 @@ def test_an_unreadable_source_hides_no_other_mistake() -> None:
 @pytest.mark.parametrize("key", ["_env_file", "_build_sources", "_case_sensitive", "layers", "self", "model_config"])
 def test_no_key_reaches_the_machinery(key: str) -> None:
     """A key that means something to the library is unknown like any other."""
-    (only,) = mistakes(f"{ANNA}{key}: x")
+    (only,) = problems(f"{ANNA}{key}: x")
     assert only.startswith(f"{key}: unknown key; ")
 
 
@@ -315,7 +315,7 @@ def test_no_key_reaches_the_machinery(key: str) -> None:
 )
 def test_broken_yaml_is_told_with_line_column_and_cause(text: str, line: int, column: int, why: str) -> None:
     """Broken YAML is told where it is broken and in plain words, which hold nothing of the file."""
-    (only,) = mistakes(text)
+    (only,) = problems(text)
     assert only.startswith(f"test.yaml, line {line}, column {column}: {why}")
     assert "CANARY" not in only
 
@@ -334,9 +334,9 @@ DEEP = 15_000
     ],
 )  # fmt: skip
 def test_bombs_do_not_go_off(text: str) -> None:
-    """Endless nesting, aliases that contain themselves or multiply, and endless lists end soon, as mistakes."""
+    """Endless nesting, aliases that contain themselves or multiply, and endless lists end soon, as problems."""
     before = time.process_time()
-    (only,) = mistakes(text)
+    (only,) = problems(text)
     assert re.match(r"test\.yaml, line \d+, column \d+: (not YAML|too many values)", only)
     assert time.process_time() - before < 5
 
@@ -357,7 +357,7 @@ def test_a_thousand_accounts_fit(tmp_path: Path) -> None:
 def test_many_levels_of_keys_do_not_matter() -> None:
     """A variable whose name has thousands of levels is an unknown key, in good time."""
     name = "DEXCOM2MQTT_MQTT" + "__A" * DEEP
-    got = mistakes(ANNA, {name: "x", name + "__B": "y"})
+    got = problems(ANNA, {name: "x", name + "__B": "y"})
     assert got == (f"mqtt.a: unknown key; allowed: {MQTT_KEYS} (from the environment variable ?)",)
 
 
@@ -443,7 +443,7 @@ def test_any_password(folder: Path, password: str) -> None:
         assert got.password.get_secret_value() == password.removeprefix("\ufeff" if secrets else "")
 
 
-# --- secrets in mistakes -----------------------------------------------------------------------------------
+# --- secrets in problems -----------------------------------------------------------------------------------
 
 
 CANARY = "s3cr3t/Canary!"
@@ -467,7 +467,7 @@ def hidden_places() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("place", hidden_places(), ids=".".join)
-def test_no_secret_in_any_mistake(folder: Path, place: tuple[str, ...]) -> None:
+def test_no_secret_in_any_problem(folder: Path, place: tuple[str, ...]) -> None:
     """A secret at any place, in any disguise and from any source, is in no message and in no traceback."""
     indented = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place))[:-1]
     variable = f"DEXCOM2MQTT_{'__'.join(place).upper()}"

@@ -1,4 +1,4 @@
-"""The words for a mistake: where it is, what was found, what is allowed. What may be shown is decided here alone."""
+"""The words for a problem: where it is, what was found, what is allowed. What may be shown is decided here alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Place = tuple[str, ...]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; ``mistakes`` has a text for each reason, none of them a secret."""
+    """The configuration cannot be used; ``problems`` has a text for each reason, none of them a secret."""
 
-    def __init__(self, *mistakes: str) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
-class Mistake(NamedTuple):
+class Problem(NamedTuple):
     """What is wrong at a place: with the value there, with the key itself, or between the values below it."""
 
     place: Place
