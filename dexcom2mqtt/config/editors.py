@@ -1,4 +1,4 @@
-"""The configuration as editors are told of it: a JSON Schema, made of the tables of ``settings``."""
+"""The configuration as a JSON Schema for editors, made from the tables of ``settings``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def schema() -> str:
-    """Return the JSON Schema (2020-12) of the file, as JSON; it requires no key: each may come from elsewhere."""
+    """Return the JSON Schema (2020-12) of the file. It requires no key, since each may come from another source."""
     tree = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dexcom2mqtt", **_object(Settings)}
     return json.dumps(tree, indent=2)
 
@@ -28,11 +28,11 @@ def _property(key: Key) -> dict[str, Any]:
     if key.each:
         value = {"type": "object", "patternProperties": {f"^{ACCOUNT_KEY}$": value}, "additionalProperties": False}
     if key.required:
-        return {"description": key.what, **value}
+        return {"description": key.description, **value}
     switch = [{"type": "boolean"}] if key.switch else []
-    either = {"description": key.what, "anyOf": [value, *switch, {"type": "null"}]}
+    either = {"description": key.description, "anyOf": [value, *switch, {"type": "null"}]}
     if key.default is None:
         return either | {"default": None}
-    if key.kind and key.default not in {"", 0}:  # else it follows from other keys, and the description tells it
+    if key.kind and key.default not in {"", 0}:  # otherwise it depends on other keys, and the description says so
         value["default"] = key.default
     return either

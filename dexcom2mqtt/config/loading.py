@@ -1,4 +1,4 @@
-"""Settings from what all sources say together."""
+"""Settings from all sources together."""
 
 from __future__ import annotations
 
@@ -27,49 +27,49 @@ def load(
 ) -> Settings:
     """Read the configuration: environment beats secret files beat YAML, key by key.
 
-    ``path`` is the file, which then must exist; else ``$DEXCOM2MQTT_CONFIG``, likewise; else the first of
-    ``sources.DEFAULT_FILES`` that exists, or none. Of the folders ``secrets`` (by default Docker's, then systemd's) the
-    later beats the earlier. Raises ConfigError with every problem that can be told.
+    The file is ``path`` or ``$DEXCOM2MQTT_CONFIG``, which must exist if given, or the first of
+    ``sources.DEFAULT_FILES`` that exists, or none. Later folders of ``secrets`` beat earlier ones (by default Docker's,
+    then systemd's). Raises ConfigError with every problem found.
     """
     file, found = sources.find(path, environ, secrets)
     layers, problems = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
     tree = sources.merged(layers, is_switch)
-    settings, wrong = structured(Settings, tree)
-    if problems:  # what could not be read may say what is missing
-        wrong = [each for each in wrong if each.stands_alone]
+    settings, found_in_values = structured(Settings, tree)
+    if problems:  # an unreadable source may hold what is missing
+        found_in_values = [each for each in found_in_values if each.stands_alone]
     elif not layers:
         first, second = sources.DEFAULT_FILES
-        problems.append(f"no configuration: write {first} or {second}, or name it by --config")
-    problems += sources.told(wrong, layers)
+        problems.append(f"no configuration: write {first} or {second}, or name one with --config")
+    problems += sources.described(found_in_values, layers)
     if settings is None or problems:
         raise ConfigError(*problems)
-    noticed = [*_odd_passwords(tree, layers)]
-    # What systemd hands over is for the daemon alone; group bits in its mode stand for an access control list.
+    warnings = [*_odd_passwords(tree, layers)]
+    # Only the daemon can read what systemd hands over; group bits in its mode stand for an access control list.
     if file and str(file.parent) != environ.get("CREDENTIALS_DIRECTORY"):
-        noticed += filter(None, [sources.exposed(file, layers[-1], settings)])
-    return replace(settings, noticed=tuple(noticed))
+        warnings += filter(None, [sources.exposed(file, layers[-1], settings)])
+    return replace(settings, source_warnings=tuple(warnings))
 
 
 def build(section: type[S], given: Mapping[str, Any]) -> S:
-    """Make settings, or a section of them, of texts, numbers and switches. Raises ConfigError with every problem."""
-    made, wrong = structured(section, given)
+    """Make settings, or a section, from texts, numbers and switches. Raises ConfigError with every problem."""
+    made, problems = structured(section, given)
     if made is None:
-        raise ConfigError(*(each.told() for each in wrong))
+        raise ConfigError(*(each.describe() for each in problems))
     return made
 
 
 def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> Iterator[str]:
-    """Warn of passwords that may have been mangled; a password may hold anything, so they are used as they are."""
+    """Warn of passwords that may have been mangled; a password may contain anything, so it is used as it is."""
     for key, account in tree["accounts"].items():
         password = account["password"]
         odd = oddity(password)
-        if odd is None and isinstance(password, Written) and password.remark:
-            odd = "is not in quotes, and ends where a remark begins with #"
+        if odd is None and isinstance(password, Written) and password.comment:
+            odd = "is not in quotes and ends where # begins a comment"
         if odd:
             where = sources.where(Problem(("accounts", key, "password"), password, ""), layers)
-            yield f"accounts.{key}.password: the password {odd}. It is used as it is; mend it if that is wrong{where}"
+            yield f"accounts.{key}.password: the password {odd}. It is used as it is; fix it if that is wrong{where}"
 
 
 def _is_ours(place: Place) -> bool:
-    """Tell whether a place begins with a known key. Container platforms add names like DEXCOM2MQTT_PORT_1883_TCP."""
+    """Return whether a place begins with a known key. Container platforms add names like DEXCOM2MQTT_PORT_1883_TCP."""
     return not place or (place[0] in keys_of(Settings) and (len(place) == 1 or is_section(place[:1])))

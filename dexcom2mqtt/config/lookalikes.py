@@ -1,7 +1,7 @@
-"""What is easily mangled on its way into a configuration: blanks, quotes and dashes that are not what they look like.
+"""Values mangled on their way into a configuration: spaces, quotes and dashes that only look like the real ones.
 
-Wrong credentials lock accounts, so what was most likely mangled is told before anybody is asked. No message
-quotes what was written: it may be a password.
+Wrong credentials lock accounts, so values that were probably mangled are reported before anything is sent. No message
+quotes the value: it may be a password.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NAMED: Final = {
 }
 _QUOTES: Final = "\"'\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
 EXAMPLES: Final = frozenset({"USER NAME", "PASSWORD", "her password at Dexcom"})
-"""What stands in config.example.yaml and in the README, for the reader to replace."""
+"""Placeholders in config.example.yaml and the README."""
 
 
 def find(text: str) -> tuple[int, str] | None:
-    """Return where the first character is that looks like another, and what it is; None if there is none."""
+    """Return the index and name of the first character that looks like another; None if there is none."""
     for index, character in enumerate(text):
         if name := _name(character):
             return index, name
@@ -36,30 +36,30 @@ def find(text: str) -> tuple[int, str] | None:
 
 
 def oddity(text: str) -> str | None:
-    """Return what most likely happened to a text on its way, as in "begins with a blank"; None for nothing."""
-    first, last = _blank(text[:1]), _blank(text[-1:])
+    """Return what probably happened to a text on its way, such as "begins with a space"; None if nothing did."""
+    first, last = _space(text[:1]), _space(text[-1:])
     found = {
-        "is still the one of the example": text in EXAMPLES,
-        "begins with !secret, which only Home Assistant knows": text.startswith("!secret"),
-        "has ${…} in it, which nothing replaces here": re.search(r"\$\{[^}]*\}", text),
+        "is still the example's placeholder": text in EXAMPLES,
+        "begins with !secret, which only Home Assistant understands": text.startswith("!secret"),
+        "contains ${…}, which is not replaced here": re.search(r"\$\{[^}]*\}", text),
         f"begins with {first}": first,
         f"ends with {last}": last,
-        "is in quotes, which are a part of it here": len(text) > 1 and {text[0], text[-1]} <= set(_QUOTES),
+        "is in quotes, which are part of it here": len(text) > 1 and {text[0], text[-1]} <= set(_QUOTES),
     }
-    return next((words for words, holds in found.items() if holds), None)
+    return next((description for description, applies in found.items() if applies), None)
 
 
 def _name(character: str) -> str | None:
     if name := _NAMED.get(character):
         return name
     if unicodedata.category(character) == "Zs" and character != " ":
-        return "a blank of an unusual width"
-    return "a character that cannot be seen" if unicodedata.category(character) == "Cf" else None
+        return "a space of unusual width"
+    return "an invisible character" if unicodedata.category(character) == "Cf" else None
 
 
-def _blank(character: str) -> str | None:
+def _space(character: str) -> str | None:
     if not character or (character in _QUOTES and character in _NAMED):
         return None
     if character == " ":
-        return "a blank"
+        return "a space"
     return _name(character) if unicodedata.category(character) in {"Zs", "Cf"} else None

@@ -1,4 +1,4 @@
-"""The words for a problem: where it is, what was found, what is allowed. What may be shown is decided here alone."""
+"""How a problem is described: where it is, what was found, what is allowed. Only this module decides what to show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = tuple[str, ...]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; ``problems`` has a text for each reason, none of them a secret."""
+    """The configuration cannot be used; ``problems`` has a text for each reason, without secrets."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -20,64 +20,74 @@ class ConfigError(Exception):
 
 
 class Problem(NamedTuple):
-    """What is wrong at a place: with the value there, with the key itself, or between the values below it."""
+    """What is wrong at a place: with the value, with the key, or between the values below it."""
 
     place: Place
     found: object
-    """The value that was written there; None for nothing."""
+    """The value that was written; None if there is none."""
     allowed: str
-    about: Literal["value", "key", "unknown", "clash"] = "value"
+    """What is allowed. For a conflict: what is wrong and what to do."""
+    about: Literal["value", "section", "key", "unknown", "conflict"] = "value"
     shown: bool = False
-    """Whether the value may be shown, since it cannot be a secret."""
+    """Whether the value may be shown because it cannot be a secret."""
 
     @property
     def stands_alone(self) -> bool:
-        """Whether this is wrong in itself, whatever another source would say that could not be read."""
+        """Whether this is wrong whatever an unreadable source would add."""
         return self.about in {"unknown", "key"} or not isinstance(self.found, dict | list | None)
 
     @property
     def line(self) -> int | None:
-        """Where it was written, or what it is missing from, as the line of its source; None if that is not known."""
-        if self.about == "clash":
+        """The line of the value, or of what it is missing from; None if unknown."""
+        if self.about == "conflict":
             return None
         found = None if self.about in {"key", "unknown"} else _first(self.found)
         written = [each for each in (*self.place, found) if isinstance(each, Written)]
         return written[-1].line if written else None
 
-    def told(self, where: str = "") -> str:
-        """Say it, and ``where`` it was written."""
-        return f"{'.'.join(map(safe, self.place))}: {self._found()} allowed: {self.allowed}{where}"
+    def describe(self, where: str = "") -> str:
+        """Return the problem as a text that ends with ``where``."""
+        return f"{'.'.join(map(safe, self.place))}: {self._description()}{where}"
 
-    def _found(self) -> str:
+    def _description(self) -> str:
+        missing = self.found in ("", None, {}) or self.found is NOTHING
+        if self.about == "conflict" and not missing:
+            return self.allowed
+        if self.about == "section" and not missing:
+            listed = isinstance(self.found, list)
+            return f"found a list; expected {self.allowed}" if listed else f"expected {self.allowed} (value hidden)"
+        return f"{self._found(missing=missing)} allowed: {self.allowed}"
+
+    def _found(self, *, missing: bool) -> str:
         if self.about == "unknown":
-            return f"unknown key;{self._meant()}{self._file()}"
+            return f"unknown key;{self._suggestion()}{self._secret_file()}"
         if self.about == "key":
-            return "not usable as a key;"
-        if self.found in ("", None, {}) or self.found is NOTHING:
-            return "missing, or empty;"
+            return "invalid key;"
+        if missing:
+            return "missing or empty;"
         if isinstance(self.found, dict | list):
-            return "found a clash;" if self.about == "clash" else "found keys or a list;"
+            return "found keys or a list;"
         found = f"found {str(self.found)[:60]!r}" if self.shown else _HIDDEN
-        strange = find(str(self.found))
-        return found + (f", and {strange[1]} in it;" if strange else ";")
+        lookalike = find(str(self.found))
+        return found + (f", containing {lookalike[1]};" if lookalike else ";")
 
-    def _meant(self) -> str:
+    def _suggestion(self) -> str:
         import difflib  # noqa: PLC0415  # not for healthcheck, which loads this every minute
 
         close = difflib.get_close_matches(self.place[-1][:40].lower(), self.allowed.split(", "), 1)
         return f" did you mean {close[0]}?" if close else ""
 
-    def _file(self) -> str:
-        """Say how a file is read, to somebody who knows …_FILE from other images."""
+    def _secret_file(self) -> str:
+        """Say how secret files are found, to users who know …_FILE from other images."""
         *section, key = self.place
         known = key.lower().removesuffix("_file")
         if not key.lower().endswith("_file") or known not in self.allowed.split(", "):
             return ""
         name = "__".join(safe(part) for part in (*section, known))
-        return f" a secret file is found by its name, /run/secrets/dexcom2mqtt_{name};"
+        return f" secret files are found by name, /run/secrets/dexcom2mqtt_{name};"
 
 
-_HIDDEN: Final = "found a value not shown here, as it may be a secret"
+_HIDDEN: Final = "found a value (hidden, as it may be a secret)"
 
 
 def _first(found: object) -> object:

@@ -1,7 +1,7 @@
-"""The settings: every key with its kind, its default and what it is, one line each, and what must hold between keys.
+"""The settings: every key with its kind, default and description, one line each, and the rules between keys.
 
-Must not know what a setting is used for. What is made by calling a class is taken as it is; ``loading.build``
-and ``loading.load`` check it.
+Must not know what a setting is used for. The classes check nothing when called; ``loading.build`` and
+``loading.load`` do.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    """What is known of a key. It has a kind, or is a section, or has a section below each key of the user's choice."""
+    """A key: a single value, a section, or a section below each key that the user chooses."""
 
-    what: str
-    """What it is, in words. A default that follows from other keys is told there."""
+    description: str
+    """Mentions a default that depends on other keys."""
     default: object
     """``MISSING`` if it must be given."""
     kind: Kind[Any] | None = None
     section: type[Section] | None = None
     each: Kind[str] | None = None
-    """What a key of the user's choice may be."""
+    """What a key that the user chooses may be."""
     switch: bool = False
-    """Whether true in place of the section is the section with nothing but defaults."""
+    """Whether true stands for the section with all defaults."""
 
     @property
     def required(self) -> bool:
@@ -41,29 +41,29 @@ class Key(NamedTuple):
         return self.default is MISSING
 
 
-def _key(kind: Kind[Any], default: object, what: str) -> Any:  # noqa: ANN401  # its type stands before it
-    return field(default=default, metadata={"key": Key(what, default, kind)})
+def _key(kind: Kind[Any], default: object, description: str) -> Any:  # noqa: ANN401  # the field declares its type
+    return field(default=default, metadata={"key": Key(description, default, kind)})
 
 
-def _section(section: type[Section], default: object, what: str, *, switch: bool = False) -> Any:  # noqa: ANN401
-    return field(default=default, metadata={"key": Key(what, default, section=section, switch=switch)})
+def _section(section: type[Section], default: object, description: str, *, switch: bool = False) -> Any:  # noqa: ANN401
+    return field(default=default, metadata={"key": Key(description, default, section=section, switch=switch)})
 
 
-def _each(kind: Kind[str], section: type[Section], what: str) -> Any:  # noqa: ANN401  # its type stands before it
-    return field(default_factory=dict, metadata={"key": Key(what, {}, section=section, each=kind)})
+def _each(kind: Kind[str], section: type[Section], description: str) -> Any:  # noqa: ANN401  # the field declares its type
+    return field(default_factory=dict, metadata={"key": Key(description, {}, section=section, each=kind)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Keys that stand together. None of them changes."""
+    """A group of keys. Immutable."""
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name the keys that are wrong because of others, and what is allowed there.
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the keys that do not fit the others, each with what is allowed there.
 
-        ``given`` has what was written, ``right`` the value of each that is right in itself.
+        ``given`` has what was written, ``valid`` the value of each key that is valid by itself.
         """
-        del given, right
+        del given, valid
         yield from ()
 
 
@@ -77,17 +77,17 @@ def _is_local(host: str) -> bool:
     return re.fullmatch(f"{LOCAL}|::1", host.lower()) is not None
 
 
-def _there(key: str, given: Mapping[str, object]) -> bool:
+def _given(key: str, given: Mapping[str, object]) -> bool:
     return given.get(key) is not None
 
 
-def _wrong_in_itself(key: str, given: Mapping[str, object], right: Mapping[str, Any]) -> bool:
-    return _there(key, given) and key not in right
+def _invalid(key: str, given: Mapping[str, object], valid: Mapping[str, Any]) -> bool:
+    return _given(key, given) and key not in valid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges(Section):
-    """Where glucose becomes low and high: in mg/dL, whatever the account's unit."""
+    """The limits of low and high: in mg/dL, whatever the account's unit."""
 
     very_low: int = _key(v.GLUCOSE, 54, "mg/dL; a reading below it is very low")
     low: int = _key(v.GLUCOSE, 70, "mg/dL; a reading below it is low")
@@ -95,131 +95,133 @@ class Ranges(Section):
     very_high: int = _key(v.GLUCOSE, 250, "mg/dL; a reading above it is very high")
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name each that does not ascend."""
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each limit that is not above the one before."""
         lower, lowest = "", 0
         for key, known in keys_of(cls).items():
-            if _wrong_in_itself(key, given, right):
+            if _invalid(key, given, valid):
                 continue
-            value = right.get(key, known.default)
+            value = valid.get(key, known.default)
             if value > lowest:
                 lower, lowest = key, value
             else:
-                yield key, f"more than {lowest}, which is {lower}"
+                yield key, f"more than {lowest}, the value of {lower}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account(Section):
     """One person whose readings Dexcom Share has."""
 
-    name: str = _key(v.TEXT, "", "display name; default: the key, capitalised")
-    account_id: Secret | None = _key(v.ACCOUNT_ID, None, "UUID of the account, in place of username")
-    username: Secret | None = _key(v.USER, None, "user name, e-mail or phone number, as +11234567890")
-    password: Secret = _key(v.PASSWORD, MISSING, "password of the one who wears the sensor, not of a follower")
+    name: str = _key(v.TEXT, "", "display name; default: the key, capitalized")
+    account_id: Secret | None = _key(v.ACCOUNT_ID, None, "UUID of the account, instead of username")
+    username: Secret | None = _key(v.USER, None, "user name, email or phone number, such as +11234567890")
+    password: Secret = _key(v.PASSWORD, MISSING, "password of the person who wears the sensor, not a follower's")
     region: Region = _key(v.REGION, "us", "us, ous (outside the United States) or jp (Japan)")
     unit: Unit = _key(v.UNIT, "mg/dL", "unit of the readings")
     ranges: Ranges = _section(Ranges, Ranges(), "limits in mg/dL, ascending")
     share_url: str | None = _key(v.SHARE_URL, None, "base URL to use instead of the region's")
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name what is not one of two."""
-        two = _there("username", given) == _there("account_id", given)
-        if two and not _wrong_in_itself("username", given, right):
-            yield "username", "either username or account_id, and not both"
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield username unless exactly one of username and account_id is given."""
+        both_or_neither = _given("username", given) == _given("account_id", given)
+        if both_or_neither and not _invalid("username", given, valid):
+            yield "username", "either username or account_id, not both"
 
     @property
     def user(self) -> Secret:
-        """Who this is to Dexcom: the user name or the account id, as written."""
+        """The user name or the account id, as written."""
         return self.username or self.account_id or Secret("")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tls(Section):
-    """An encrypted connection to the broker; with no key at all it trusts the system's authorities."""
+    """An encrypted connection to the broker; without keys it trusts the system's authorities."""
 
     ca_file: Path | None = _key(v.FILE, None, "PEM file of the authority to trust; default: the system's")
     cert_file: Path | None = _key(v.FILE, None, "PEM file of the client's certificate")
     key_file: Path | None = _key(v.FILE, None, "PEM file of the client's private key")
-    verify: bool = _key(v.SWITCH, default=True, what="whether the broker must prove that it is the right one")
+    verify: bool = _key(v.SWITCH, default=True, description="whether to verify the broker's certificate")
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name half a pair."""
-        half = _there("key_file", given) != _there("cert_file", given)
-        if half and not _wrong_in_itself("key_file", given, right):
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield key_file if only one of the pair is given."""
+        half = _given("key_file", given) != _given("cert_file", given)
+        if half and not _invalid("key_file", given, valid):
             yield "key_file", "cert_file and key_file together, or neither"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mqtt(Section):
-    """The broker, and how to speak to it."""
+    """The broker and how to connect to it."""
 
     host: str = _key(v.HOST, "localhost", "host name or address of the broker, without port")
     tls: Tls | None = _section(Tls, None, "encryption; true trusts the system's authorities", switch=True)
     port: int = _key(v.PORT, 0, "port of the broker; default: 1883, or 8883 with tls")
     username: Secret | None = _key(v.USER, None, "user name at the broker")
     password: Secret | None = _key(v.MQTT_PASSWORD, None, "password at the broker")
-    protocol: Protocol = _key(v.PROTOCOL, "auto", "MQTT version; auto: 5, or 3.1.1 where 5 is refused")
+    protocol: Protocol = _key(v.PROTOCOL, "auto", "MQTT version; auto: 5, or 3.1.1 if 5 is refused")
     base_topic: str = _key(v.TOPIC_NAME, v.BASE_TOPIC, "topic below which everything is published")
     client_id: str = _key(v.CLIENT_ID, "", 'name of this program at the broker; default: base_topic with "_" for "/"')
-    keepalive: int = _key(v.SECONDS, 60, "seconds (5 to 65535) between signs of life")
+    keepalive: int = _key(v.SECONDS, 60, "seconds (5 to 65535) between keepalive messages")
 
     def __post_init__(self) -> None:
-        """Fill in what follows from other keys."""
+        """Fill in the defaults that depend on other keys."""
         object.__setattr__(self, "port", self.port or (8883 if self.tls else 1883))
         object.__setattr__(self, "client_id", v.client_id_of(self.base_topic, self.client_id))
 
     @property
     def place(self) -> str:
-        """Where the broker is, as host:port."""
+        """The broker's address, as host:port."""
         return f"{self.host}:{self.port}"
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name a password without a user."""
-        if right.get("password") is not None and not _there("username", given):
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield a password without a user name."""
+        if valid.get("password") is not None and not _given("username", given):
             yield "password", "a password only together with mqtt.username"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HomeAssistant(Section):
-    """How Home Assistant learns of the accounts."""
+    """How Home Assistant learns about the accounts."""
 
-    discovery: bool = _key(v.SWITCH, default=True, what="whether the accounts appear there by themselves")
+    discovery: bool = _key(v.SWITCH, default=True, description="whether the accounts appear there automatically")
     discovery_prefix: str = _key(v.TOPIC_NAME, "homeassistant", "topic below which it looks for devices")
-    status_topic: str = _key(v.ANY_TOPIC, "homeassistant/status", "topic where it says that it started")
+    status_topic: str = _key(v.ANY_TOPIC, "homeassistant/status", "topic on which it announces its start")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Web(Section):
-    """The page, and what Nightscout's clients read."""
+    """The page and the API for Nightscout clients."""
 
-    host: str = _key(v.ADDRESS, "127.0.0.1", "address to listen on; 0.0.0.0: every one, and so the home network")
+    host: str = _key(
+        v.ADDRESS, "127.0.0.1", "address to listen on; 0.0.0.0: all of them, which includes the home network"
+    )
     port: int = _key(v.WEB_PORT, 8017, "port to listen on")
-    token: Secret | None = _key(v.TOKEN, None, "what a reader has to know; only /health is free for all")
+    token: Secret | None = _key(v.TOKEN, None, "secret that readers must send; only /health needs none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Section):
-    """The whole configuration, complete and free of contradictions."""
+    """The whole configuration, complete and consistent."""
 
     accounts: Mapping[str, Account] = _each(
-        v.ACCOUNT, Account, "the people; each one's key is the id in topics and entities"
+        v.ACCOUNT, Account, "the accounts; each key is the id in topics and entities"
     )
     mqtt: Mqtt = _section(Mqtt, Mqtt(), "the broker")
     home_assistant: HomeAssistant = _section(HomeAssistant, HomeAssistant(), "Home Assistant")
     statistics: Statistics = _key(
-        v.STATISTICS, "90d", "how far back they go: 90d, 24h (the broker keeps no counts of days), or off"
+        v.STATISTICS, "90d", "how far back they go: 90d, 24h (no daily counts at the broker), or off"
     )
-    web: Web | None = _section(Web, None, "the page, and Nightscout's API; true: for this machine alone", switch=True)
+    web: Web | None = _section(Web, None, "the page and Nightscout's API; true: for this machine only", switch=True)
     stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
-    log_level: LogLevel = _key(v.LOG_LEVEL, "info", "the least important kind of line that is logged")
-    noticed: tuple[str, ...] = field(default=(), compare=False)
-    """Warnings about where it was read from. This is not a key."""
+    log_level: LogLevel = _key(v.LOG_LEVEL, "info", "least severe level that is logged")
+    source_warnings: tuple[str, ...] = field(default=(), compare=False)
+    """Warnings about the sources. This is not a key."""
 
     def __post_init__(self) -> None:
-        """Call whoever has no name by the key."""
+        """Name each account without a name after its key."""
         named = {
             key: account if account.name else replace(account, name=key.replace("_", " ").capitalize())
             for key, account in self.accounts.items()
@@ -227,56 +229,56 @@ class Settings(Section):
         object.__setattr__(self, "accounts", named)
 
     @classmethod
-    def wrong(cls, given: Mapping[str, object], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Name a lack of accounts, and those that are the same person; each may be wrong in itself."""
-        del right
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield accounts if there are none, and for each two that are the same person; each may itself be invalid."""
+        del valid
         accounts = given.get("accounts")
         if accounts is None or accounts == {}:
             example = "\n  anna:\n    username: anna@example.com\n    password: 'her password at Dexcom'"
-            yield "accounts", f"at least one; for example, below accounts:{example}"
+            yield "accounts", f"at least one account; for example, below accounts:{example}"
         known: dict[tuple[str, str], str] = {}
         for key, account in accounts.items() if isinstance(accounts, dict) else ():
             written = account if isinstance(account, dict) else {}
             user = written.get("username") or written.get("account_id")
             region = str(written.get("region") or keys_of(Account)["region"].default)
             if isinstance(user, str) and (first := known.setdefault((region, user.casefold()), key)) != key:
-                yield "accounts", f"one key for each person, but {safe(first)} and {safe(key)} are the same"
+                yield "accounts", f"{safe(first)} and {safe(key)} are the same person; keep only one"
 
     @property
     def stale_after_seconds(self) -> int:
-        """For how many seconds a reading is current."""
+        """How long a reading is current, in seconds."""
         return self.stale_after * 60
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What works but is unsafe, each with its remedy; never a secret."""
+        """Warnings about what works but is unsafe, each with its remedy; never a secret."""
         open_line = (
-            "mqtt: the broker is on another machine and tls is not set, so what is sent there can be read on the way; "
+            "mqtt: the broker is on another machine and tls is not set, so the messages can be read on the way; "
             "if the broker offers TLS, write tls: true below mqtt:"
         )
         open_page = (
-            "web: the page can be opened from other machines, and no token is set, so everybody in the network can "
-            "read the glucose; to let in only who knows it, write token: and a text of your choice below web:"
+            "web: the page can be opened from other machines, and no token is set, so anyone on the network can read "
+            "the glucose; to restrict access, write token: and a secret of your choice below web:"
         )
         broker = [] if _is_local(self.mqtt.host) or self.mqtt.tls else [open_line]
         page = [] if self.web is None or _is_local(self.web.host) or self.web.token else [open_page]
-        return (*self.noticed, *broker, *page)
+        return (*self.source_warnings, *broker, *page)
 
 
 def is_section(place: Place) -> bool:
-    """Tell whether the text for a place holds keys rather than a single value."""
+    """Return whether a place holds keys rather than a single value."""
     key = _key_at(place)
     return key is not None and key.section is not None
 
 
 def is_switch(place: Place) -> bool:
-    """Tell whether true may stand in place of the keys there."""
+    """Return whether true may stand for the keys there."""
     key = _key_at(place)
     return key is not None and key.switch
 
 
 def _key_at(place: Place) -> Key | None:
-    """Return what is known of the key at a place, which is the whole for (); None if there is no such key."""
+    """Return the key at a place, the whole configuration for (); None if there is no such key."""
     key: Key | None = Key("the whole configuration", {}, section=Settings)
     for name in place:
         if key is None or key.section is None:

@@ -1,4 +1,4 @@
-"""Where values come from: the file, the environment and secret files, each of which is a layer of keys."""
+"""Where values come from: the file, the environment and secret files, each a layer of keys."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ DEFAULT_FILES: Final = (Path("config.yaml"), Path("/etc/dexcom2mqtt/config.yaml"
 DOCKER_SECRETS: Final = Path("/run/secrets")
 
 _NOT_HANDED_OVER: Final = (
-    "; systemd did not hand it over (LoadCredential= of the unit). In a container of Proxmox, Incus or LXD, install "
+    "; systemd did not hand it over (LoadCredential= in the unit). In a Proxmox, Incus or LXD container, install "
     "systemd/lxc.conf: docs/deployment.md has the commands"
 )
-_MAX_BYTES = 512 * 1024  # a thousand accounts fit with every key; what is larger is the wrong file
+_MAX_BYTES = 512 * 1024  # enough for a thousand accounts with every key; anything larger is the wrong file
 
 
 class Source(NamedTuple):
-    """Something that may have a say."""
+    """Something that may hold values."""
 
     name: str
     place: Place
-    """Where its text belongs: () for the file of the configuration."""
+    """Where its text belongs: () for the configuration file."""
     read: Callable[[], str]
 
 
 class Layer(NamedTuple):
-    """What one file or variable says."""
+    """The keys and values of one file or variable."""
 
     tree: Mapping[str, Any]
     name: str
     place: Place
 
     def where(self, line: int | None) -> str:
-        """Say where something in it was written, as a problem tells it."""
+        """Return where something in it was written, to append to a problem."""
         if self.place:
             return f" (from {self.name})"
         return f" ({self.name}, line {line})" if line else ""
 
     def at(self, place: Place) -> object:
-        """Return what is said about a place; None for nothing."""
+        """Return what it holds at a place; None if nothing."""
         value: object = self.tree
         for key in place:
             value = value.get(key) if isinstance(value, dict) else None
@@ -62,9 +62,9 @@ class Layer(NamedTuple):
 def find(
     path: Path | None, environ: Mapping[str, str], secrets: Sequence[Path] | None
 ) -> tuple[Path | None, Iterator[Source]]:
-    """Find the configuration file, if there is one, and all that has a say."""
+    """Find the configuration file, if there is one, and all sources."""
     named = path or environ.get("DEXCOM2MQTT_CONFIG")
-    # Path.exists would raise where a folder may not be searched.
+    # Path.exists would raise if a folder may not be searched.
     usual = (each for each in DEFAULT_FILES if os.path.exists(each))  # noqa: PTH110  # see above
     file = Path(named) if named else next(usual, None)
     if secrets is None:
@@ -74,9 +74,9 @@ def find(
 
 
 def read_all(sources: Iterable[Source], is_section: Callable[[Place], bool]) -> tuple[list[Layer], list[str]]:
-    """Read each source; return what they say, and what is wrong with those that cannot be read.
+    """Read each source; return their layers, and the problems of those that cannot be read.
 
-    ``is_section`` tells whether keys stand at a place: a text that belongs there is YAML, and any other a value.
+    A text is YAML if ``is_section`` says that keys belong at its place, and a value otherwise.
     """
     layers: list[Layer] = []
     problems: list[str] = []
@@ -89,7 +89,7 @@ def read_all(sources: Iterable[Source], is_section: Callable[[Place], bool]) -> 
 
 
 def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | None) -> Iterator[Source]:
-    """List what may have a say, the strongest first: a deep key beats a text that holds its whole section."""
+    """List the sources, the strongest first: a deep key beats a text with its whole section."""
     groups: list[list[Source]] = [
         [
             Source(f"the environment variable {safe(name)}", _place(name), partial(str, text))
@@ -109,7 +109,7 @@ def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | N
 
 
 def _place(name: str) -> Place:
-    """Translate ``DEXCOM2MQTT_MQTT__HOST`` to ``("mqtt", "host")``; () for a name that does not begin like it."""
+    """Translate ``DEXCOM2MQTT_MQTT__HOST`` to ``("mqtt", "host")``; () for a name without that prefix."""
     prefix, _, rest = name.lower().partition("dexcom2mqtt_")
     return () if prefix or not rest else tuple(rest.split("__", 4))  # no key lies deeper
 
@@ -121,28 +121,28 @@ def _layer(source: Source, is_section: Callable[[Place], bool]) -> Layer:
     if value is NOTHING:
         value = None
     if not isinstance(value, dict | None):
-        raise ConfigError(f"{source.name}: no keys such as accounts: and mqtt: in it")
+        raise ConfigError(f"{source.name}: has no keys such as accounts: or mqtt:")
     return Layer(value or {}, source.name, source.place)
 
 
-def told(problems: Iterable[Problem], layers: Sequence[Layer]) -> list[str]:
-    """Say each problem, and where it comes from."""
-    return [each.told(where(each, layers)) for each in problems]
+def described(problems: Iterable[Problem], layers: Sequence[Layer]) -> list[str]:
+    """Describe each problem and where it comes from."""
+    return [each.describe(where(each, layers)) for each in problems]
 
 
 def where(problem: Problem, layers: Sequence[Layer]) -> str:
-    """Say where the value of a problem was written, or what it is missing from."""
-    telling = [layer for layer in layers if layer.at(problem.place) is not None]
-    if problem.place == ("accounts",) and len(telling) > 1:  # what is wrong between accounts has no single origin
+    """Return where the value of a problem was written, or what it is missing from."""
+    holding = [layer for layer in layers if layer.at(problem.place) is not None]
+    if problem.place == ("accounts",) and len(holding) > 1:  # a conflict between accounts has no single origin
         return ""
     missing_from = [layer for layer in layers[-1:] if not layer.place and layer.at(problem.place[:-1]) is not None]
-    return next((layer.where(problem.line) for layer in (*telling, *missing_from)), "")
+    return next((layer.where(problem.line) for layer in (*holding, *missing_from)), "")
 
 
 def merged(layers: Sequence[Layer], is_switch: Callable[[Place], bool] = lambda _: False) -> dict[str, Any]:
-    """Lay them over each other: the first beats the others, key by key.
+    """Merge the layers: the first beats the others, key by key.
 
-    Nothing at all behind a key is None. At a place of ``is_switch`` it stays, since it is a problem there.
+    NOTHING becomes None, except at a place of ``is_switch``, where it is a problem.
     """
     return _settled(reduce(_over, (layer.tree for layer in layers), {}), (), is_switch)
 
@@ -166,7 +166,7 @@ def _over(strong: Mapping[str, Any], weak: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path, drop: str = r"\Z") -> str:
-    """Read a text; ``drop`` is a pattern of what does not belong to it."""
+    """Read a text, without what the pattern ``drop`` matches."""
     try:
         with file.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
@@ -174,9 +174,9 @@ def _read(file: Path, drop: str = r"\Z") -> str:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}{_NOT_HANDED_OVER * _by_systemd(file)}") from None
     except ValueError:
-        raise ConfigError(f"{file}: is not a text in UTF-8; save it as one") from None
+        raise ConfigError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
     if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{file}: is larger than {_MAX_BYTES} bytes and so cannot be what was meant")
+        raise ConfigError(f"{file}: is larger than {_MAX_BYTES} bytes, so it must be the wrong file")
     return re.sub(drop, "", text)
 
 
@@ -185,7 +185,7 @@ def _by_systemd(file: Path) -> bool:
 
 
 def exposed(file: Path, layer: Layer, settings: Settings) -> str:
-    """Return the warning that a configuration file with a password in it is open to others, or nothing."""
+    """Return the warning that others can read a configuration file with a password in it, or an empty text."""
     places = [("mqtt", "password"), ("web", "token"), *(("accounts", key, "password") for key in settings.accounts)]
     status = file.stat()
     if not status.st_mode & 0o044 or not any(layer.at(place) for place in places):
@@ -194,4 +194,4 @@ def exposed(file: Path, layer: Layer, settings: Settings) -> str:
     remedy = f"chmod 600 {path}"
     if status.st_uid != os.geteuid():  # then 600 alone would lock us out
         remedy = f"sudo chown {os.geteuid()} {path} && sudo {remedy}"
-    return f"{file}: holds a password, and others on this machine may read it; mend it with: {remedy}"
+    return f"{file}: holds a password, and others on this machine may read it; fix it with: {remedy}"

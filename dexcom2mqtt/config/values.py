@@ -1,9 +1,9 @@
-"""What a value may be: how it is read from what was written, the words for what is allowed, and what an editor is told.
+"""Kinds of values: how each is read, how to say what is allowed, and its JSON Schema.
 
 Every value arrives as the text that was written, so that a password 0123 stays 0123; only its kind makes it a number or
-a switch. The ValueError of a kind completes the sentence "allowed: …", and holds no piece of what was written.
+a switch. The ValueError of a kind completes the sentence "allowed: …" and contains nothing that was written.
 
-No dataclass is in here: ``healthcheck`` loads this every minute, and to load what makes dataclasses takes longer.
+There are no dataclasses here: ``healthcheck`` loads this every minute, and the dataclasses module loads slowly.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Protocol = Literal["auto", "5", "3.1.1"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Statistics = Literal["90d", "24h", "off"]
 
-SEVERAL: Final = "keys, indented below it"
-"""What is allowed at the place of a section."""
-ON_OR_SEVERAL: Final = "true, null, or keys, indented below it"
-"""What is allowed at the place of a section that can be switched on as a whole."""
-_ONE: Final = "a text, in quotes"
+SECTION: Final = "a section with indented keys"
+"""What is allowed for a section."""
+SWITCH_OR_SECTION: Final = "true, null, or a section with indented keys"
+"""What is allowed for a section that can be switched on as a whole."""
+_SINGLE: Final = "text in quotes"
 
 
 class Secret:
-    """A text that no log and no traceback shows by accident."""
+    """A text that logs and tracebacks do not show by accident."""
 
     __slots__ = ("_text",)
 
@@ -59,46 +59,46 @@ class Secret:
 
 
 class Written(str):
-    """A text and where it was written."""
+    """A text that knows where it was written."""
 
-    __slots__ = ("line", "remark")
+    __slots__ = ("comment", "line")
 
     line: int
     """Counted from 1."""
-    remark: bool
-    """Whether it was not in quotes, and a remark follows on its line: perhaps that belongs to it."""
+    comment: bool
+    """Whether it was unquoted and a comment follows on its line, which may have been meant as part of it."""
 
-    def __new__(cls, text: str, line: int, *, remark: bool = False) -> Self:
-        """Make a text that knows its place."""
+    def __new__(cls, text: str, line: int, *, comment: bool = False) -> Self:
+        """Make the text."""
         self = super().__new__(cls, text)
-        self.line, self.remark = line, remark
+        self.line, self.comment = line, comment
         return self
 
 
 class Nothing:
-    """Nothing at all behind a key, which may be a problem; null and ~ are written on purpose."""
+    """A key with no value at all, which may be a problem; null and ~ are deliberate."""
 
 
 NOTHING: Final = Nothing()
 
 
 class Kind(NamedTuple, Generic[T]):
-    """What a key takes. ``read`` makes the value, or raises ValueError with what is allowed."""
+    """A kind of value. ``read`` makes the value, or raises ValueError with what is allowed."""
 
     read: Callable[[object], T]
     schema: Mapping[str, Any]
-    """As JSON Schema says it. To an editor an unquoted 0123 is a number, and a text may be one."""
+    """JSON Schema. To an editor an unquoted 0123 is a number, so a text may be one."""
     shown: bool = False
-    """Whether a problem may show what was written: then it cannot be a secret."""
+    """Whether a problem may show what was written, because it cannot be a secret."""
 
 
 def _text(allowed: str = "", pattern: str = ".+", longest: int = 256, *, shown: bool = False) -> Kind[str]:
-    """Make the kind of a text of one line that the whole pattern matches; ``allowed`` says it in words."""
-    allowed = allowed or f"a text of 1 to {longest} characters, in quotes, without tabs and line breaks"
+    """Make a kind for one line of text that fully matches the pattern; ``allowed`` says so in words."""
+    allowed = allowed or f"1 to {longest} characters in quotes, without tabs or line breaks"
 
     def read(given: object) -> str:
         if not isinstance(given, str):
-            raise ValueError(_ONE)  # noqa: TRY004  # it is what was written, not how we call it
+            raise ValueError(_SINGLE)  # noqa: TRY004  # wrong is what the user wrote, not our call
         # Control characters could forge a line in a log; lone surrogates cannot be sent anywhere.
         clean = not any(unicodedata.category(character) in {"Cc", "Cs"} for character in given)
         if not (clean and len(given) <= longest and re.fullmatch(pattern, given)):
@@ -115,19 +115,19 @@ def _secret(text: Kind[str]) -> Kind[Secret]:
 def _read_user(given: object) -> Secret:
     name = TEXT.read(given)
     if odd := oddity(name):
-        raise ValueError(f"a user name alone; this one {odd}")
+        raise ValueError(f"only the user name; this one {odd}")
     return Secret(name)
 
 
 def _read_password(given: object) -> Secret:
     password = TEXT.read(given)
     if password in EXAMPLES:
-        raise ValueError("the password itself; this one is still the one of the example")
+        raise ValueError("the real password; this is still the example's placeholder")
     return Secret(password)
 
 
 def _whole(lowest: int, highest: int, empty: int | None = None) -> Kind[int]:
-    """Make the kind of a number in plain digits: of 1_000, 15.0 and 1e3 nobody can say what was meant."""
+    """Make a kind for a number in plain digits: 1_000, 15.0 and 1e3 are ambiguous."""
 
     def read(given: object) -> int:
         if given == "" and empty is not None:
@@ -140,12 +140,12 @@ def _whole(lowest: int, highest: int, empty: int | None = None) -> Kind[int]:
 
 
 def _choice(*choices: str, also: tuple[object, ...] = ()) -> Kind[str]:
-    """Make the kind of one of a few words; an editor takes these ``also`` for one."""
+    """Make a kind for one of a few words; editors accept those in ``also`` as well."""
 
     def read(given: object) -> str:
         if given not in choices:
-            meant = [f"; write {choice}" for choice in choices if choice.lower() == str(given).lower()]
-            raise ValueError(", ".join(choices) + "".join(meant))
+            hint = [f"; write {choice}" for choice in choices if choice.lower() == str(given).lower()]
+            raise ValueError(", ".join(choices) + "".join(hint))
         return str(given)
 
     typed: dict[str, Any] = {} if also else {"type": "string"}
@@ -166,42 +166,44 @@ def _read_address(given: object) -> str:
     except ValueError:  # such as a port beyond 65535
         usable = None
     if not usable:
-        raise ValueError("https://…, or http:// and localhost, with a host and a port that can be")
+        raise ValueError("https://…, or http:// on localhost, with a valid host and port")
     return url.rstrip("/")
 
 
 def _read_file(given: object) -> Path:
     if not isinstance(given, str):
-        raise ValueError(_ONE)  # noqa: TRY004  # it is what was written, not how we call it
-    try:  # in this order: is_file raises where a folder on the way may not be searched
+        raise ValueError(_SINGLE)  # noqa: TRY004  # wrong is what the user wrote, not our call
+    try:  # in this order: is_file raises if a folder on the way may not be searched
         usable = os.access(given, os.R_OK) and Path(given).is_file()
     except ValueError:  # such as a NUL in it
         usable = False
     if not usable:
-        raise ValueError("a file that exists and that this user may read")
+        raise ValueError("an existing file that this user may read")
     return Path(given)
 
 
 LOCAL: Final = r"localhost|127(\.[0-9]{1,3}){3}"
-"""What a host name on this machine looks like."""
+"""The host names and addresses of this machine."""
 _UUID: Final = "(?![0-]+$)[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _NAME: Final = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?"
 _IPV6: Final = r"([0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]*"
 _URL: Final = rf"(https://({_NAME}|\[{_IPV6}\])|http://({LOCAL}|\[::1\]))(:[1-9][0-9]{{0,4}})?(/[^\s?#\\]*)?"
-_URL_TEXT: Final = _text("https://…, or http:// and localhost, without user, ? and #", _URL)
+_URL_TEXT: Final = _text("https://…, or http:// on localhost, without user, ? or #", _URL)
 
 TEXT: Final = _text()
 USER: Final = Kind(_read_user, TEXT.schema)
 PASSWORD: Final = Kind(_read_password, TEXT.schema)
 MQTT_PASSWORD: Final = _secret(_text(longest=16_383))  # MQTT: 65535 bytes; UTF-8: up to 4 each
 ACCOUNT_ID: Final = _secret(_text("a UUID, such as 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", _UUID))
-ACCOUNT: Final = _text("small letters and digits, separated by single _, such as anna_marie; not bridge", ACCOUNT_KEY)
+ACCOUNT: Final = _text(
+    "lowercase letters and digits, separated by single _, such as anna_marie; not bridge", ACCOUNT_KEY
+)
 TOPIC_NAME: Final = _text("letters, digits, _ and -, in levels separated by /", TOPIC, shown=True)
-ANY_TOPIC: Final = _text("a topic of up to 256 characters, without + and #", "[^+#]+", shown=True)
-HOST: Final = _text("the host alone, without mqtt:// and port", rf"{_NAME}|{_IPV6}(%\w+)?")
-ADDRESS: Final = _text("an address or name of this machine, without http:// and port", rf"{_NAME}|{_IPV6}(%\w+)?")
-TOKEN: Final = _secret(_text("up to 128 letters, digits and signs of ASCII, without blanks", "[!-~]+", 128))
-CLIENT_ID: Final = _text("a text of up to 128 characters, without + and #", "[^+#]*", 128)  # empty: the default
+ANY_TOPIC: Final = _text("a topic of up to 256 characters, without + or #", "[^+#]+", shown=True)
+HOST: Final = _text("only the host, without mqtt:// or port", rf"{_NAME}|{_IPV6}(%\w+)?")
+ADDRESS: Final = _text("an address or name of this machine, without http:// or port", rf"{_NAME}|{_IPV6}(%\w+)?")
+TOKEN: Final = _secret(_text("up to 128 ASCII letters, digits and symbols, without spaces", "[!-~]+", 128))
+CLIENT_ID: Final = _text("up to 128 characters, without + or #", "[^+#]*", 128)  # empty: the default
 SHARE_URL: Final = Kind(_read_address, _URL_TEXT.schema)
 FILE: Final = Kind(_read_file, {"type": "string", "format": "path"}, shown=True)
 SWITCH: Final = Kind(_read_switch, {"type": "boolean"}, shown=True)
@@ -213,18 +215,18 @@ MINUTES: Final = _whole(10, 60)
 REGION: Final = _choice(*get_args(Region))
 UNIT: Final = _choice(*get_args(Unit))
 PROTOCOL: Final = _choice(*get_args(Protocol), also=(5,))
-STATISTICS: Final = _choice(*get_args(Statistics), also=(False,))  # which is what YAML makes of off
+STATISTICS: Final = _choice(*get_args(Statistics), also=(False,))  # how YAML reads off
 LOG_LEVEL: Final = _choice(*get_args(LogLevel))
 
 BASE_TOPIC: Final = "dexcom2mqtt"
-"""The topic below which everything is published, if no other is given."""
+"""The default topic below which everything is published."""
 
 
 def client_id_of(base_topic: str, client_id: str) -> str:
-    """Return the client id that holds: the one that is given, or what follows from the topic."""
+    """Return the client id that was given, or else the one derived from the topic."""
     return client_id or base_topic.replace("/", "_")
 
 
 def safe(name: str) -> str:
-    """Return a name if it looks like a key; {username: anna,password:secret} makes a key out of the secret."""
+    """Return a name if it looks like a key, else ?; {username: anna,password:secret} turns the secret into a key."""
     return name if re.fullmatch("[A-Za-z0-9_-]{1,99}", name) else "?"

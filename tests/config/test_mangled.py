@@ -1,4 +1,4 @@
-"""What was mangled on its way into the configuration: it is told, and Share never sees it in silence."""
+"""Values mangled on their way into the configuration: they are reported, and never silently sent to Share."""
 
 import json
 from pathlib import Path
@@ -11,30 +11,30 @@ from tests.support.configuration import ACCOUNT_KEYS, ANNA, NOT_SHOWN, anna, pro
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yaml"
 NBSP, ZERO, DASH = "\u00a0", "\u200b", "\u2011"
 ODD = [
-    (" anna", "begins with a blank"),
-    ("anna ", "ends with a blank"),
+    (" anna", "begins with a space"),
+    ("anna ", "ends with a space"),
     (f"{NBSP}anna", "begins with a no-break space"),
     (f"anna{ZERO}", "ends with a zero-width space"),
-    ("anna\u3000", "ends with a blank of an unusual width"),
-    ("anna\u200e", "ends with a character that cannot be seen"),
-    ('"anna"', "is in quotes, which are a part of it here"),
-    ("'anna'", "is in quotes, which are a part of it here"),
-    ("\u201eanna\u201c", "is in quotes, which are a part of it here"),
-    ("!secret dexcom_user", "begins with !secret, which only Home Assistant knows"),
-    ("${DEXCOM_USER}", "has ${…} in it, which nothing replaces here"),
-    ("USER NAME", "is still the one of the example"),
+    ("anna\u3000", "ends with a space of unusual width"),
+    ("anna\u200e", "ends with an invisible character"),
+    ('"anna"', "is in quotes, which are part of it here"),
+    ("'anna'", "is in quotes, which are part of it here"),
+    ("\u201eanna\u201c", "is in quotes, which are part of it here"),
+    ("!secret dexcom_user", "begins with !secret, which only Home Assistant understands"),
+    ("${DEXCOM_USER}", "contains ${…}, which is not replaced here"),
+    ("USER NAME", "is still the example's placeholder"),
 ]
 FINE = ["anna", "anna's", '"', "O'Neil", "a b", "an\u00e4", "$HOME", "!important", "+11234567890", "", "user name"]
 
 
 @pytest.mark.parametrize(("text", "words"), ODD)
 def test_a_user_name_that_was_mangled_is_a_problem(text: str, words: str) -> None:
-    """It is not sent anywhere: what happened to it is said, and where, but not what it is."""
+    """It is not sent anywhere; the message says what happened to it and where, but does not show it."""
     written = f"accounts:\n  anna:\n    password: p\n    username: {json.dumps(text)}\n"
     (only,) = problems_with_lines(written)
-    seen = ", and a " if ord(max(text)) > 0x7F else "; allowed"
+    seen = ", containing a" if ord(max(text)) > 0x7F else "; allowed"
     assert only.startswith(f"accounts.anna.username: {NOT_SHOWN}{seen}")
-    assert only.endswith(f"; allowed: a user name alone; this one {words} (test.yaml, line 4)")
+    assert only.endswith(f"; allowed: only the user name; this one {words} (test.yaml, line 4)")
     environ = {"DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": text}
     (only,) = problems(ANNA, environ)
     assert only.endswith(f"{words} (from the environment variable DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME)")
@@ -42,19 +42,19 @@ def test_a_user_name_that_was_mangled_is_a_problem(text: str, words: str) -> Non
 
 @pytest.mark.parametrize(("text", "words"), ODD[:-1])
 def test_a_password_that_may_have_been_mangled_earns_a_warning(text: str, words: str) -> None:
-    """A password may hold anything, so it is used as it is; the warning does not show it."""
+    """A password may contain anything, so it is used as it is; the warning does not show it."""
     got = read(f"accounts:\n  anna:\n    username: a\n    password: {json.dumps(text)}\n")
     assert got.accounts["anna"].password.get_secret_value() == text
-    told = f"accounts.anna.password: the password {words}. It is used as it is; mend it if that is wrong"
-    assert got.warnings == (f"{told} (test.yaml, line 4)",)
-    (told,) = read(ANNA, {"DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": text}).warnings
-    assert told.endswith("(from the environment variable DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD)")
+    warning = f"accounts.anna.password: the password {words}. It is used as it is; fix it if that is wrong"
+    assert got.warnings == (f"{warning} (test.yaml, line 4)",)
+    (warning,) = read(ANNA, {"DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": text}).warnings
+    assert warning.endswith("(from the environment variable DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD)")
 
 
 @pytest.mark.parametrize("password", ["PASSWORD", "her password at Dexcom"])
 def test_a_password_of_the_examples_is_a_problem(password: str, tmp_path: Path) -> None:
-    """Whoever forgot to replace it is told, from wherever it comes."""
-    words = "allowed: the password itself; this one is still the one of the example"
+    """A placeholder that was not replaced is reported, whatever its source."""
+    words = "allowed: the real password; this is still the example's placeholder"
     (only,) = problems(f"accounts: {{anna: {{username: a, password: {password}}}}}")
     assert only == f"accounts.anna.password: {NOT_SHOWN}; {words}"
     (only,) = problems(ANNA, {}, secret(tmp_path, "accounts__anna__password", f"{password}\n".encode()))
@@ -63,25 +63,25 @@ def test_a_password_of_the_examples_is_a_problem(password: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("text", FINE)
 def test_what_is_not_odd(text: str) -> None:
-    """Quotes, blanks and dollars in the middle are as good as any character."""
+    """Quotes, spaces and dollars in the middle are fine."""
     assert oddity(text) is None
 
 
 @pytest.mark.parametrize(
-    ("password", "remark", "warned"),
+    ("password", "comment", "warned"),
     [("abc", "def", True), ("'abc'", "def", False), ('"abc"', "def", False), ("abc", "", False)],
 )
-def test_a_remark_that_may_be_a_part_of_the_password(password: str, remark: str, *, warned: bool) -> None:
-    """A # behind a blank begins a remark unless there are quotes, and the rest of the password would be gone."""
-    got = read(f"accounts:\n  anna:\n    username: a\n    password: {password} {f'#{remark}' if remark else ''}\n")
+def test_a_comment_that_may_be_part_of_the_password(password: str, comment: str, *, warned: bool) -> None:
+    """A # after a space begins a comment unless there are quotes, and would cut the password short."""
+    got = read(f"accounts:\n  anna:\n    username: a\n    password: {password} {f'#{comment}' if comment else ''}\n")
     assert got.accounts["anna"].password.get_secret_value() == "abc"
-    words = "accounts.anna.password: the password is not in quotes, and ends where a remark begins with #. "
+    words = "accounts.anna.password: the password is not in quotes and ends where # begins a comment. "
     assert [each.startswith(words) and "(test.yaml, line 4)" in each for each in got.warnings] == [True] * warned
-    assert remark not in "".join(got.warnings) or not remark
+    assert comment not in "".join(got.warnings) or not comment
 
 
 def test_the_example_unchanged_is_a_problem() -> None:
-    """Whoever starts with the example as it is learns which lines to change."""
+    """Its problems name the lines to change."""
     lines = EXAMPLE.read_text(encoding="utf-8").split("\n")
     got = problems_with_lines(EXAMPLE.read_bytes())
     expected = [1 + lines.index(line) for line in ("    username: 'USER NAME'", "    password: 'PASSWORD'")]
@@ -104,7 +104,7 @@ def test_the_example_unchanged_is_a_problem() -> None:
     ],
 )
 def test_a_problem_has_its_line(text: str, line: int) -> None:
-    """It is told in which line something is wrong, or in which the account begins that lacks something."""
+    """The line is that of the wrong value, or of the account that lacks something."""
     (only,) = problems_with_lines(text)
     assert only.endswith(f" (test.yaml, line {line})")
 
@@ -120,11 +120,16 @@ def test_a_problem_has_its_line(text: str, line: int) -> None:
         (f"accounts:\n  an{DASH}na:\n", 2, 5, "a dash that only looks like - in this key"),
         (f"accounts:\n  anna:\n    username: a\n   {NBSP}password: p\n", 4, 4, "a no-break space"),
         ("accounts:\n  anna:\n    region \u2013 us\n    unit: x\n", 3, 12, "a dash that only looks like -"),
-        ("accounts:\n  anna:\n    username: !secret x", 3, 15, "!secret is Home Assistant's; write the value itself"),
+        (
+            "accounts:\n  anna:\n    username: !secret x",
+            3,
+            15,
+            "!secret works only in Home Assistant; write the value itself",
+        ),
     ],
 )
 def test_what_only_looks_like_yaml(text: str, line: int, column: int, why: str) -> None:
-    """A blank or a dash from a web page is named with its line and its column."""
+    """A space or dash copied from a web page is named with its line and column."""
     (only,) = problems_with_lines(text)
     assert only.startswith(f"test.yaml, line {line}, column {column}: {why}")
 
@@ -132,23 +137,23 @@ def test_what_only_looks_like_yaml(text: str, line: int, column: int, why: str) 
 @pytest.mark.parametrize(
     ("keys", "found"),
     [
-        (f"region: us{NBSP}", f"region: found {f'us{NBSP}'!r}, and a no-break space in it; allowed: us"),
+        (f"region: us{NBSP}", f"region: found {f'us{NBSP}'!r}, containing a no-break space; allowed: us"),
         (
             f"account_id: 0a1b2c3d{DASH}4e5f",
-            f"account_id: {NOT_SHOWN}, and a dash that only looks like - in it; allowed",
+            f"account_id: {NOT_SHOWN}, containing a dash that only looks like -; allowed",
         ),
     ],
 )
 def test_a_value_with_a_character_that_looks_like_another(keys: str, found: str) -> None:
-    """Where a value is not allowed, what is strange about it is named."""
+    """If a value is not allowed, its lookalike character is named."""
     got = problems(
         f"accounts:\n  anna:\n    {json.dumps(keys.partition(': ')[0])}: {json.dumps(keys.partition(': ')[2])}\n"
     )
     assert [each for each in got if each.startswith(f"accounts.anna.{found}")]
 
 
-def test_quotes_of_a_web_page_in_a_password_stay() -> None:
-    """They are a part of it, as the warning says."""
+def test_typographic_quotes_in_a_password_stay() -> None:
+    """They are part of it, as the warning says."""
     assert (
         anna("accounts: {anna: {username: a, password: \u201cp\u201d}}").password.get_secret_value() == "\u201cp\u201d"
     )
@@ -158,15 +163,15 @@ def test_quotes_of_a_web_page_in_a_password_stay() -> None:
 
 
 @pytest.mark.parametrize("text", ["mqtt:\n  tls:\n", "mqtt: {tls: }", "mqtt:\n  host: a\n  tls:   # on\n"])
-def test_tls_with_nothing_behind_it_is_a_problem(text: str) -> None:
-    """Nobody can say whether on or off was meant; null and ~ are off."""
+def test_tls_without_a_value_is_a_problem(text: str) -> None:
+    """It could mean on or off; null and ~ are off."""
     (only,) = problems(ANNA + text)
-    assert only == "mqtt.tls: missing, or empty; allowed: true, null, or keys, indented below it"
+    assert only == "mqtt.tls: missing or empty; allowed: true, null, or a section with indented keys"
     assert read(ANNA + text, {"DEXCOM2MQTT_MQTT__TLS": "true"}).mqtt.tls is not None
     assert read(ANNA + text, {"DEXCOM2MQTT_MQTT__TLS": "null"}).mqtt.tls is None
 
 
-def test_tls_is_switched_on_by_a_variable_and_has_keys_by_others() -> None:
+def test_tls_keys_and_true_from_different_sources() -> None:
     """A key of the section beats true in a weaker source."""
     tls = read(f"{ANNA}mqtt: {{tls: true}}", {"DEXCOM2MQTT_MQTT__TLS__VERIFY": "false"}).mqtt.tls
     assert tls is not None
@@ -174,11 +179,11 @@ def test_tls_is_switched_on_by_a_variable_and_has_keys_by_others() -> None:
 
 
 def test_a_secret_file_is_not_named_by_a_variable() -> None:
-    """Who knows …_FILE from other images learns how a file is found here."""
+    """Users who know …_FILE from other images learn how a file is found here."""
     name = "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD_FILE"
     (only,) = problems(ANNA, {name: "/run/secrets/CANARY"})
     assert only == (
-        "accounts.anna.password_file: unknown key; did you mean password? a secret file is found by its name, "
+        "accounts.anna.password_file: unknown key; did you mean password? secret files are found by name, "
         f"/run/secrets/dexcom2mqtt_accounts__anna__password; allowed: {ACCOUNT_KEYS} "
         f"(from the environment variable {name})"
     )

@@ -31,6 +31,7 @@ CALLS: Final = {
 FUNCTIONS: Final = {
     "explain",
     "_describe",
+    "_description",
     "_said_of_proxy",
     "ask",
     "look",

@@ -207,8 +207,8 @@ def test_options_that_are_none_are_a_mistake(text: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"username": "anna@example.com "}, 'accounts, "Anna", username: found a value not shown here'),
-        ({"password": "PASSWORD"}, 'accounts, "Anna", password: found a value not shown here'),
+        ({"username": "anna@example.com "}, 'accounts, "Anna", username: found a value (hidden'),
+        ({"password": "PASSWORD"}, 'accounts, "Anna", password: found a value (hidden'),
         ({"region": "mars"}, "accounts, \"Anna\", region: found 'mars'; allowed: us, ous, jp"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[...
     (problem,) = raised.value.problems
     line = filled_in.told(problem)
     assert line
-    assert line.startswith("web_token: found a value not shown here, as it may be a secret; allowed: up to 128")
+    assert line.startswith("web_token: found a value (hidden, as it may be a secret); allowed: up to 128")
     assert "two words" not in line
 
 

@@ -351,7 +351,7 @@ def test_the_daemons_mistakes_end_it_with_78(app: App, mosquitto: Mosquitto) -> 
     mqtt = {"host": "127.0.0.1", "port": mosquitto.port}
     process = app.start(FORM | {"username": " anna@example.com"}, mqtt=mqtt)
     assert process.wait() == 78
-    assert '\n  accounts, "Anna", username: found a value not shown here' in process.text()
+    assert '\n  accounts, "Anna", username: found a value (hidden' in process.text()
     assert "config.yaml" not in process.text()
     assert "change it on the tab Configuration" in process.text()
     _no_secret(process)

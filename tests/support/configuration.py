@@ -1,4 +1,4 @@
-"""Configurations as the tests write them, and what load makes of them: settings, or problems in words."""
+"""Configurations as the tests write them, and what load makes of them: settings, or the text of each problem."""
 
 import re
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("web",): Web,
 }
 MODELS = SECTIONS.values()
-NOT_SHOWN = "found a value not shown here, as it may be a secret"
-TEXT = "a text of 1 to 256 characters, in quotes, without tabs and line breaks"
+NOT_SHOWN = "found a value (hidden, as it may be a secret)"
+TEXT = "1 to 256 characters in quotes, without tabs or line breaks"
 
 
 def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> Settings:
@@ -39,7 +39,7 @@ def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: 
 
 
 def problems(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
-    """Return what is told of a configuration, without the lines of the file."""
+    """Return the problems of a configuration, without the lines of the file."""
     with_lines = problems_with_lines(text, environ, *secrets)
     return tuple(re.sub(r" \(test\.yaml, line \d+\)\Z", "", each) for each in with_lines)
 
@@ -58,7 +58,7 @@ def account(**keys: object) -> str:
 def dumped(section: Section) -> dict[str, Any]:
     """Return the keys of a section and all below it, as a dictionary."""
     tree = asdict(section)
-    tree.pop("noticed", None)  # not a key
+    tree.pop("source_warnings", None)  # not a key
     return tree
 
 

@@ -1,9 +1,9 @@
-"""What `docs/configuration.md` says of the keys: made from the schema, and from the words of the problems.
+"""The tables of keys in `docs/configuration.md`: generated from the schema and the text of the problems.
 
-The page itself is written by hand. Between its two marks stands what is made here:
+The rest of the page is written by hand. The generated part is between its two marks:
 
-    pytest tests/documents/test_docs.py                          fails where the page differs
-    pytest tests/documents/test_docs.py --write-configuration    makes that part of the page anew
+    pytest tests/documents/test_docs.py                          fails if the page differs
+    pytest tests/documents/test_docs.py --write-configuration    writes that part of the page again
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ _SECTIONS: Final = {
     (
         "accounts",
         "anna",
-    ): "One for each person. `anna` is a key of your choice: small letters, digits and single `_`. It "
+    ): "One for each person. `anna` is a key of your choice: lowercase letters, digits and single `_`. It "
     "becomes part of topics and of Home Assistant's entities, so choose it once and keep it.",
-    ("accounts", "anna", "ranges"): "Where low and high begin. They have to ascend.",
+    ("accounts", "anna", "ranges"): "The limits of low and high. They must ascend.",
     ("mqtt",): "The broker.",
     (
         "mqtt",
         "tls",
-    ): "Encryption of the connection to the broker. `tls: true` is enough where its certificate comes from a "
-    "well-known authority. What `ca_file` names is trusted as it is, be it a root, one in between, or the broker's own "
-    "certificate. The files are read anew for each connection, so that renewing them needs no restart "
+    ): "Encryption of the connection to the broker. `tls: true` is enough if its certificate comes from a "
+    "well-known authority. Whatever certificate `ca_file` holds is trusted as it is: a root, an intermediate, or the "
+    "broker's own. The files are read again for each connection, so renewing them needs no restart "
     "([how to make and renew them](security.md#a-certificate-for-the-broker)).",
-    ("home_assistant",): "Home Assistant finds the accounts by itself.",
+    ("home_assistant",): "How Home Assistant finds the accounts.",
     (
         "web",
-    ): "The page, and what Nightscout's clients read ([page.md](page.md)). Off unless it is there; `web: true` is on "
-    "with these defaults.",
-    (): "These three stand by themselves, not indented.",
+    ): "The page and the API for Nightscout clients ([page.md](page.md)). Off unless configured; `web: true` turns it "
+    "on with these defaults.",
+    (): "These three keys are at the top level, not indented.",
 }
 _NOTHING_FITS: Final = "\x01"
 
 
 def made(folder: Path) -> str:
-    """Make the tables; a configuration with a problem is put into the folder."""
+    """Make the tables; the folder gets a configuration with problems."""
     tree = json.loads(schema())
     parts = []
     names = []
@@ -76,14 +76,14 @@ def made(folder: Path) -> str:
 
 
 def between(page: str) -> tuple[str, str, str]:
-    """Part the page: what is before, between and after the marks."""
+    """Split the page: before, between and after the marks."""
     before, _, rest = page.partition(BEGIN)
     inside, _, after = rest.partition(END)
     return before + BEGIN, inside, END + after
 
 
 def _leaves(tree: dict[str, Any], place: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each key of a section that has a value of its own, and its node in the schema."""
+    """Yield each key of a section that holds a single value, and its node in the schema."""
     section = tree
     for key in place:
         node = section.get("properties", {}).get(key) or next(iter(section.get("patternProperties", {}).values()))
@@ -94,7 +94,7 @@ def _leaves(tree: dict[str, Any], place: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def _resolved(tree: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """Return what a node stands for: itself, what it refers to, or the one thing it is besides null."""
+    """Return what a node means: itself, what it refers to, or its only option besides null."""
     for option in (node, *node.get("anyOf", ())):
         if "$ref" in option:
             found: dict[str, Any] = tree["$defs"][option["$ref"].rpartition("/")[2]]
@@ -104,7 +104,7 @@ def _resolved(tree: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _type(node: dict[str, Any]) -> str:
-    """Name the type in words; a text may look like a number to an editor, and is one of several types there."""
+    """Name the type in words; to an editor a text may look like a number, so it has several types there."""
     if "enum" in node:
         return "choice"
     if node.get("format") == "path":
@@ -113,7 +113,7 @@ def _type(node: dict[str, Any]) -> str:
 
 
 def _described(node: dict[str, Any]) -> tuple[str, str]:
-    """Return what a key is, and its default as it would be written."""
+    """Return the description of a key, and its default as a user would write it."""
     what, _, words = node["description"].partition("; default: ")
     if words:
         return what, words
@@ -126,7 +126,7 @@ def _written(default: object) -> str:
 
 
 def _allowed(place: tuple[str, ...], folder: Path) -> str:
-    """Return what a problem at that place says is allowed."""
+    """Return what is allowed at that place, according to its problem."""
     nested: object = _NOTHING_FITS
     for key in reversed(place):
         nested = {key: nested}
