@@ -1,6 +1,6 @@
-"""That the daemon is alive: ``bridge/state``, said again and again while it is true, and ``bridge/info``.
+"""Publishes that the daemon is alive: ``bridge/state``, repeated while it is true, and ``bridge/info``.
 
-It owns when the daemon may call itself online: not before it is known what was left behind, and what Share says.
+It decides when the daemon may call itself online: once the retained messages are read back and Share has answered.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _FIRST_TICKS: Final = 0.05
 
 
 class Heartbeat:
-    """Tells the broker that the daemon lives. ``tick`` puts; ``connected`` and ``read_back`` mostly record."""
+    """Tells the broker that the daemon is alive. ``tick`` publishes; ``connected`` and ``read_back`` mostly record."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # each is a part that it speaks for
+    def __init__(  # noqa: PLR0913, PLR0917  # each is a part that it reports on
         self,
         topics: Topics,
         clock: Clock,
@@ -48,32 +48,32 @@ class Heartbeat:
         self._pollers = pollers
         self._kept_days = kept_days
         self._started = clock.now()
-        self._started_at: float | None = None  # Unix seconds, once an account's server has told the time
+        self._started_at: float | None = None  # Unix seconds, once an account's server has sent its time
         self._protocol: Protocol | None = None
-        self._may_ask_since = 0.0  # the accounts, with their passwords
+        self._may_poll_since = 0.0  # the accounts, with their passwords
         self._online = False
         self._next = 0.0
         self.has_read_back = False
-        """Whether it is known what was left behind."""
+        """Whether the retained messages are read back."""
 
     def start(self) -> None:
-        """Begin. If broker and daemon lost power together, the broker still says online: not before it is true."""
+        """Start with offline. If broker and daemon lost power together, the broker still says online."""
         self._started = self._clock.now()
         self._mirror.put([bridge_offline(self._topics)])
 
     def connected(self, protocol: Protocol) -> None:
-        """Record that there is a connection; for any thread."""
+        """Record that the broker is connected; for any thread."""
         self._protocol = protocol
         if self._online:
             self._put_info()
 
     def read_back(self) -> None:
-        """Record that it is known what was left behind; for any thread."""
+        """Record that the retained messages are read back; for any thread."""
         self.has_read_back = True
-        self._may_ask_since = self._clock.now()
+        self._may_poll_since = self._clock.now()
 
     def tick(self) -> float:
-        """Do what is due now; return after how many seconds to come again."""
+        """Do what is due now; return in how many seconds to call again."""
         now = self._clock.now()
         if not self._online:
             if not self._may_be_online(now):
@@ -87,13 +87,13 @@ class Heartbeat:
         return min(_TICK * self._clock.speed, _EVERY / 4)
 
     def _may_be_online(self, now: float) -> bool:
-        """Return whether all is known that ``online`` says, or was waited for: what was left behind, and Share."""
+        """Return whether the retained messages are read back, and Share has answered or had its time."""
         answered = all(poller.answered.is_set() for poller in self._pollers.values())
-        waited = self._clock.real(now - max(self._started, self._may_ask_since))
+        waited = self._clock.real(now - max(self._started, self._may_poll_since))
         return self.has_read_back and (answered or waited >= _WAIT_FOR_SHARE)
 
     def _put_what_is_missing(self) -> None:
-        """Declare every account without a current reading as such: what the broker still holds may be old."""
+        """Publish as stale every account without a current reading: what the broker still holds may be old."""
         for key, account in self._accounts.items():
             self._mirror.put(stale_messages(self._topics, key, without_reading(account)), only_missing=True)
         self._mirror.put(self._kept_days.begun(), only_missing=True)
