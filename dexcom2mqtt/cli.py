@@ -1,6 +1,6 @@
-"""The command line: commands, exit codes.
+"""The command line: commands and exit codes.
 
-Each command imports what it needs when it runs, so that a small one starts fast on a Raspberry Pi.
+Each command imports what it needs when it runs, so that small ones start fast on a Raspberry Pi.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FAILED: Final = 1
 MISCONFIGURED: Final = 78  # EX_CONFIG of sysexits.h
 
 _NARROW: Final = 40
-"""Columns below which nothing is wrapped any narrower."""
+"""Columns; text is never wrapped narrower than this."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 failed, 78 a problem in the configuration. Usage ends with 2."""
-    # The options are taken before and after the command; a default of theirs would overwrite what came before it.
+    """Run one command; return its exit code: 0, 1 failed, 78 a problem in the configuration. Wrong usage: 2."""
+    # Options may come before and after the command; their defaults would overwrite those that came before.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
     commands = {
         "run": _run,
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "purge": _purge,
         "schema": _schema,
     }
-    # They are None where the program was started with them closed.
+    # They are None if the program was started with them closed.
     sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # where it cannot take an arrow, it gets a question mark
+        if isinstance(stream, io.TextIOWrapper):  # writes a question mark if an arrow cannot be encoded
             stream.reconfigure(errors="replace")
     try:
         code = commands[given.command](given)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in {errno.EPIPE, errno.EIO}:
             raise
-        # Nobody reads any more, as behind `| head -1`, or where the terminal is gone.
+        # Nobody reads anymore, as with `| head -1`, or the terminal is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
@@ -71,14 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="PATH",
-        help="the configuration; else $DEXCOM2MQTT_CONFIG, ./config.yaml, /etc/dexcom2mqtt/config.yaml",
+        help="configuration file (default: $DEXCOM2MQTT_CONFIG, ./config.yaml or /etc/dexcom2mqtt/config.yaml)",
     )
-    common.add_argument("--log-level", choices=_LEVELS, help="how much is logged, in place of the configuration's")
+    common.add_argument("--log-level", choices=_LEVELS, help="overrides log_level of the configuration")
     parser = argparse.ArgumentParser(
-        prog="dexcom2mqtt", description="Bring glucose readings from Dexcom Share to MQTT.", parents=[common]
+        prog="dexcom2mqtt", description="Publish glucose readings from Dexcom Share to MQTT.", parents=[common]
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    # Named, since argparse would load what measures a terminal to find it out.
+    # prog is given, because argparse would load the module that measures terminals to find it.
     commands = parser.add_subparsers(prog="dexcom2mqtt", metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -86,19 +86,19 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=name)
         return command
 
-    add("run", "poll and publish, in the foreground, until SIGTERM or SIGINT (the default)")
-    add("check", "try everything once (configuration, accounts, broker), and say what to do where it does not work")
-    demo = add("demo", "see it work with no account and no broker: everything simulated, on this machine alone")
-    demo.add_argument("--speed", type=_speed, default=60.0, metavar="N", help="how many times faster (default 60)")
-    demo.add_argument("--duration", type=_duration, metavar="S", help="end after that many real seconds")
-    demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default a free one)")
-    add("healthcheck", "ask the daemon that runs on this machine whether its loops are alive; needs no secret")
-    purge = add("purge", "remove from the broker what the daemon left there: every retained message, discovery too")
-    purge.add_argument("--account", type=_account, metavar="NAME", help="only those of this account")
-    purge.add_argument(
-        "--base-topic", type=_topic, metavar="TOPIC", help="a base topic of the past, in place of the configuration's"
+    add("run", "poll and publish in the foreground until SIGTERM or SIGINT (the default)")
+    add("check", "try everything once (configuration, accounts, broker), and say how to fix what fails")
+    demo = add("demo", "see it work without account or broker: everything is simulated on this machine")
+    demo.add_argument(
+        "--speed", type=_speed, default=60.0, metavar="N", help="run the clock N times faster (default: 60)"
     )
-    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="a prefix of the past, likewise")
+    demo.add_argument("--duration", type=_duration, metavar="S", help="end after S real seconds")
+    demo.add_argument("--mqtt-port", type=_port, default=0, metavar="P", help="the broker's port (default: a free one)")
+    add("healthcheck", "ask the daemon on this machine whether its loops are alive; needs no secret")
+    purge = add("purge", "remove what the daemon left at the broker: every retained message, including discovery")
+    purge.add_argument("--account", type=_account, metavar="NAME", help="only messages of this account")
+    purge.add_argument("--base-topic", type=_topic, metavar="TOPIC", help="a base topic used earlier")
+    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="a discovery prefix used earlier")
     add("schema", "print the JSON Schema of the configuration, for editors")
     return parser
 
@@ -131,13 +131,13 @@ def _port(text: str) -> int:
 def _account(text: str) -> str:
     from dexcom2mqtt.topics import ACCOUNT_KEY  # noqa: PLC0415  # only what a command needs
 
-    return _matching(text, ACCOUNT_KEY, "is no account's key")
+    return _matching(text, ACCOUNT_KEY, "is not the key of an account")
 
 
 def _topic(text: str) -> str:
     from dexcom2mqtt.topics import TOPIC  # noqa: PLC0415  # only what a command needs
 
-    return _matching(text, TOPIC, "is no topic of letters, digits, _ and -, in levels separated by /")
+    return _matching(text, TOPIC, "is not a topic of letters, digits, _ and -, in levels separated by /")
 
 
 def _matching(text: str, pattern: str, otherwise: str) -> str:
@@ -147,19 +147,19 @@ def _matching(text: str, pattern: str, otherwise: str) -> str:
 
 
 def _run(given: argparse.Namespace) -> int:
-    # Before anything that takes time: a stop during the start is a stop, too.
+    # Before anything that takes time: a stop during startup is honored.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    gc.disable()  # what is loaded stays: looking for garbage in it would take a fifth of the start
+    gc.disable()  # what is loaded stays; collecting garbage in it would take a fifth of the startup time
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
-    # First: Python 3.11 takes far longer to compile the patterns of its libraries when more calls are below them.
+    # First: Python 3.11 takes far longer to compile the patterns of its libraries deeper in the call stack.
     from dexcom2mqtt.share.errors import VariableError  # noqa: I001, PLC0415
     from dexcom2mqtt import threads  # noqa: PLC0415
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
-    gc.freeze()  # nor does it have to be looked at later
+    gc.freeze()  # nor need it be scanned later
     gc.enable()
     try:
         code = process.run(settings)
@@ -167,15 +167,15 @@ def _run(given: argparse.Namespace) -> int:
         return _complain([str(error)])
     except (process.SecondDaemonError, threads.ThreadError) as error:
         code = _fail(str(error))
-    # The threads are still there, some perhaps inside a call that hangs: waiting for none of them, and letting
-    # none run while the interpreter is taken apart, is what ends the process in time and with this code.
+    # The threads still exist, some perhaps inside a call that hangs. Ending the process in time and with this code
+    # means not waiting for them, and not letting them run while the interpreter shuts down.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _check(given: argparse.Namespace) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # nothing is to be left at the broker
+    for number in (signal.SIGTERM, signal.SIGHUP):  # leave nothing at the broker
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     settings = _load(given)
@@ -194,13 +194,13 @@ def _check(given: argparse.Namespace) -> int:
     except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
     if failed:
-        return _fail(f"{failed} failed; see above for what to do")
+        return _fail(f"{failed} {'step' if failed == 1 else 'steps'} failed; see above for what to do")
     print("All is well.")
     return 0
 
 
 def _print_step(step: Step) -> None:
-    """Print a step, and what to do about it below, no wider than the terminal."""
+    """Print a step and its remedies, no wider than the terminal."""
     import shutil  # noqa: PLC0415  # only what a command needs
     import textwrap  # noqa: PLC0415
 
@@ -212,7 +212,7 @@ def _print_step(step: Step) -> None:
         )
 
     verdict = {"ok": "ok", "note": "note", "failed": "FAILED"}[step.verdict]
-    print(fill(f"{verdict:<8}", f"{step.of}: {step.text}"))
+    print(fill(f"{verdict:<8}", f"{step.subject}: {step.text}"))
     for number, remedy in enumerate(step.remedies, 1):
         print(fill(f"{'':8}{number}. ", remedy))
     sys.stdout.flush()
@@ -224,10 +224,10 @@ def _demo(given: argparse.Namespace) -> int:
 
     set_up_logging(given.log_level or "warning")
     try:
-        from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries come with an extra
+        from dexcom2mqtt.demo import app  # noqa: PLC0415  # its libraries are an extra
     except ImportError as error:
         pip = Path(sys.executable).parent / "pip"
-        return _fail(f"the demo needs {error.name}; in the clone, install the extra demo: {pip} install '.[demo]'")
+        return _fail(f"the demo needs {error.name}; install the extra demo, in the clone: {pip} install '.[demo]'")
     return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
 
 
@@ -258,8 +258,8 @@ def _purge(given: argparse.Namespace) -> int:
     name = settings.mqtt.client_id
     if broker_of(name) is not None:
         return _fail(
-            f"a daemon with the mqtt.client_id {name} runs on this machine: stop it first, for it would publish it all "
-            "again"
+            f"a daemon with the mqtt.client_id {name} is running on this machine: stop it first, or it would publish "
+            "everything again"
         )
 
     try:
@@ -277,7 +277,7 @@ def _purge(given: argparse.Namespace) -> int:
     except (dialling.BrokerError, purge.PurgeError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted: some may be left; run it again")
+        return _fail("interrupted: some messages may be left; run purge again")
     return 0
 
 
@@ -289,7 +289,7 @@ def _schema(_given: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace) -> Settings | None:
-    """Read the configuration and set up logging; None, and every problem on standard error, where it is no good."""
+    """Read the configuration and set up logging; if it is not valid, print every problem and return None."""
     import logging  # noqa: PLC0415
 
     from dexcom2mqtt.config.loading import load  # noqa: PLC0415  # only what a command needs

@@ -1,7 +1,7 @@
-"""Starting threads, and the words for a system that does not let the daemon start them.
+"""Starting threads, and what to say if the system does not allow it.
 
-Docker before 20.10.10 answers the call by which newer C libraries start a thread (clone3) with EPERM, which they take
-for a final word: https://github.com/moby/moby/issues/42680. Other reasons are limits on processes, which count threads.
+Docker before 20.10.10 answers the call with which newer C libraries start a thread (clone3) with EPERM, and they do not
+fall back: https://github.com/moby/moby/issues/42680. Other causes are limits on processes, which also count threads.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REMEDIES: Final = (
-    "In a container: Docker before 20.10.10 does not let it. Update Docker, or add --security-opt seccomp=unconfined.",
-    "A limit on processes counts threads as well. Raise it: TasksMax= of systemd, pids_limit of Docker, ulimit -u.",
+    "In a container: Docker before 20.10.10 prevents it. Update Docker, or add --security-opt seccomp=unconfined.",
+    "A limit on processes also counts threads. Raise it: TasksMax= in systemd, pids_limit in Docker, or ulimit -u.",
 )
-"""What may have led to it and what to do, the most likely first."""
+"""Possible causes and what to do, the most likely first."""
 
 
 class ThreadError(Exception):
@@ -24,16 +24,16 @@ class ThreadError(Exception):
 
 
 def start(name: str, run: Callable[[], None]) -> None:
-    """Start a thread that does not keep the process from ending. Raises ThreadError."""
+    """Start a thread that does not keep the process alive. Raises ThreadError."""
     try:
         threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError:
-        told = "this system lets the daemon start no more threads, and it needs one for each account and a few more"
-        raise ThreadError(f"{told}. {' '.join(REMEDIES)}") from None
+        problem = "this system lets the daemon start no more threads; it needs one per account and a few more"
+        raise ThreadError(f"{problem}. {' '.join(REMEDIES)}") from None
 
 
 def startable(count: int) -> int:
-    """Return how many of so many threads the system lets this process start beside those that run."""
+    """Return how many of ``count`` more threads the system lets this process start."""
     end, started = threading.Event(), list[threading.Thread]()
     try:
         while len(started) < count:

@@ -1,1 +1,1 @@
-"""The commands that try everything once, and that clean up; each beside a daemon that may be running."""
+"""The commands that try everything once and that clean up; each may run beside a daemon."""

@@ -1,8 +1,7 @@
-"""The command that tries everything once, and says what works, what does not, and what to do about it.
+"""The command that tries everything once and says what works, what fails, and how to fix it.
 
-It is the first thing that anyone runs. It signs in once for each account, since wrong credentials tried again and
-again lock an account, and it leaves nothing at the broker. What it says of followers is from pydexcom's answers to
-frequent questions.
+Most people run it first. It signs in only once per account, because repeated sign-ins with wrong credentials lock the
+account, and it leaves nothing at the broker. The advice about followers comes from pydexcom's FAQ.
 """
 
 from __future__ import annotations
@@ -37,76 +36,76 @@ if TYPE_CHECKING:
     from dexcom2mqtt.share import Batch, ShareClient
 
 _THREADS: Final = 4
-"""Those of the daemon that are none of an account: broker, heart, health, end."""
+"""The daemon's threads that belong to no account: broker, heart, health, end."""
 _THREADS_OF_WEB: Final = 3
-"""Those of the page: one listens, two answer."""
+"""The page's threads: one listens, two answer."""
 _CLOCKS_AGREE: Final = 30.0
 _CERTIFICATE_ENDS: Final = 30 * 86400.0
 _GONE: Final = 60.0
-"""Seconds after which MQTT 5 forgets what is left where this is ended in the middle."""
+"""Seconds after which MQTT 5 drops what is left at the broker if the command is killed."""
 _NO_READINGS: Final = (
-    "In the Dexcom app of the person who wears the sensor, sharing has to be on and to have at least one follower.",
-    "The credentials have to be those of that person. A follower can sign in, too, but has no readings.",
-    "The sensor may be warming up, or the phone may be off or without network for a day: the app tells.",
-    "Share has readings of G4 to G7 and ONE+. Stelo has no sharing.",
+    "In the Dexcom app of the person who wears the sensor, sharing must be on and have at least one follower.",
+    "Use that person's credentials. A follower can also sign in, but has no readings.",
+    "The sensor may be warming up, or the phone may have been off or offline for a day: check the app.",
+    "Share has readings from G4 to G7 and ONE+. Stelo has no sharing.",
 )
 _PHONE_CLOCK: Final = (
-    "The clock of the phone that uploads the readings was set by hand: let its date and time be set automatically.",
-    "It was set right just now: then the daemon shows the next reading, whatever false times lie ahead of it.",
-    "The phone's clock is right: then it is Share's that is wrong now. Check again in an hour.",
+    "The clock of the phone that uploads the readings was set by hand: set its date and time to automatic.",
+    "If it was corrected just now, the daemon shows the next reading, whatever wrong times lie ahead of it.",
+    "If the phone's clock is right, Share's clock is currently wrong. Check again in an hour.",
 )
 _OLD_READINGS: Final = (
-    "The phone is off or without network, or the Dexcom app does not run there.",
-    "The sensor is warming up or has ended: the app tells. Then readings will come by themselves.",
+    "The phone is off or offline, or the Dexcom app is not running on it.",
+    "The sensor is warming up or has ended: check the app. Readings will then resume by themselves.",
     "Sharing was switched off in the app.",
-    "The clock of the phone is behind, so that new readings look old: let it be set automatically.",
+    "The phone's clock is behind, which makes new readings look old: set it to automatic.",
 )
 _LOCKED_OUT: Final = (
-    "Wait 20 minutes before the next check, with the daemon stopped: each try of any program begins them anew.",
-    "Set the credentials right, also in other programs that sign in with an old password.",
+    "Stop the daemon and wait 20 minutes before the next check: every sign-in by any program restarts the wait.",
+    "Correct the credentials, including in other programs that sign in with an old password.",
 )
 _DENIED: Final = (
-    "The broker's access control list has to let the user of this daemon read and write there: examples/mosquitto/acl."
+    "The broker's access control list must let this daemon's user read and write there: see examples/mosquitto/acl."
 )
 _BURST: Final = 20
-_RETAIN: Final = "Allow retained messages: retain_available, as Mosquitto calls it."
-_QUOTA: Final = "Allow this client 20 messages in a second. Until then the daemon sends more slowly."
+_RETAIN: Final = "Allow retained messages (in Mosquitto: retain_available)."
+_QUOTA: Final = "Allow this client 20 messages per second. Until then the daemon sends more slowly."
 _SIZE: Final = (
-    "Allow larger messages: max_packet_size and message_size_limit, as Mosquitto calls it. Until then the daemon keeps "
-    "a shorter history there, and what cannot be shortened is missing."
+    "Allow larger messages (in Mosquitto: max_packet_size and message_size_limit). Until then the daemon keeps a "
+    "shorter history there and leaves out what cannot be shortened."
 )
 _NO_WILDCARDS: Final = (
-    "It hands out nothing retained for subscriptions with wildcards. The daemon needs none; programs that subscribe to "
-    "all topics below one see a value only when the next reading comes."
+    "It sends no retained messages for wildcard subscriptions. The daemon does not need them; programs that subscribe "
+    "with wildcards see a value only when the next reading arrives."
 )
 _NO_PLACE: Final = (
-    "Another program has the port (`sudo ss -ltnp` tells which): choose another one, web.port.",
-    "This machine has no such address: `ip address` lists those that it has, and 0.0.0.0 stands for all of them.",
-    "Ports below 1024 need rights that the daemon does not have.",
+    "Another program uses the port (`sudo ss -ltnp` shows which): choose a different web.port.",
+    "This machine has no such address: `ip address` lists the ones it has, and 0.0.0.0 means all of them.",
+    "Ports below 1024 need privileges that the daemon does not have.",
 )
-_UNTOLD: Final = "It may be reading there that is denied, which does no harm: MQTT 3.1.1 does not tell which."
+_MAYBE_READING: Final = "Perhaps only reading is denied there, which does no harm: MQTT 3.1.1 does not say which."
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was tried, and what came of it. ``of`` is an account's key, or what else it is about."""
+    """One thing that was tried, and its outcome. ``subject`` is an account's key, or a part such as the broker."""
 
-    of: str
+    subject: str
     text: str
     verdict: Literal["ok", "note", "failed"] = "ok"
     remedies: tuple[str, ...] = ()
-    """What may have led to it and what to do, the most likely first."""
+    """Possible causes and what to do, the most likely first."""
 
 
 def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError and VariableError."""
     if settings.mqtt.tls is not None:
-        tls_files.tls_context(settings.mqtt.tls)  # a problem in the configuration costs no sign-in
-    clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # nor one in a variable
-    yield Step("configuration", f"It is good. Accounts: {', '.join(settings.accounts)}.")
+        tls_files.tls_context(settings.mqtt.tls)  # fails before any sign-in
+    clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # so does a wrong variable
+    yield Step("configuration", f"Valid. Accounts: {', '.join(settings.accounts)}.")
     yield from _check_threads(len(settings.accounts) + _THREADS + (_THREADS_OF_WEB if settings.web else 0))
     for proxy in dict.fromkeys(client.proxy for client in clients.values() if client.proxy):
-        yield Step("configuration", f"Share is reached through the proxy {proxy}, which the environment names.")
+        yield Step("configuration", f"Share is reached through the proxy {proxy}, which is set in the environment.")
     for key, account in settings.accounts.items():
         yield from _check_account(key, account, clients[key], settings.stale_after_seconds)
     if settings.web is not None:
@@ -119,7 +118,7 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
 
 def _check_threads(needed: int) -> Iterator[Step]:
     if (started := threads.startable(needed)) < needed:
-        text = f"This machine lets the daemon start {started} of the {needed} threads that it needs."
+        text = f"This machine lets the daemon start only {started} of the {needed} threads it needs."
         yield Step("machine", text, "failed", threads.REMEDIES)
 
 
@@ -145,7 +144,7 @@ def _failed(error: ShareError, account: Account) -> tuple[str, Literal["failed"]
     if isinstance(error, LockedOutError):
         return _sentence(str(error)), "failed", _LOCKED_OUT
     wrong_clock = isinstance(error, UnavailableError) and error.wrong_clock
-    today = (f"This machine takes today for {day(system_time())}.",) if wrong_clock else ()
+    today = (f"This machine thinks that today is {day(system_time())}.",) if wrong_clock else ()
     return verdict.of_error(error).message, "failed", today
 
 
@@ -154,15 +153,17 @@ def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale
     age = 0.0 if newest is None else (client.time.now() or system_time()) - newest.date / 1000
     ahead = -age if age < -TOLERANCE else None
     found = Found(newest=newest, fresh=newest is not None and age < stale_after, ahead=ahead)
-    told = verdict.of_batch(batch, found)
-    if newest is None and told.message == status.REMEDIES["no_readings"]:
-        return Step(key, "Share has no reading of the last 24 hours.", "failed", _NO_READINGS)
+    judged = verdict.of_batch(batch, found)
+    if newest is None and judged.message == status.REMEDIES["no_readings"]:
+        return Step(key, "Share has no reading from the last 24 hours.", "failed", _NO_READINGS)
     if newest is None or ahead is not None:
-        return Step(key, told.message, "failed", () if ahead is None else _PHONE_CLOCK)
-    facts = f"{in_words(newest, account.unit)}, {_span(age)} old; there are {len(batch.readings)} of the last 24 hours."
-    if told.share == "ok":
+        return Step(key, judged.message, "failed", () if ahead is None else _PHONE_CLOCK)
+    facts = (
+        f"{in_words(newest, account.unit)}, {_span(age)} old; Share has {len(batch.readings)} from the last 24 hours."
+    )
+    if judged.share == "ok":
         return Step(key, f"Sharing is on. The newest reading is {facts}")
-    why = _OLD_READINGS if told.share == "no_readings" else (told.message,)
+    why = _OLD_READINGS if judged.share == "no_readings" else (judged.message,)
     return Step(key, f"No reading is current. The newest is {facts}", "failed", why)
 
 
@@ -180,9 +181,9 @@ def _clocks(key: str, client: ShareClient) -> Step:
     return Step(
         key,
         f"This machine's clock is {_span(abs(ahead))} {direction} Share's. The daemon goes by Share's, but encrypted "
-        "connections and other programs need a clock that is right.",
+        "connections and other programs need a correct clock.",
         "note",
-        ("Let this machine reach a time server: `timedatectl` tells whether it does.",),
+        ("Make sure this machine can reach a time server: `timedatectl` shows whether its clock is synchronized.",),
     )
 
 
@@ -195,7 +196,7 @@ def _check_web(web: Web) -> Step:
         listening.close(listening.listen(web.host, web.port))
     except OSError as error:
         if listening.serves(web.host, web.port):
-            return Step("web", f"The page is served at {place}, by a daemon that runs.")
+            return Step("web", f"A running daemon serves the page at {place}.")
         return Step("web", f"The page cannot be served at {place}: {listening.why(error)}.", "failed", _NO_PLACE)
     return Step("web", f"The page can be served at {place}.")
 
@@ -205,16 +206,16 @@ def _check_web(web: Web) -> Step:
 
 def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
     mqtt = settings.mqtt
-    yield Step("broker", f"{mqtt.host} port {mqtt.port} takes connections, at {dialling.reach(mqtt)}.")
+    yield Step("broker", f"{mqtt.host} port {mqtt.port} accepts connections at {dialling.reach(mqtt)}.")
     if mqtt.tls is not None:
         yield _certificate(dialling.certificate(mqtt, mqtt.tls))
     with Visit(mqtt, clock, "check") as visit:
-        whom = "us without a user name" if mqtt.username is None else "our user name and password"
-        yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {whom}.")
+        who = "us without a user name" if mqtt.username is None else "our user name and password"
+        yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {who}.")
         if not visit.keeps_retained:
             yield Step(
                 "broker",
-                "It keeps no retained messages, and so has no value when a program asks.",
+                "It keeps no retained messages, so programs that connect later get no value.",
                 "failed",
                 (_RETAIN,),
             )
@@ -226,27 +227,27 @@ def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
 
 def _certificate(shown: dialling.Certificate | None) -> Step:
     if shown is None:
-        return Step("broker", "Its certificate is not looked at: mqtt.tls.verify is false.", "note")
+        return Step("broker", "Its certificate is not verified: mqtt.tls.verify is false.", "note")
     left = shown.until - system_time()
-    text = f"Its certificate is {shown.subject}'s, issued by {shown.issuer}, and good until {day(shown.until)}."
+    text = f"Its certificate is {shown.subject}'s, issued by {shown.issuer} and valid until {day(shown.until)}."
     return Step("broker", text, "ok" if left > _CERTIFICATE_ENDS else "note")
 
 
 def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[Step]:
     topics, home_assistant = Topics(settings.mqtt.base_topic), settings.home_assistant
     probe = topics.sync(f"{settings.mqtt.client_id}-check")
-    left_there = topics.sync(f"{settings.mqtt.client_id}-check-retained")
+    leftover = topics.sync(f"{settings.mqtt.client_id}-check-retained")
     try:
-        visit.publish([Message(left_there, "check", clock.now() + _GONE)])
-        kept = left_there in visit.retained([left_there], probe)
-        wildcards = not kept or left_there in visit.retained([topics.sync("+")], probe)
+        visit.publish([Message(leftover, "check", clock.now() + _GONE)])
+        kept = leftover in visit.retained([leftover], probe)
+        wildcards = not kept or leftover in visit.retained([topics.sync("+")], probe)
     finally:
-        visit.publish([cleared(left_there)])
-    yield _written(topics.of("bridge", "#"), taken=kept)
+        visit.publish([cleared(leftover)])
+    yield _written(topics.of("bridge", "#"), allowed=kept)
     if not wildcards:
         yield Step("broker", _NO_WILDCARDS, "note")
     for key in settings.accounts:
-        yield _written(topics.of(key, "#"), taken=all(visit.try_out(cleared(topics.of(key, "check")))))
+        yield _written(topics.of(key, "#"), allowed=all(visit.try_out(cleared(topics.of(key, "check")))))
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
@@ -254,27 +255,35 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
 
 
 def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[Step]:
-    """Send as much at once as the daemon will, and as large: many brokers allow less, and 3.1.1 drops it in silence."""
+    """Send as much at once as the daemon will, and as large: many brokers allow less, and 3.1.1 drops it silently."""
     where = topics.sync(f"{settings.mqtt.client_id}-check")
     if not all(visit.try_out(Message(where, "check", retain=False))):
-        return  # it is not allowed at all, as another step tells
+        return  # publishing is not allowed at all, which another step reports
     if visit.publish([Message(where, str(number), retain=False) for number in range(_BURST)], tries=1):
         yield Step(
-            "broker", f"It refuses some of {_BURST} messages at once, as many as a reading is.", "note", (_QUOTA,)
+            "broker",
+            f"It refuses some of {_BURST} messages sent at once, as many as a reading needs.",
+            "note",
+            (_QUOTA,),
         )
-    sizes = {"the history of a day": _history_bytes(topics)}
+    sizes = {"a day's history": _history_bytes(topics)}
     if settings.home_assistant.discovery:
         discovery = discovery_messages(settings, topics, version())
-        sizes["a discovery"] = max(len(message.payload.encode()) for message in discovery)
+        sizes["a discovery message"] = max(len(message.payload.encode()) for message in discovery)
     for what, size in sorted(sizes.items(), key=itemgetter(1)):
         try:
             if size > visit.most_bytes(where) or not all(visit.try_out(Message(where, "x" * size, retain=False))):
-                yield Step("broker", f"It does not take {size} bytes at once, as {what} has.", "failed", (_SIZE,))
+                yield Step("broker", f"It refuses a message of {size} bytes, the size of {what}.", "failed", (_SIZE,))
                 return
         except dialling.BrokerError:
-            yield Step("broker", f"It hangs up when {size} bytes come at once, as {what} has.", "failed", (_SIZE,))
+            yield Step(
+                "broker",
+                f"It closes the connection at a message of {size} bytes, the size of {what}.",
+                "failed",
+                (_SIZE,),
+            )
             return
-    yield Step("broker", f"It takes messages as large as {what}: {size} bytes.")
+    yield Step("broker", f"It accepts messages as large as {what}: {size} bytes.")
 
 
 def _history_bytes(topics: Topics) -> int:
@@ -286,31 +295,31 @@ def _history_bytes(topics: Topics) -> int:
 
 def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Iterator[Step]:
     prefix, status_topic = settings.home_assistant.discovery_prefix, settings.home_assistant.status_topic
-    # Home Assistant takes an empty message for the removal of a device that it does not have, and says nothing.
+    # Home Assistant reads an empty message as the removal of a device that it does not have, and ignores it.
     device = f"{prefix}/device/{settings.mqtt.base_topic.replace('/', '_')}-check/config"
-    taken, came_back = visit.try_out(cleared(device))
-    # The daemon need not read there, but only MQTT 5 tells whether it may write.
-    untold = () if visit.protocol == "5" else (_UNTOLD,)
-    yield _written(f"{prefix}/device/+/config", *untold, taken=taken and (came_back or not untold))
-    word = visit.retained([status_topic], probe).get(status_topic)
-    if word == b"online":
-        yield Step("broker", f"Home Assistant is there: {status_topic} is online.")
+    accepted, came_back = visit.try_out(cleared(device))
+    # The daemon need not read there, but only MQTT 5 says whether it may write.
+    maybe_harmless = () if visit.protocol == "5" else (_MAYBE_READING,)
+    yield _written(f"{prefix}/device/+/config", *maybe_harmless, allowed=accepted and (came_back or not maybe_harmless))
+    birth = visit.retained([status_topic], probe).get(status_topic)
+    if birth == b"online":
+        yield Step("broker", f"Home Assistant is online, according to {status_topic}.")
     else:
         yield Step(
             "broker",
-            f"Home Assistant has left no word on {status_topic}. By default its birth message is not retained, so it "
-            "may be there all the same; what is published will be found when it comes.",
+            "No status message from Home Assistant yet; that is normal, as by default it is not retained on "
+            f"{status_topic}. Home Assistant finds the accounts when it connects.",
             "note",
         )
 
 
-def _written(topic: str, *more: str, taken: bool) -> Step:
-    if taken:
+def _written(topic: str, *more: str, allowed: bool) -> Step:
+    if allowed:
         return Step("broker", f"Publishing to {topic} is allowed.")
     return Step("broker", f"Publishing to {topic} is not allowed.", "failed", (_DENIED, *more))
 
 
-# --- words -------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------
 
 
 def _sentence(text: str) -> str:
@@ -318,7 +327,7 @@ def _sentence(text: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    """Say how long something is, roughly: ``40 s``, ``12 min``, ``5 h``, ``3 days``."""
+    """Return a rough duration: ``40 s``, ``12 min``, ``5 h``, ``3 days``."""
     for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
         if seconds < until:
             return f"{max(seconds, 0) / size:.0f} {unit}"

@@ -1,6 +1,6 @@
-"""The command that removes from the broker what the daemon left there; for when it is to go, or to be renamed.
+"""The command that removes what the daemon left at the broker, before it is uninstalled or renamed.
 
-It removes only what is the daemon's beyond doubt: others may have topics below the same one.
+It removes only what certainly belongs to the daemon: other programs may use topics below the same base.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _NAMED: Final = 3
 _BRIDGE_SECONDS: Final = 2.0
-"""How much later than the probe may come what a daemon left; it has to be known whether one is online."""
+"""How much later than the probe the bridge's messages may arrive; whether a daemon is online must be certain."""
 
 
 class PurgeError(Exception):
-    """It was not removed; the text says why, and what to do."""
+    """Not everything was removed; the text says why, and what to do."""
 
 
 def purge(
@@ -38,71 +38,71 @@ def purge(
     base_topic: str | None = None,
     discovery_prefix: str | None = None,
 ) -> str:
-    """Remove every retained message of the daemon, or of one account; return what was done, in words.
+    """Remove every retained message of the daemon, or of one account; return a summary for people.
 
-    ``base_topic`` and ``discovery_prefix`` are for values of the past. Raises PurgeError, BrokerError and
-    TlsFileError.
+    ``base_topic`` and ``discovery_prefix`` may be earlier ones. Raises PurgeError, BrokerError and TlsFileError.
     """
     topics = Topics(base_topic or settings.mqtt.base_topic)
     prefix = discovery_prefix or settings.home_assistant.discovery_prefix
     probe = topics.sync(f"{settings.mqtt.client_id}-purge")
     filters = [topics.of("+", "+"), homeassistant.discovery_topics(prefix)]
     with Visit(settings.mqtt, clock, "purge") as visit:
-        there = _of_the_bridge(visit, topics, probe)
+        bridge = _of_the_bridge(visit, topics, probe)
         listed = visit.retained(filters, probe)
-        lists = not there or bool(listed.keys() & there.keys())
-        found = {**listed, **there}
+        lists = not bridge or bool(listed.keys() & bridge.keys())
+        found = {**listed, **bridge}
         known = {*settings.accounts, *accounts_in(found, topics, prefix)}
         ours = _owned(topics, prefix, known if account is None else {account})
         if account is None:
             ours.append(topics.bridge_state)
-        if not lists:  # RabbitMQ, for one, hands out nothing retained for wildcards
+        if not lists:  # RabbitMQ, for one, sends no retained messages for wildcards
             filters = ours
             found |= visit.retained(filters, probe)
-        # What cannot be read may be there all the same, so all of it is cleared, and not only what was found.
+        # Messages that may not be read can still exist, so every topic is cleared, not only those found.
         refused = visit.publish([cleared(topic) for topic in ours])
         left = {*refused, *ours} & {*refused, *visit.retained(filters, probe)}
-        if account is None and not left:  # last, for it names the accounts to one who has to try again
+        if account is None and not left:  # last, because it names the accounts if a second purge is needed
             ours.append(topics.bridge_info)
             left = {*visit.publish([cleared(topics.bridge_info)])}
     if left:
         raise PurgeError(
             f"{len(left)} retained messages could not be removed ({_some(sorted(left))}): the broker's access control "
-            "list must let the user of this daemon write there. Mend that, and run it again"
+            "list must let this daemon's user write there. Fix that, and run purge again"
         )
     removed = sorted(found.keys() & set(ours))
     if removed:
-        unlisted = "" if lists else f"; this broker lists nothing, so only accounts known: {', '.join(sorted(known))}"
-        return f"removed {len(removed)} retained messages: {_some(removed)}{unlisted}"
+        names = ", ".join(sorted(known))
+        only = "" if lists else f"; this broker does not list them, so only those of accounts known: {names}"
+        return f"removed {len(removed)} retained messages: {_some(removed)}{only}"
     return _nothing(f"of {account}" if account else "of dexcom2mqtt", topics, known)
 
 
 def _of_the_bridge(visit: Visit, topics: Topics, probe: str) -> dict[str, bytes]:
-    """Return what the daemon says of itself, by exact topics. Raises PurgeError if it is online."""
+    """Return the daemon's messages about itself, by exact topics. Raises PurgeError if it is online."""
     bridge = [topics.bridge_state, topics.bridge_info]
     there = visit.retained(bridge, probe, lambda found, _: 0.0 if len(found) == len(bridge) else _BRIDGE_SECONDS)
     if there.get(topics.bridge_state) == b"online":
         raise PurgeError(
-            f"{topics.bridge_state} is online: stop the daemon first, for it would publish everything again. If none "
-            "runs, its broker lost power with it: start it once, and stop it"
+            f"{topics.bridge_state} is online: stop the daemon first, or it would publish everything again. If none "
+            "is running, it lost power together with its broker: start it once, and stop it"
         )
     return there
 
 
 def _nothing(of: str, topics: Topics, known: Iterable[str]) -> str:
     return (
-        f"nothing to remove: nothing {of} is retained below {topics.base}; accounts known: {', '.join(sorted(known))}"
+        f"nothing to remove: no retained messages {of} below {topics.base}; accounts known: {', '.join(sorted(known))}"
     )
 
 
 def _owned(topics: Topics, prefix: str, accounts: Iterable[str]) -> list[str]:
-    """Return the topics of these accounts that are the daemon's, whether or not there is something."""
+    """Return the daemon's topics for these accounts, whether or not they hold a message."""
     leaves = [message.topic for key in accounts for message in account_cleared(topics, key)]
     return [*(homeassistant.discovery_topic(prefix, topics, key) for key in accounts), *leaves]
 
 
 def accounts_in(found: Mapping[str, bytes], topics: Topics, prefix: str) -> set[str]:
-    """Return the accounts of which retained messages tell that they are the daemon's."""
+    """Return the accounts that are the daemon's, judging by the retained messages."""
     accounts = set[str]()
     with contextlib.suppress(ForeignError):
         accounts.update(parse_info(found.get(topics.bridge_info, b"")).accounts)

@@ -1,8 +1,8 @@
-"""Whether every loop of the daemon is alive; told to systemd, and to whoever asks on this machine.
+"""Whether every loop of the daemon is alive; reported to systemd, and to anyone who asks on this machine.
 
-Each loop says by when it will be back before it does something that may block. One that is overdue is stuck. A
-broker or a cloud that fails is no ill health: the loops cope with it. Nothing here knows of glucose, Share or MQTT;
-the words for systemd's status line are handed in.
+Before a loop does something that may block, it says by when it will be back. An overdue loop is stuck. A broker or
+Share failing is not unhealthy: the loops cope with it. Nothing here knows about glucose, Share or MQTT; the text of
+systemd's status line is passed in.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 600.0
-"""Real seconds that a loop may be late. Whatever is bounded is over by then, on a slow machine, too.
+"""Real seconds that a loop may be late. Every bounded call ends before that, even on a slow machine.
 
-The longest is to look up a name: 30 s where no name server answers, and 450 s with the largest numbers that
-resolv.conf takes. A fetch from Share is up to four calls, of 20 s and a look-up each; connecting to the broker is a
-look-up, 5 s for each address, and 10 s for the broker's answer.
+The slowest is a name lookup: 30 s if no name server answers, and 450 s with the largest numbers that resolv.conf
+accepts. A fetch from Share is up to four calls, each of 20 s and a lookup; connecting to the broker is a lookup, 5 s
+per address, and 10 s for the broker's answer.
 """
 
 _ROUND: Final = 1.0
 _LEAST_ROUND: Final = 0.05
 _PAUSE: Final = 10.0
-"""Real seconds after which this thread knows that it did not run, and so the others did not, either."""
+"""Real seconds without a look that mean the process was paused, so the other threads did not run either."""
 
 
 class Health:
-    """By when each loop will be back, and telling so.
+    """Watches by when each loop must be back, and reports it.
 
-    ``client_id`` tells the daemons of a machine apart, and ``broker`` those that have the same one by accident.
-    ``words`` says how it is going, in a line for a person.
-    ``environ`` has what systemd wants: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``.
+    ``client_id`` tells the daemons of a machine apart, and ``broker`` those that accidentally share one.
+    ``summary`` returns how it is going, in one line for people.
+    ``environ`` has what systemd sets: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``.
     """
 
     def __init__(
         self,
         clock: Clock,
         client_id: str,
-        words: Callable[[], str],
+        summary: Callable[[], str],
         environ: Mapping[str, str] = os.environ,
         broker: str = "",
     ) -> None:
         self._clock = clock
         self._client_id = client_id
         self._broker = broker
-        self._words = words
+        self._summary = summary
         self._back_by: dict[str, float] = {}
         self._looked = clock.now()
         self._patient_until = -math.inf
@@ -67,10 +67,10 @@ class Health:
         watchdog = environ.get("WATCHDOG_USEC", "")
         self._feed_every = int(watchdog) / 2e6 if watchdog.isdecimal() and int(watchdog) else math.inf
         self._feed_at = math.inf if math.isinf(self._feed_every) else -math.inf
-        self._told = ""
+        self._reported = ""
 
     def loop(self, name: str) -> Callable[[float], None]:
-        """Watch a loop from now on; return what it calls with the time of the clock by which it will be back."""
+        """Watch a loop from now on; return a function to call with the clock's time by which it will be back."""
 
         def back_by(at: float) -> None:
             self._back_by[name] = at
@@ -79,24 +79,24 @@ class Health:
         return back_by
 
     def look(self) -> str:
-        """Return ``HEALTHY``, or which loops are overdue. It has to be called every few seconds."""
+        """Return ``HEALTHY``, or which loops are overdue. Must be called every few seconds."""
         now, patience = self._clock.now(), PATIENCE * self._clock.speed
         if self._clock.real(now - self._looked) > _PAUSE:
-            # The machine slept, or the whole process was stopped. Who wakes first must not blame the others.
+            # The machine slept, or the whole process was paused: the thread that wakes first must not blame the others.
             self._patient_until = now + patience
         self._looked = now
         late = [name for name, at in self._back_by.items() if now > max(at + patience, self._patient_until)]
         return f"overdue: {', '.join(late)}" if late else HEALTHY
 
     def run(self) -> None:
-        """Tell systemd that the daemon is ready and how it is, and answer who asks, until the clock stops."""
+        """Report readiness and health to systemd, and answer questions, until the clock stops."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(max(min(_ROUND, self._feed_every / 2), _LEAST_ROUND))
             try:
                 sock.bind(address(self._client_id))
-            except OSError as error:  # without a name nobody asks, and the rest goes on
+            except OSError as error:  # nobody can ask without the address, but the rest works
                 _log.warning(
-                    "healthcheck does not reach this daemon (%s); is another one with the mqtt.client_id %s running on "
+                    "healthcheck cannot reach this daemon (%s); is another one with the mqtt.client_id %s running on "
                     "this machine?",
                     error.strerror,
                     self._client_id,
@@ -104,36 +104,36 @@ class Health:
             question, asker = b"", None
             while not self._clock.stopped:
                 health = self.look()
-                self._tell(health)
+                self._report(health)
                 if asker:
-                    with contextlib.suppress(OSError):  # who asked is gone
+                    with contextlib.suppress(OSError):  # the asker is gone
                         answer = self._broker if question == WHICH_BROKER else health
                         sock.sendto(answer.encode(), asker)
                 asker = None
-                with contextlib.suppress(OSError):  # nobody asks in this round
+                with contextlib.suppress(OSError):  # no question in this round
                     question, asker = sock.recvfrom(64)
 
     def stopping(self) -> None:
-        """Tell systemd that the daemon is about to end."""
+        """Tell systemd that the daemon is stopping."""
         self._notify("STOPPING=1")
 
-    def _tell(self, health: str) -> None:
-        """Tell systemd what it does not know yet; what could not be told is told in the next round."""
-        well, now = health == HEALTHY, self._clock.now()
-        words = self._words() if well else health
-        if words != self._told and self._notify("READY=1", f"STATUS={words}"):
-            self._told = words
-        if now >= self._feed_at and well and self._notify("WATCHDOG=1"):
+    def _report(self, health: str) -> None:
+        """Report changes to systemd; what could not be sent is sent in the next round."""
+        healthy, now = health == HEALTHY, self._clock.now()
+        status = self._summary() if healthy else health
+        if status != self._reported and self._notify("READY=1", f"STATUS={status}"):
+            self._reported = status
+        if now >= self._feed_at and healthy and self._notify("WATCHDOG=1"):
             self._feed_at = now + self._feed_every * self._clock.speed
         if health != self._last:
             self._last = health
-            if well:
-                _log.info("nothing is overdue any more")
+            if healthy:
+                _log.info("recovered: no loop is overdue")
             else:
                 _log.error("%s: a thread seems to be stuck in a call; please report it", health)
 
     def _notify(self, *lines: str) -> bool:
-        """Send to systemd without waiting; return whether it was taken, also where nobody wants to know."""
+        """Send to systemd without waiting; return whether it was accepted, or True without systemd."""
         if not self._systemd:
             return True
         try:

@@ -1,7 +1,7 @@
-"""The page of a daemon: who is to be seen there, and where it is served. Loaded only if it is wanted.
+"""The page of a daemon: which accounts it shows, and where it is served. Loaded only if configured.
 
-In Home Assistant's app it is served at a second place, for ingress: Home Assistant asks there for whoever has signed in
-to it, so that nobody needs a token, and puts a path of its own in front.
+In Home Assistant's app it is also served at a second place, for ingress. Home Assistant sends requests there for users
+who have signed in to it, so no token is needed, and puts its own path in front.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LAST_PORT: Final = 65535
 
 
 class Place(NamedTuple):
-    """Where to listen, and who may read there."""
+    """Where to listen, and who may read."""
 
     host: str
     port: int
@@ -46,10 +46,10 @@ def configured(web: Web) -> Place:
 
 
 def ingress(text: str) -> Place | None:
-    """Return the place for ingress, of a text such as ``0.0.0.0 8099 172.30.32.2``: host, port, who alone may ask.
+    """Return the place for ingress from a text such as ``0.0.0.0 8099 172.30.32.2``: host, port, only client.
 
-    Without a token and under any name, since Home Assistant passes on by which name it was called. None if the text
-    is not like that; then it is said.
+    It needs no token and accepts any host name, since Home Assistant passes on the name it was called by. Logs an error
+    and returns None if the text has another form.
     """
     try:
         host, port, peer = text.split()
@@ -57,7 +57,7 @@ def ingress(text: str) -> Place | None:
             return Place(host, int(port), Access(names=None, peers=frozenset({str(ipaddress.IPv4Address(peer))})))
     except ValueError:
         pass
-    _log.error("web: DEXCOM2MQTT_INGRESS is not as 0.0.0.0 8099 172.30.32.2; there is no page for ingress")
+    _log.error("web: DEXCOM2MQTT_INGRESS is not of the form 0.0.0.0 8099 172.30.32.2; there is no page for ingress")
     return None
 
 
@@ -68,11 +68,11 @@ def serve(
     clock: Clock,
     health: Callable[[], str],
 ) -> None:
-    """Serve the page there until the clock stops, then raise Stopped. ``health`` is asked how the daemon is."""
+    """Serve the page there until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
     people = {key: Person(accounts[key], poller.seen, poller.time.now) for key, poller in pollers.items()}
 
-    def how_it_is() -> tuple[bool, str]:
-        words = health()
-        return words == HEALTHY, words
+    def health_now() -> tuple[bool, str]:
+        answer = health()
+        return answer == HEALTHY, answer
 
-    Server(place.host, place.port, Site(people, clock, how_it_is, place.access, page.load()), clock).run()
+    Server(place.host, place.port, Site(people, clock, health_now, place.access, page.load()), clock).run()

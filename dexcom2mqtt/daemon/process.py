@@ -1,6 +1,6 @@
 """The process of the daemon: its signals, its open files, its end.
 
-It knows nothing of what the daemon does.
+It knows nothing about what the daemon does.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS: Final = 1.8
 _ENDING_ROUNDS: Final = 30
 _ENDING_ROUND: Final = 0.1
-"""Seconds; a daemon that is about to end, as at a restart, has 30 of these."""
+"""Seconds; another daemon that is stopping, as during a restart, gets 30 of these."""
 _FILES: Final = 64
-"""Open files that are none of an account: the broker's, those of names being looked up, and the like."""
+"""Open files that belong to no account: for the broker, name lookups, and the like."""
 _FILES_OF_WEB: Final = 64
-"""Those of the page: each of its connections is one."""
+"""Open files of the page: one per connection."""
 
 
 class SecondDaemonError(Exception):
-    """Another daemon has the same name at the same broker: each would take the other off it."""
+    """Another daemon has the same client id at the same broker: each would disconnect the other."""
 
 
 class _End:
-    """The end of the process, whatever hangs: even writing to the log may, if nobody reads it.
+    """Ends the process, whatever hangs: even writing to the log may, if nobody reads it.
 
-    Its thread is there from the start, since none may be started any more when it is needed. Raises ThreadError.
+    Its thread starts early, because it may be impossible to start one when it is needed. Raises ThreadError.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _End:
         threads.start("end", self._run)
 
     def is_near(self, code: int) -> None:
-        """Let the process end with this code soon, unless it has ended before."""
+        """End the process with this code soon, unless it ends by itself before."""
         self._code = code
         self._near.set()
 
@@ -59,8 +59,8 @@ class _End:
         os._exit(self._code)
 
 
-def _runs_already(mqtt: Mqtt) -> bool:
-    """Tell whether another daemon of this machine is what this one would be; wait a moment if it may be ending."""
+def _already_running(mqtt: Mqtt) -> bool:
+    """Return whether this machine already runs a daemon like this one; wait a moment in case it is stopping."""
     if broker_of(mqtt.client_id) != mqtt.place:
         return False
     pause = threading.Event()
@@ -72,34 +72,34 @@ def _runs_already(mqtt: Mqtt) -> bool:
 
 
 def _allow_open_files(count: int) -> None:
-    """Let that many files be open, as far as the system lets us: usually it starts a program with 1024.
+    """Raise the limit of open files to ``count``, as far as the system allows; the usual limit is 1024.
 
-    All accounts may be asking Share at once, each by a connection of its own, or be looking up its name.
+    All accounts may be polling Share at once, each with its own connection or name lookup.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY != soft < count:
         most = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        with contextlib.suppress(OSError):  # then most of them still get through, and the others try again
+        with contextlib.suppress(OSError):  # then most accounts still get through, and the others retry
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def run(settings: Settings, clock: Clock | None = None) -> int:
     """Run in the foreground until SIGTERM or SIGINT; return the exit code, or end the process with it after 1.8 s.
 
-    The signals are blocked before a thread starts and are waited for: no handler, and so no deadlock. They are
-    waited for without a timeout: where a pause of the whole process (SIGSTOP, a debugger, a frozen container)
-    outlasts one, sigtimedwait of Python returns a signal that never came. Raises TlsFileError, VariableError,
-    SecondDaemonError and ThreadError.
+    The signals are blocked before a thread starts, and then waited for: no handler, so no deadlock. The wait has no
+    timeout: if a pause of the whole process (SIGSTOP, a debugger, a frozen container) outlasts one, Python's
+    sigtimedwait returns a signal that never arrived. Raises TlsFileError, VariableError, SecondDaemonError and
+    ThreadError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    already = _runs_already(settings.mqtt)
+    already = _already_running(settings.mqtt)
     if already and signal.sigpending() & STOP:
-        return 0  # a stop while it waits; the broker was not touched
+        return 0  # stopped while waiting; the broker was not touched
     if already:
         raise SecondDaemonError(
-            f"a daemon with the mqtt.client_id {settings.mqtt.client_id} at {settings.mqtt.place} runs on this machine "
-            "already, perhaps as a service (systemctl status dexcom2mqtt): end it first, or give this one another "
-            "base_topic"
+            f"a daemon with the mqtt.client_id {settings.mqtt.client_id} at {settings.mqtt.place} is already running "
+            "on this machine, perhaps as a service (systemctl status dexcom2mqtt): stop it first, or give this one "
+            "another base_topic"
         )
     _allow_open_files(2 * len(settings.accounts) + _FILES + (_FILES_OF_WEB if settings.web else 0))
     daemon = Daemon(settings, clock)

@@ -1,4 +1,4 @@
-"""Fixtures: the simulated Share service with two accounts, and the command check with a configuration."""
+"""Fixtures: the simulated Share service with two accounts, and the check command with a configuration."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def share() -> Iterator[SimulatedShare]:
 
 @pytest.fixture
 def bench(tmp_path: Path, share: SimulatedShare) -> Bench:
-    """Return a configuration, and the command with it."""
+    """Return a configuration and the command for it."""
     return Bench(tmp_path, share)

@@ -1,4 +1,4 @@
-"""The command that tries everything once: what it says when all is well, and how it looks and ends."""
+"""The command that tries everything once: its output when all is well, its look and its exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.share_faults import hang, only
 
 @pytest.mark.parametrize("protocol", ["auto", "5", "3.1.1"])
 def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
-    """Every step is told, one sign-in is made, and nothing is left at the broker."""
+    """Every step is printed, there is one sign-in, and nothing is left at the broker."""
     with Subscriber(mosquitto.port) as witness:
         witness.client.publish("homeassistant/status", "online", qos=1, retain=True)
         witness.wait_for("homeassistant/status")
@@ -31,18 +31,18 @@ def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
     newest = told.pop(2)
     assert newest[0] == "ok"
     assert newest[1].startswith("anna: Sharing is on. The newest reading is ")
-    assert re.search(r" old; there are 28[78] of the last 24 hours\.$", newest[1])  # one may be on its way
+    assert re.search(r" old; Share has 28[78] from the last 24 hours\.$", newest[1])  # one may be on its way
     assert told == [
-        ("ok", "configuration: It is good. Accounts: anna."),
+        ("ok", "configuration: Valid. Accounts: anna."),
         ("ok", f"anna: Signed in to {bench.share.base_url.split('/')[2]}, region us."),
         ("ok", "anna: This machine's clock agrees with Share's."),
-        ("ok", f"broker: 127.0.0.1 port {mosquitto.port} takes connections, at 127.0.0.1."),
+        ("ok", f"broker: 127.0.0.1 port {mosquitto.port} accepts connections at 127.0.0.1."),
         ("ok", f"broker: It speaks MQTT {spoken} and accepts us without a user name."),
-        ("ok", "broker: It takes messages as large as the history of a day: 25682 bytes."),
+        ("ok", "broker: It accepts messages as large as a day's history: 25682 bytes."),
         ("ok", "broker: Publishing to dexcom2mqtt/bridge/# is allowed."),
         ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed."),
         ("ok", "broker: Publishing to homeassistant/device/+/config is allowed."),
-        ("ok", "broker: Home Assistant is there: homeassistant/status is online."),
+        ("ok", "broker: Home Assistant is online, according to homeassistant/status."),
     ]
     assert remedies(done.stdout) == []
     assert done.stdout.endswith("\nAll is well.\n")
@@ -53,12 +53,12 @@ def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
 
 
 def test_the_sample_in_the_documents(bench: Bench, mosquitto: Mosquitto) -> None:
-    """What docs/troubleshooting.md shows is what it writes, but for numbers and names."""
+    """docs/troubleshooting.md shows what it prints, except for numbers and names."""
     written = bench.check(mosquitto.port, host="localhost").stdout
     for pattern, shown in (
         (r"127\.0\.0\.1:\d+", "share2.dexcom.com"),
         (r"port \d+", "port 1883"),
-        (r"\d+ mg/dL .*? old; there are 28[78]", "85 mg/dL →, 2 min old; there are 288"),
+        (r"\d+ mg/dL .*? old; Share has 28[78]", "85 mg/dL →, 2 min old; Share has 288"),
     ):
         written = re.sub(pattern, shown, written)
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_the_sample_in_the_documents(bench: Bench, mosquitto: Mosquitto) -> None
 
 
 def test_a_running_daemon_is_not_disturbed(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """Beside a daemon it says that there is one; the daemon stays connected, and its topics as they are."""
+    """Beside a running daemon it says so; the daemon stays connected, and its topics stay as they are."""
     file = Path(bench.command(mosquitto.port)[-1])
     with daemon(file, tmp_path / "daemon.log") as running, Subscriber(mosquitto.port) as witness:
         witness.wait_for("dexcom2mqtt/bridge/state", "online")
@@ -94,7 +94,7 @@ def test_a_running_daemon_is_not_disturbed(bench: Bench, mosquitto: Mosquitto, t
 
 
 def test_account_id_and_unit(bench: Bench, mosquitto: Mosquitto) -> None:
-    """With an account id one request less signs in, and the reading is shown in the account's unit."""
+    """An account id saves one request at sign-in, and the reading is shown in the account's unit."""
     bench.accounts = {"anna": bench.account(ANNA, username=None, account_id=ANNA.account_id, unit="mmol/L")}
     done = bench.check(mosquitto.port)
     assert done.returncode == 0
@@ -103,7 +103,7 @@ def test_account_id_and_unit(bench: Bench, mosquitto: Mosquitto) -> None:
 
 
 def test_without_discovery_its_prefix_is_not_tried(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Where Home Assistant is not to know of it, nothing of it is looked at."""
+    """Without discovery, nothing of Home Assistant's is tried."""
     done = bench.check(mosquitto.port, {"home_assistant": {"discovery": False}})
     assert done.returncode == 0
     assert "homeassistant" not in done.stdout
@@ -114,7 +114,7 @@ def test_without_discovery_its_prefix_is_not_tried(bench: Bench, mosquitto: Mosq
 
 
 def test_each_line_appears_as_soon_as_it_is_known(bench: Bench, mosquitto: Mosquitto) -> None:
-    """While Share does not answer to a read, it can be read already that the sign-in worked."""
+    """The successful sign-in is printed while Share has not yet answered the read."""
     bench.share.fault = only(hang(), call="read")
     with bench.start(mosquitto.port) as process:
         assert process.stdout
@@ -129,7 +129,7 @@ def test_each_line_appears_as_soon_as_it_is_known(bench: Bench, mosquitto: Mosqu
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_is_no_traceback(bench: Bench, mosquitto: Mosquitto, number: signal.Signals) -> None:
-    """Ctrl-C, SIGTERM and a terminal that is closed end it at once, with one line."""
+    """Ctrl-C, SIGTERM and a closed terminal end it at once, with one line."""
     bench.share.fault = hang()
     with bench.start(mosquitto.port) as process:
         eventually(lambda: bench.share.count(call="authenticate"))
@@ -139,7 +139,7 @@ def test_an_interruption_is_no_traceback(bench: Bench, mosquitto: Mosquitto, num
 
 
 def test_an_interruption_leaves_nothing_at_the_broker(bench: Bench, mosquitto: Mosquitto) -> None:
-    """SIGTERM in the middle of trying to publish takes back what is retained."""
+    """SIGTERM during the publishing step removes what was retained."""
     left = "dexcom2mqtt/bridge/sync/dexcom2mqtt-check-retained"
     with stopping_at(mosquitto.port, b"-check-retained") as (port, reached, go_on), bench.start(port) as process:
         assert reached.wait(20)
@@ -153,7 +153,7 @@ def test_an_interruption_leaves_nothing_at_the_broker(bench: Bench, mosquitto: M
 
 @pytest.mark.parametrize("columns", ["10", "50"])
 def test_a_narrow_terminal(bench: Bench, mosquitto: Mosquitto, columns: str) -> None:
-    """Lines are wrapped to the terminal, below each other, and never narrower than can be read."""
+    """Lines are wrapped and aligned to the terminal, but never too narrow to read."""
     bench.accounts = {"anna": bench.account(ANNA, password="wrong")}
     bench.environ["COLUMNS"] = columns
     done = bench.check(mosquitto.port)
@@ -173,15 +173,15 @@ def test_a_narrow_terminal(bench: Bench, mosquitto: Mosquitto, columns: str) -> 
     ],
 )
 def test_a_terminal_without_arrows(bench: Bench, mosquitto: Mosquitto, environ: dict[str, str]) -> None:
-    """Where the output cannot hold an arrow, all else is written nevertheless."""
+    """If the output cannot encode an arrow, everything else is still printed."""
     bench.environ |= environ
     done = bench.check(mosquitto.port, encoding="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "All is well." in done.stdout
 
 
-def test_a_reader_that_leaves(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Behind `head -1` it ends in silence."""
+def test_a_reader_that_stops_reading(bench: Bench, mosquitto: Mosquitto) -> None:
+    """With `head -1` it ends silently."""
     bench.share.fault = only(hang(), call="authenticate")
     with bench.start(mosquitto.port) as process:
         assert process.stdout
@@ -198,7 +198,7 @@ def test_a_reader_that_leaves(bench: Bench, mosquitto: Mosquitto) -> None:
 
 
 def test_every_problem_is_named_before_anything_is_tried(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Problems in the configuration end it with 78, all of them named, and nobody is asked anything."""
+    """Problems in the configuration end it with 78 and are all listed, and nothing is contacted."""
     bench.accounts = {"anna": bench.account(ANNA, region="uk", unit="mg")}
     done = bench.check(mosquitto.port, {"stale_after": 5, "mtqq": {}})
     assert (done.returncode, done.stdout) == (78, "")
@@ -213,8 +213,8 @@ def test_every_problem_is_named_before_anything_is_tried(bench: Bench, mosquitto
     assert "New client connected" not in mosquitto.log()
 
 
-def test_a_tls_file_that_is_none_costs_no_sign_in(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """A file that holds no certificate is a problem in the configuration, told before anybody signs in."""
+def test_an_invalid_tls_file_costs_no_sign_in(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """A file without a certificate is a problem in the configuration, reported before any sign-in."""
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing", encoding="utf-8")
     done = bench.check(mosquitto.port, tls={"ca_file": str(nothing)})
@@ -224,7 +224,7 @@ def test_a_tls_file_that_is_none_costs_no_sign_in(bench: Bench, mosquitto: Mosqu
 
 
 def test_wrong_usage(bench: Bench) -> None:
-    """An option that is none ends with 2."""
+    """An unknown option ends with 2."""
     done = subprocess.run([*bench.command(1), "--twice"], capture_output=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert bench.share.requests == []
@@ -234,7 +234,7 @@ def test_wrong_usage(bench: Bench) -> None:
 
 
 def test_a_page_can_be_served(bench: Bench, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """Where it can listen is told; a daemon that runs and has the port already is all right, too."""
+    """It says where it can listen; a running daemon that already has the port is fine."""
     web = {"web": {"port": free_port()}}
     place = f"127.0.0.1 port {web['web']['port']}"
     assert ("ok", f"web: The page can be served at {place}.") in steps(bench.check(mosquitto.port, web).stdout)
@@ -242,7 +242,7 @@ def test_a_page_can_be_served(bench: Bench, mosquitto: Mosquitto, tmp_path: Path
     with daemon(file, tmp_path / "daemon.log") as running:
         eventually(lambda: "web: listening" in running.text())
         done = bench.check(mosquitto.port, web)
-    assert ("ok", f"web: The page is served at {place}, by a daemon that runs.") in steps(done.stdout)
+    assert ("ok", f"web: A running daemon serves the page at {place}.") in steps(done.stdout)
     assert done.returncode == 0
 
 
@@ -251,7 +251,7 @@ def test_a_page_can_be_served(bench: Bench, mosquitto: Mosquitto, tmp_path: Path
     [("127.0.0.1", "Address already in use", "ss -ltnp"), ("192.0.2.1", "Cannot assign requested address", "0.0.0.0")],
 )
 def test_a_page_that_cannot_be_served(bench: Bench, mosquitto: Mosquitto, host: str, why: str, remedy: str) -> None:
-    """A port that another program has, and an address that this machine does not have, are told with what to do."""
+    """A port in use and an address that this machine does not have are reported with what to do."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = bench.check(mosquitto.port, {"web": {"host": host, "port": port}})

@@ -1,4 +1,4 @@
-"""What check says of an account: whether Share lets it in, what Share has of it, and the time."""
+"""What check says about an account: whether the sign-in works, what readings Share has, and the time."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ DAY: Final = 86400.0
     ],
 )
 def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page: str, others: str) -> None:
-    """It is tried once, and everything that it can be is told, with the account page of each region."""
+    """It is tried once, and every possible cause is printed, with the account page of each region."""
     bench.accounts = {"anna": bench.account(BEN, password="the-secret", region=region)}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    assert done.stderr == "dexcom2mqtt: 1 failed; see above for what to do\n"
+    assert done.stderr == "dexcom2mqtt: 1 step failed; see above for what to do\n"
     assert [request.call for request in bench.share.requests] == ["authenticate"]
     (told,) = failed(done.stdout)
     assert told.startswith("anna: ")
@@ -76,7 +76,7 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
     causes = remedies(done.stdout)
     assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
     assert "those of the person who wears the sensor" in causes[0]
-    assert f"For {region} they have to work at {page}. If they work at {others}." in causes[1]
+    assert f"For {region}, they must work at {page}. If they work at {others}." in causes[1]
     assert "'+11234567890'" in causes[2]
     assert page in causes[3]
     assert "new terms" in causes[4]
@@ -91,7 +91,7 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
 
 @pytest.mark.parametrize("name", ["1 (123) 456-7890", "11234567891", "0170/1234567", "+1 123 456-7890"])
 def test_a_user_name_that_looks_like_a_phone_number(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
-    """Where the user name looks like a phone number without its country, that is the first cause."""
+    """If the user name looks like a phone number without its country code, that is the first cause."""
     bench.accounts = {"anna": bench.account(ANNA, username=name)}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -101,14 +101,14 @@ def test_a_user_name_that_looks_like_a_phone_number(bench: Bench, mosquitto: Mos
     assert name not in done.stdout
 
 
-def test_a_phone_number_that_is_right_is_no_suspect(bench: Bench, mosquitto: Mosquitto) -> None:
-    """A phone number with its + is not what is blamed first."""
+def test_a_correct_phone_number_is_not_blamed(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A phone number with its + is not the first cause."""
     bench.accounts = {"anna": bench.account(ANNA, username="+11234567891")}
     assert "looks like" not in bench.check(mosquitto.port).stdout
 
 
 def test_a_wrong_account_id(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Where the account id is not accepted, nothing is said of user names."""
+    """If the account id is rejected, user names are not mentioned."""
     bench.accounts = {"anna": bench.account(ANNA, username=None, account_id="0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -118,23 +118,23 @@ def test_a_wrong_account_id(bench: Bench, mosquitto: Mosquitto) -> None:
     assert "phone" not in done.stdout
 
 
-EXAMPLE: Final = "The user name is still the one of the examples."
-EDGE: Final = "The user name begins or ends with a blank"
-UNSEEN: Final = "The user name has a character in it that cannot be seen"
-PASSWORD_EXAMPLE: Final = "The password is still the one of the examples."
-PASSWORD_EDGE: Final = "The password begins or ends with a blank"
-DIGITS: Final = "The password is of digits alone."
+EXAMPLE: Final = "The user name is still the example's placeholder."
+EDGE: Final = "The user name begins or ends with a space"
+INVISIBLE: Final = "The user name contains an invisible character"
+PASSWORD_EXAMPLE: Final = "The password is still the example's placeholder."
+PASSWORD_EDGE: Final = "The password begins or ends with a space"
+DIGITS: Final = "The password is only digits."
 LONG: Final = "The password has more than 30 characters."
-SEEN: Final = (EXAMPLE, EDGE, UNSEEN, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, LONG)
+SEEN: Final = (EXAMPLE, EDGE, INVISIBLE, PASSWORD_EXAMPLE, PASSWORD_EDGE, DIGITS, LONG)
 
 
 def rejected(**credentials: str) -> list[str]:
-    """Return what is said of credentials that Share rejected, in their order; nothing of it shows them."""
+    """Return the causes for rejected credentials, in order; none shows the credentials."""
     hidden = {key: Secret(value) for key, value in credentials.items()}
     account = Account(username=hidden.get("username"), account_id=hidden.get("account_id"), password=hidden["password"])
-    told = list(causes_of_rejection(account))
-    assert not [cause for cause in told for value in credentials.values() if value.strip() in cause]
-    return told
+    causes = list(causes_of_rejection(account))
+    assert not [cause for cause in causes for value in credentials.values() if value.strip() in cause]
+    return causes
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,16 @@ def rejected(**credentials: str) -> list[str]:
         (" ben", [EDGE]),
         ("ben ", [EDGE]),
         ("ben\N{NO-BREAK SPACE}", [EDGE]),
-        ("ben\N{ZERO WIDTH SPACE}", [UNSEEN]),
-        ("\N{ZERO WIDTH NO-BREAK SPACE}ben", [UNSEEN]),
-        ("ben\N{NO-BREAK SPACE}builder", [UNSEEN]),
-        ("ben\N{SOFT HYPHEN}builder", [UNSEEN]),
-        (" anna@example.com\N{ZERO WIDTH SPACE} x", [EDGE, UNSEEN]),
+        ("ben\N{ZERO WIDTH SPACE}", [INVISIBLE]),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}ben", [INVISIBLE]),
+        ("ben\N{NO-BREAK SPACE}builder", [INVISIBLE]),
+        ("ben\N{SOFT HYPHEN}builder", [INVISIBLE]),
+        (" anna@example.com\N{ZERO WIDTH SPACE} x", [EDGE, INVISIBLE]),
         (" USER NAME", [EXAMPLE, EDGE]),
     ],
 )
 def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -> None:
-    """Placeholders, blanks at an end and characters that nobody sees are named, and nothing else is."""
+    """Placeholders, spaces at the ends and invisible characters are named, and nothing else."""
     told = rejected(username=name, password="correct horse")
     assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
     assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
@@ -187,14 +187,14 @@ def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -
 )
 @pytest.mark.parametrize("who", [{"username": "ben"}, {"account_id": ANNA.account_id}])
 def test_what_is_odd_about_a_password_comes_first(who: dict[str, str], password: str, seen: list[str]) -> None:
-    """Placeholders, digits alone, too great a length and blanks at an end are named, also with an account id."""
+    """Placeholders, only digits, too many characters and spaces at the ends are named, also with an account id."""
     told = rejected(**who, password=password)
     assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
     assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
 
 
 def test_placeholders_are_those_of_the_examples() -> None:
-    """What check takes for a placeholder is what config.example.yaml and the README have there."""
+    """The placeholders that check recognizes are those of config.example.yaml and the README."""
     accounts = [
         *yaml.safe_load((ROOT / "config.example.yaml").read_text(encoding="utf-8"))["accounts"].values(),
         *yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])[
@@ -208,14 +208,14 @@ def test_placeholders_are_those_of_the_examples() -> None:
         assert told[1].startswith(PASSWORD_EXAMPLE)
 
 
-def test_what_is_odd_is_told_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
-    """All that is odd about the credentials heads the list, the user name first, and none of it is shown."""
+def test_what_is_odd_is_printed_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
+    """Whatever looks wrong with the credentials heads the list, the user name first, without being shown."""
     bench.accounts = {
         "anna": bench.account(ANNA, username="0170/1234567", password="12345678901234567890123456789012 ")
     }
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    heads = ("The user name looks like a phone number.", PASSWORD_EDGE, DIGITS, LONG, "They have to be those of")
+    heads = ("The user name looks like a phone number.", PASSWORD_EDGE, DIGITS, LONG, "They must be those of")
     for number, (cause, head) in enumerate(zip(remedies(done.stdout), heads, strict=False), 1):
         assert cause.startswith(f"{number}. {head}")
     assert "0170" not in done.stdout
@@ -248,8 +248,8 @@ FAULTS: Final[dict[str, tuple[Fault, str]]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_has_its_words_and_stops_nobody_else(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
-    """What Share does to one account is told in words, and the next one and the broker are tried all the same."""
+def test_each_fault_is_explained_and_stops_nothing_else(bench: Bench, mosquitto: Mosquitto, name: str) -> None:
+    """A fault at one account is explained, and the next account and the broker are still tried."""
     fault, words = FAULTS[name]
 
     def of_anna(request: Any, respond: Any) -> Any:
@@ -269,8 +269,8 @@ def test_each_fault_has_its_words_and_stops_nobody_else(bench: Bench, mosquitto:
     assert bench.share.count(call="login", account=ANNA.username) <= 1
 
 
-def test_a_share_that_says_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
-    """A call that hangs is given up after 20 s, and the broker is tried."""
+def test_share_not_answering(bench: Bench, mosquitto: Mosquitto) -> None:
+    """A call that hangs is given up after 20 s, and the broker is still tried."""
     bench.share.fault = only(hang(), call="authenticate")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -286,8 +286,8 @@ def test_a_share_that_says_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
         ("http://127.0.0.1:1/Services", "the connection was refused. Share cannot be reached or is out of order."),
     ],
 )
-def test_a_share_that_is_not_there(bench: Bench, mosquitto: Mosquitto, url: str, words: str) -> None:
-    """Without a way to Share, the reason is told, and nothing of clocks."""
+def test_share_not_reachable(bench: Bench, mosquitto: Mosquitto, url: str, words: str) -> None:
+    """If Share cannot be reached, the reason is printed, and clocks are not mentioned."""
     bench.accounts = {"anna": bench.account(ANNA, share_url=url)}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -309,7 +309,7 @@ def malformed(records: list[Any]) -> list[Any]:
     ],
 )
 def test_odd_records_are_a_note(bench: Bench, mosquitto: Mosquitto, fault: Fault, words: str) -> None:
-    """While a reading is current, records that make no sense or have a new form are a note, in the words of the log."""
+    """While a reading is current, malformed records or a new form are a note, with the text of the log."""
     bench.share.fault = only(fault, call="read")
     done = bench.check(mosquitto.port, {"stale_after": 60})
     assert done.returncode == 0
@@ -318,7 +318,7 @@ def test_odd_records_are_a_note(bench: Bench, mosquitto: Mosquitto, fault: Fault
 
 
 def test_an_account_that_shares_nothing(bench: Bench, mosquitto: Mosquitto) -> None:
-    """What Share says of sharing is told in the words of the daemon, and is no outage."""
+    """It is explained with the daemon's text, and is not an outage."""
     bench.share.fault = only(error("MonitoredReceiverNotAssigned"), call="read")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -326,8 +326,8 @@ def test_an_account_that_shares_nothing(bench: Bench, mosquitto: Mosquitto) -> N
     assert ("ok", "anna: This machine's clock agrees with Share's.") in steps(done.stdout)
 
 
-def test_a_newest_record_that_makes_no_sense_is_told(bench: Bench, mosquitto: Mosquitto) -> None:
-    """If nothing is current and the newest record makes no sense, that is why, in the words of the daemon."""
+def test_a_malformed_newest_record_is_the_cause(bench: Bench, mosquitto: Mosquitto) -> None:
+    """If nothing is current and the newest record is malformed, that is the cause, with the daemon's text."""
     bench.share.fault = only(edited(lambda records: [*malformed(records[:12]), *records[12:]]), call="read")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -338,8 +338,8 @@ def test_a_newest_record_that_makes_no_sense_is_told(bench: Bench, mosquitto: Mo
 
 
 @pytest.mark.parametrize("minutes", [12, 60, 180])
-def test_a_phone_whose_clock_is_ahead_is_told(bench: Bench, mosquitto: Mosquitto, minutes: int) -> None:
-    """A reading of the future is no proof that all is well: the minutes are named, and what to do."""
+def test_a_phone_clock_ahead_is_reported(bench: Bench, mosquitto: Mosquitto, minutes: int) -> None:
+    """A reading from the future is a failure: the minutes are given, and what to do."""
     bench.share.distort(skewed(minutes * 60.0))
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
@@ -351,7 +351,7 @@ def test_a_phone_whose_clock_is_ahead_is_told(bench: Bench, mosquitto: Mosquitto
 
 
 def test_a_phone_a_few_minutes_ahead_is_fine(bench: Bench, mosquitto: Mosquitto) -> None:
-    """Up to five minutes are no trouble, for the daemon neither."""
+    """Up to five minutes are no problem, as for the daemon."""
     bench.share.distort(skewed(240.0))
     done = bench.check(mosquitto.port)
     assert done.returncode == 0
@@ -361,14 +361,14 @@ def test_a_phone_a_few_minutes_ahead_is_fine(bench: Bench, mosquitto: Mosquitto)
 @pytest.mark.parametrize(
     ("distortion", "fault", "words", "causes"),
     [
-        pytest.param(missing, None, "Share has no reading of the last 24 hours.", 4, id="none"),
+        pytest.param(missing, None, "Share has no reading from the last 24 hours.", 4, id="none"),
         pytest.param(valued(10), None, "The sensor sends error codes in place of readings.", 0, id="only error codes"),
         pytest.param(None, edited(malformed), "Share answered something that was not understood", 0, id="nonsense"),
         pytest.param("old", None, "No reading is current. The newest is ", 4, id="old"),
         pytest.param("errors", None, "No reading is current. The newest is ", 1, id="old, and error codes since"),
     ],
 )
-def test_without_a_fresh_reading_it_is_told_why(
+def test_without_a_current_reading_it_says_why(
     bench: Bench,
     mosquitto: Mosquitto,
     distortion: Distortion | str | None,
@@ -396,17 +396,17 @@ def test_without_a_fresh_reading_it_is_told_why(
     listed = remedies(done.stdout)
     assert len(listed) == causes
     if distortion is missing:
-        assert "sharing has to be on and to have at least one follower" in listed[0]
+        assert "sharing must be on and have at least one follower" in listed[0]
         assert "Stelo" in listed[3]
     elif causes == 1:
         assert "The sensor sends error codes" in listed[0]
     elif causes == 3:
-        assert " 3 h old; there are " in told
+        assert " 3 h old; " in told
         assert "The phone is off" in listed[0]
 
 
 def test_stale_after_is_the_limit(bench: Bench, mosquitto: Mosquitto) -> None:
-    """A reading of half an hour ago is a failure by default, and none where the configuration takes it for current."""
+    """A half-hour-old reading is a failure by default, but not if stale_after makes it current."""
     now = time.time()
     bench.share.distort(during(now - 1800, now + DAY, missing))
     assert bench.check(mosquitto.port).returncode == 1
@@ -420,7 +420,7 @@ def test_stale_after_is_the_limit(bench: Bench, mosquitto: Mosquitto) -> None:
     ("off", "words"), [("+2h", "2 h ahead of"), ("-3d", "3 days behind"), ("-300s", "5 min behind")]
 )
 def test_a_wrong_clock_is_a_note(bench: Bench, mosquitto: Mosquitto, tmp_path: Path, off: str, words: str) -> None:
-    """This machine's clock is compared with Share's; a reading's age is told by Share's."""
+    """This machine's clock is compared with Share's, which determines a reading's age."""
     if FAKETIME is None:
         pytest.skip("libfaketime is not installed; install the package faketime to run them")
     says = tmp_path / "clock"
@@ -439,7 +439,7 @@ def test_a_wrong_clock_is_a_note(bench: Bench, mosquitto: Mosquitto, tmp_path: P
 
 @contextlib.contextmanager
 def encrypted(certificate: trustme.LeafCert) -> Iterator[int]:
-    """Shake hands with whoever comes, and hang up; yield the port."""
+    """Complete TLS handshakes and close the connections; yield the port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
     server = socket.create_server(("127.0.0.1", 0))
@@ -460,10 +460,8 @@ def encrypted(certificate: trustme.LeafCert) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_certificate_of_share_that_is_not_good(
-    bench: Bench, mosquitto: Mosquitto, tmp_path: Path, known: bool
-) -> None:
-    """An expired certificate tells of this machine's clock, and one of an unknown authority does not."""
+def test_an_invalid_certificate_of_share(bench: Bench, mosquitto: Mosquitto, tmp_path: Path, known: bool) -> None:
+    """An expired certificate points to this machine's clock, and one of an unknown authority does not."""
     ca, stranger = trustme.CA(), trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     bench.environ["SSL_CERT_FILE"] = str(tmp_path / "ca.pem")
@@ -476,7 +474,7 @@ def test_a_certificate_of_share_that_is_not_good(
     (told,) = failed(done.stdout)
     if known:
         assert "is outside its dates. This machine's clock seems to be wrong" in told
-        assert remedies(done.stdout) == [f"1. This machine takes today for {datetime.now(UTC):%Y-%m-%d}."]
+        assert remedies(done.stdout) == [f"1. This machine thinks that today is {datetime.now(UTC):%Y-%m-%d}."]
     else:
         assert "is not one this machine trusts" in told
         assert remedies(done.stdout) == []

@@ -1,4 +1,4 @@
-"""What check says of a proxy that the environment names, and of one that it names wrongly; run says it in its log."""
+"""What check says about a proxy set in the environment, valid or not; run says the same in its log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAR: Final = "https://far.invalid/ShareWebServices/Services"
 
 @pytest.fixture
 def proxy(tmp_path: Path, bench: Bench) -> Iterator[ConnectProxy]:
-    """Return a proxy to a Share without readings; the environment names it, with a user and a password."""
+    """Return a proxy to a Share without readings, set in the environment with user and password."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     with (
@@ -51,20 +51,20 @@ def test_names_the_proxy(bench: Bench, proxy: ConnectProxy) -> None:
     told = steps(done.stdout)
     assert told[1] == (
         "ok",
-        f"configuration: Share is reached through the proxy {proxy.name}, which the environment names.",
+        f"configuration: Share is reached through the proxy {proxy.name}, which is set in the environment.",
     )
     assert ("ok", "anna: Signed in to far.invalid, region us.") in told
     assert done.stdout.count("the proxy") == 1
     assert set(proxy.asked) == {"CONNECT far.invalid:443 HTTP/1.1"}
 
 
-def test_names_no_proxy_where_there_is_none(bench: Bench) -> None:
-    """Where Share is reached directly, nothing is said of proxies."""
+def test_names_no_proxy_if_there_is_none(bench: Bench) -> None:
+    """If Share is reached directly, proxies are not mentioned."""
     assert "proxy" not in bench.check(free_port()).stdout
 
 
-def test_tells_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None:
-    """A proxy that wants other credentials is to blame, and its remedy is told."""
+def test_says_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None:
+    """If the proxy needs other credentials, the message says so, with the remedy."""
     proxy.trouble = at_proxy.refusal(407)
     done = bench.check(free_port())
     assert done.returncode == 1
@@ -82,10 +82,10 @@ def test_tells_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None
         ("SSL_CERT_FILE", "/missing.pem", "SSL_CERT_FILE: /missing.pem cannot be read (No such file or directory)"),
     ],
 )
-def test_a_variable_that_is_no_good_is_a_problem(
+def test_an_invalid_variable_is_a_problem(
     bench: Bench, proxy: ConnectProxy, tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
-    """It ends check and run with 78 and one line, before anybody signs in."""
+    """It ends check and run with 78 and one line, before any sign-in."""
     bench.environ[variable] = value + ":x" * (variable == "HTTPS_PROXY")
     done = bench.check(free_port())
     assert done.returncode == 78

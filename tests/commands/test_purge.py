@@ -129,7 +129,7 @@ def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.Compl
     assert len(kept) == 2 + 21
     missing = purge("--account", "bert")
     assert missing.returncode == 0
-    assert "nothing of bert is retained below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
+    assert "no retained messages of bert below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
 
 
 def test_topics_of_the_past(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -283,7 +283,7 @@ def test_an_interruption_is_no_traceback(tmp_path: Path) -> None:
                 connection.recv(1)
                 process.signal(signal.SIGINT)
                 assert process.wait() == 1
-            assert process.text() == "dexcom2mqtt: interrupted: some may be left; run it again\n"
+            assert process.text() == "dexcom2mqtt: interrupted: some messages may be left; run purge again\n"
 
 
 def test_what_may_not_be_read_is_told(

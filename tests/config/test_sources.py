@@ -168,8 +168,10 @@ def test_a_null_section_switches_a_weaker_one_off() -> None:
         ),
         (
             {"DEXCOM2MQTT_MQTT": "CANARY"},
-            "mqtt: expected a section with indented keys (value hidden)"
-            " (from the environment variable DEXCOM2MQTT_MQTT)",
+            (
+                "mqtt: expected a section with indented keys (value hidden)"
+                " (from the environment variable DEXCOM2MQTT_MQTT)"
+            ),
         ),
         (
             {"DEXCOM2MQTT_MQTT__TLS": "{a: b"},

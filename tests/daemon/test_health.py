@@ -452,7 +452,7 @@ def test_daemons_are_told_apart_by_client_id(start: Callable[..., Process], conf
     assert healthy(config)
 
     second = start(port := free_port(), client_id="same one " + frozen.output.stem)
-    eventually(lambda: "healthcheck does not reach this daemon" in second.text())
+    eventually(lambda: "healthcheck cannot reach this daemon" in second.text())
     eventually(lambda: f"cannot connect to the broker at 127.0.0.1:{port}" in second.text())
     time.sleep(1)
     assert second.text().count("healthcheck") == 1

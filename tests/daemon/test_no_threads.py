@@ -40,7 +40,9 @@ def test_the_daemon_says_it_in_one_line(config: Path, mosquitto: Mosquitto) -> N
     done = subprocess.run(command("now", "run", config), capture_output=True, text=True, check=False, cwd=ROOT)
     said = done.stderr.splitlines()
     assert (done.returncode, said[:-1]) == (1, [line for line in said[:-1] if " INFO " in f" {line} "])
-    assert said[-1].startswith("dexcom2mqtt: this system lets the daemon start no more threads, and it needs one for")
+    assert said[-1].startswith(
+        "dexcom2mqtt: this system lets the daemon start no more threads; it needs one per account"
+    )
     assert "Docker before 20.10.10" in said[-1]
     assert "TasksMax=" in said[-1]
     assert CLIENT_ID not in mosquitto.log()
@@ -53,8 +55,8 @@ def test_check_finds_it(config: Path) -> None:
         command("now", "check", config), capture_output=True, text=True, check=False, cwd=ROOT, env=environ
     )
     assert done.returncode == 1
-    assert "FAILED  machine: This machine lets the daemon start 0 of the 5 threads that it needs." in done.stdout
-    assert "1. In a container: Docker before 20.10.10 does not let it." in done.stdout
+    assert "FAILED  machine: This machine lets the daemon start only 0 of the 5 threads it needs." in done.stdout
+    assert "1. In a container: Docker before 20.10.10 prevents it." in done.stdout
     assert "ok      anna: Signed in" in done.stdout
 
 

@@ -28,4 +28,4 @@ def test_a_place_that_is_none_is_said(text: str, caplog: pytest.LogCaptureFixtur
     """Nobody may ask then, and one line says why."""
     assert page.ingress(text) is None
     (record,) = caplog.records
-    assert record.getMessage().startswith("web: DEXCOM2MQTT_INGRESS is not as 0.0.0.0 8099 172.30.32.2")
+    assert record.getMessage().startswith("web: DEXCOM2MQTT_INGRESS is not of the form 0.0.0.0 8099 172.30.32.2")

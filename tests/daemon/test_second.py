@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.processes import Mosquitto
 
 ANNA = SimulatedAccount("anna@example.com", "the password", seed=1)
-WORDS = "runs on this machine already, perhaps as a service (systemctl status dexcom2mqtt): end it first"
+WORDS = "is already running on this machine, perhaps as a service (systemctl status dexcom2mqtt): stop it first"
 
 
 class Machine:
@@ -80,7 +80,7 @@ def test_one_at_another_broker_is_none_of_its_business(
     other = start_mosquitto()
     second = machine.start(other.port)
     eventually(lambda: connected(other, machine), why=second.text())
-    eventually(lambda: "healthcheck does not reach this daemon" in second.text())
+    eventually(lambda: "healthcheck cannot reach this daemon" in second.text())
     assert second.running
     assert first.running
 
@@ -118,6 +118,6 @@ def test_purge_refuses_while_one_runs(machine: Machine, first: Process, mosquitt
     for port in (mosquitto.port, free_port()):
         purge = machine.start(port, "purge")
         assert purge.wait() == 1
-        words = f"a daemon with the mqtt.client_id {machine.client_id} runs on this machine: stop it first"
+        words = f"a daemon with the mqtt.client_id {machine.client_id} is running on this machine: stop it first"
         assert words in purge.text()
     assert first.running

@@ -43,20 +43,24 @@ FUNCTIONS: Final = {
 }
 """What returns or writes nothing but such messages."""
 NO_TROUBLE: Final = (
-    *("It is good. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
+    *("Valid. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
     *(
-        "It takes messages as large as",
-        "takes connections, at",
+        "It accepts messages as large as",
+        "accepts connections at",
         "It speaks MQTT",
         "is allowed.",
-        "Home Assistant is there:",
+        "Home Assistant is online,",
     ),
     *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
-    *("The page can be served at", "The page is served at", "the page for a browser:"),
+    *("The page can be served at", "A running daemon serves the page at", "the page for a browser:"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),
     *("Waiting for the first answer of Share", "Readings arrive"),
-    *("ahead of", "sudo chown", "Let this machine reach a time server"),  # parts of others, which hold the remedy
+    *(
+        "ahead of",
+        "sudo chown",
+        "Make sure this machine can reach a time server",
+    ),  # parts of others, which hold the remedy
 )
 """Pieces of what is said when all is well, or says itself what to do."""
 SENTENCE: Final = re.compile(r"[a-z]{2,}[ ,:]+[a-z]{2,}")

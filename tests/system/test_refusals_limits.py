@@ -216,6 +216,6 @@ def test_check_names_the_quota(bench: Bench, mosquitto: Mosquitto) -> None:
         done = bench.check(relay.port, protocol="5")
     notes = [text for verdict, text in steps(done.stdout) if verdict == "note"]
     assert any("refuses some of 20 messages at once" in text for text in notes)
-    assert any("Allow this client 20 messages in a second" in text for text in remedies(done.stdout))
+    assert any("Allow this client 20 messages per second" in text for text in remedies(done.stdout))
     assert "access control" not in done.stdout
     assert not failed(done.stdout)
