@@ -97,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     add("healthcheck", "ask the daemon on this machine whether its loops are alive; needs no secret")
     purge = add("purge", "remove what the daemon left at the broker: every retained message, including discovery")
     purge.add_argument("--account", type=_account, metavar="NAME", help="only messages of this account")
-    purge.add_argument("--base-topic", type=_topic, metavar="TOPIC", help="a base topic used earlier")
-    purge.add_argument("--discovery-prefix", type=_topic, metavar="TOPIC", help="a discovery prefix used earlier")
+    for option, what in (("--base-topic", "base topic"), ("--discovery-prefix", "discovery prefix")):
+        help_text = f"a {what} used earlier, instead of the configured one"
+        purge.add_argument(option, type=_topic, metavar="TOPIC", help=help_text)
     add("schema", "print the JSON Schema of the configuration, for editors")
     return parser
 

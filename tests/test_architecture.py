@@ -1,4 +1,4 @@
-"""Who imports what: the rules that keep the parts apart."""
+"""Which modules may import which: the rules that keep the parts apart."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ NOW = {"now", "utcnow", "today"}
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk what runs: all but the branches for type checkers alone."""
+    """Walk the code that runs: all but the branches only for type checkers."""
     yield node
     children: Iterator[ast.AST] | list[ast.stmt] = ast.iter_child_nodes(node)
     if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
@@ -81,7 +81,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(source: str) -> set[str]:
-    """Name every module that is imported where the source runs, with dots; names of a package count as modules."""
+    """Return every module that running code imports, with dots; names from a package count as modules."""
     found = set()
     for node in running(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -92,17 +92,17 @@ def imports(source: str) -> set[str]:
 
 
 def libraries(source: str) -> set[str]:
-    """Name what is imported from outside of the package and of Python."""
+    """Return the imports from outside the package and Python."""
     return {name.partition(".")[0] for name in imports(source)} - sys.stdlib_module_names - {"dexcom2mqtt"}
 
 
 def own_imports(source: str) -> set[str]:
-    """Name the package's own modules that are imported where the source runs."""
+    """Return the package's own modules that running code imports."""
     return {module for name in imports(source) if (module := module_of(name)) is not None}
 
 
 def all_imports(source: str) -> set[str]:
-    """Name the package's own modules that are imported, those for type checkers alone included."""
+    """Return the package's own modules that are imported, including those only for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -113,7 +113,7 @@ def all_imports(source: str) -> set[str]:
 
 
 def module_of(name: str) -> str | None:
-    """Return the module of ours that a dotted name leads to, as a path without its ending; None if it is not ours."""
+    """Return our module that a dotted name leads to, as a path without suffix; None if it is not ours."""
     package, *parts = name.split(".")
     while package == "dexcom2mqtt" and parts:
         path = "/".join(parts)
@@ -124,7 +124,7 @@ def module_of(name: str) -> str | None:
 
 
 def reads_the_clock(source: str) -> bool:
-    """Tell whether the source imports ``time`` or asks a datetime or a date for the present."""
+    """Return whether the source imports ``time`` or asks a datetime or date for the current time."""
     if any(name.partition(".")[0] == "time" for name in imports(source)):
         return True
     return any(
@@ -136,12 +136,12 @@ def reads_the_clock(source: str) -> bool:
 
 
 def place_of(path: Path) -> str:
-    """Name a module as ``module_of`` does."""
+    """Return the name of a module as ``module_of`` does."""
     return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
 
 
 def prints(source: str) -> bool:
-    """Tell whether the source calls ``print``."""
+    """Return whether the source calls ``print``."""
     return any(
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         for node in ast.walk(ast.parse(source))
@@ -156,46 +156,46 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def test_finds_the_modules() -> None:
-    """The rules are held against the package as it is, the demo apart."""
+    """The rules are checked against the actual package, except the demo."""
     assert set(map(place_of, MODULES)) >= PURE
     assert len(EVERY_MODULE) > len(MODULES)
 
 
 @pytest.mark.parametrize("library", sorted(THIRD_PARTY))
 def test_each_library_is_imported_by_one_module(library: str) -> None:
-    """What a third-party library is used for stands in one module, the demo aside."""
+    """Each third-party library is used by only one module, except in the demo."""
     assert len(users := [path for path in MODULES if library in libraries(path.read_text())]) <= 1, names(users)
 
 
 def test_uses_no_other_library() -> None:
-    """Whatever is imported is Python's, the package's own, or one of the known libraries."""
+    """Every import is Python's, the package's own, or one of the known libraries."""
     for path in EVERY_MODULE:
         assert libraries(path.read_text()) <= THIRD_PARTY, path.name
 
 
-def test_libraries_of_the_demo_are_the_demos() -> None:
-    """The daemon runs without the libraries of the demo."""
+def test_only_the_demo_uses_its_libraries() -> None:
+    """The daemon runs without the demo's libraries."""
     for path in MODULES:
         assert libraries(path.read_text()).isdisjoint({"amqtt", "rich"}), path.name
 
 
-def test_demo_is_started_by_the_command_line_alone() -> None:
-    """Nothing but the command line knows that there is a demo."""
+def test_only_the_command_line_starts_the_demo() -> None:
+    """Only the command line knows the demo."""
     knowing = [path for path in MODULES if any(each.startswith("demo") for each in own_imports(path.read_text()))]
     assert names(knowing) in ([], ["cli.py"])
 
 
 def test_only_the_clock_reads_clocks() -> None:
-    """Time is asked of the clock alone, so that a test can set it."""
+    """Only the clock module reads the time, so that a test can set it."""
     assert names([path for path in MODULES if reads_the_clock(path.read_text())]) == ["clock.py"]
 
 
 TIMELESS = {f"dexcom2mqtt.clock.{name}" for name in ("DAY", "iso", "parse_iso", "growing_pause")}
-"""What the clock's module has that reads no clock."""
+"""What the clock module offers that reads no clock."""
 
 
 def test_pure_modules_stay_pure() -> None:
-    """What decides neither connects nor waits: it imports no library, and of the package only its like."""
+    """Modules that decide neither connect nor wait: they import no library, and only other pure modules."""
     for path in MODULES:
         if place_of(path) in PURE:
             source = path.read_text()
@@ -206,7 +206,7 @@ def test_pure_modules_stay_pure() -> None:
 
 
 def test_readings_know_nothing_else() -> None:
-    """A reading is made of nothing but the record: the module imports none of the package's own."""
+    """A reading is made only from the record: the module imports none of the package's own."""
     assert own_imports((ROOT / "readings.py").read_text()) == set()
 
 
@@ -220,7 +220,7 @@ WINGS = {
     "daemon": {"daemon"},
     "commands": {"commands"},
 }
-"""Which modules, or folders, belong together. All others are for everybody."""
+"""Which modules or folders belong together. All others may be used by all."""
 COMMON = {"readings", "clock", "topics", "logs", "threads"}
 NEVER = {
     "share": {"account", "messages", "mqtt", "web", "config", "daemon", "commands"},
@@ -232,7 +232,7 @@ NEVER = {
     "daemon": {"commands"},
     "commands": {"daemon"},
 }
-"""What each of them must never know."""
+"""What each of them must never import."""
 
 
 def wing_of(module: str) -> str | None:
@@ -240,13 +240,13 @@ def wing_of(module: str) -> str | None:
 
 
 def test_every_module_has_a_place() -> None:
-    """A new module belongs to a wing, or is for everybody."""
+    """A new module belongs to a wing, or may be used by all."""
     places = set(map(place_of, MODULES))
     assert places == {place for place in places if wing_of(place)} | COMMON | {"cli", "__main__", "__init__"}
 
 
-def test_no_wing_knows_what_it_must_not() -> None:
-    """Data goes one way, imports for type checkers included."""
+def test_no_wing_imports_what_it_must_not() -> None:
+    """Data flows one way, including imports for type checkers."""
     known = {(place_of(path), other) for path in MODULES for other in all_imports(path.read_text())}
     broken = {
         (module, other)
@@ -258,7 +258,7 @@ def test_no_wing_knows_what_it_must_not() -> None:
 
 
 def test_no_circle() -> None:
-    """No module imports itself by way of others, not even for type checkers."""
+    """No module imports itself through others, not even for type checkers."""
     waiting = {place_of(path): all_imports(path.read_text()) for path in MODULES}
     while free := {module for module, others in waiting.items() if not (others - {module}) & waiting.keys()}:
         waiting = {module: others for module, others in waiting.items() if module not in free}
@@ -266,11 +266,11 @@ def test_no_circle() -> None:
 
 
 MOST_LINES = {ast.Module: 400, ast.ClassDef: 200, ast.FunctionDef: 45}
-"""How long a module, a class and a function may be, so that each can be read in one go."""
+"""The most lines of a module, class and function, so that each can be read in one go."""
 
 
 def too_long(source: str) -> set[str]:
-    """Name what has more lines than may be, with their number."""
+    """Return what has too many lines, with their number."""
     tree = ast.parse(source)
     found = {f"module: {lines}" for lines in [len(source.splitlines())] if lines > MOST_LINES[ast.Module]}
     for node in ast.walk(tree):
@@ -281,20 +281,20 @@ def too_long(source: str) -> set[str]:
     return found
 
 
-def test_nothing_is_too_long_to_be_read() -> None:
-    """No module has more than 400 lines, no class more than 200, and no function more than 45, the demo aside."""
+def test_nothing_is_too_long_to_read() -> None:
+    """A module has at most 400 lines, a class 200 and a function 45, except in the demo."""
     assert {place_of(path): long for path in MODULES if (long := too_long(path.read_text()))} == {}
 
 
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=names(EVERY_MODULE))
 def test_every_module_says_what_it_is(path: Path) -> None:
-    """Each module opens with a sentence."""
+    """Each module begins with a sentence."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert docstring.split("\n", 1)[0].rstrip().endswith(".")
 
 
 def test_only_the_command_line_prints() -> None:
-    """A daemon logs, and only a command speaks to a person, the demo aside."""
+    """A daemon logs, and only commands print, except the demo."""
     assert names([path for path in MODULES if prints(path.read_text())]) in ([], ["cli.py"])
 
 
@@ -314,7 +314,7 @@ def test_only_the_command_line_prints() -> None:
     ],
 )
 def test_finds_libraries(source: str, found: set[str]) -> None:
-    """An import counts wherever it stands, but for type checkers."""
+    """An import counts wherever it is, except for type checkers."""
     assert libraries(source) == found
 
 
@@ -333,7 +333,7 @@ def test_finds_libraries(source: str, found: set[str]) -> None:
     ],
 )
 def test_finds_clocks(source: str, *, found: bool) -> None:
-    """Every way to ask Python for the time counts, and asking our own clock does not."""
+    """Every way to ask Python for the time counts; asking our own clock does not."""
     assert reads_the_clock(source) is found
 
 
@@ -347,7 +347,7 @@ def test_finds_what_is_too_long() -> None:
 
 
 def test_finds_own_imports_and_prints() -> None:
-    """Own modules are found in both forms of import, and print only where it is called."""
+    """Own modules are found in both forms of import, and print only if it is called."""
     assert own_imports(
         "from dexcom2mqtt import clock\nimport dexcom2mqtt.share\nfrom dexcom2mqtt.demo import app, nothing"
     ) == {"clock", "share", "demo", "demo/app"}

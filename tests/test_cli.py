@@ -29,7 +29,7 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def loaded(folder: Path, *arguments: str) -> set[str]:
-    """Run a command and name all modules that are loaded at its end."""
+    """Run a command and return all modules loaded at its end."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
     # Not what this machine has: a run that finds a configuration goes on.
     environ = {"PYTHONPATH": str(ROOT), "DEXCOM2MQTT_CONFIG": str(folder / "missing.yaml")}
@@ -49,15 +49,13 @@ def loaded(folder: Path, *arguments: str) -> set[str]:
         (["purge", "--account", "anna"], {"yaml"}),
     ],
 )
-def test_a_command_loads_only_the_libraries_that_it_needs(
-    tmp_path: Path, arguments: list[str], needed: set[str]
-) -> None:
-    """Where there is no configuration, even run and purge end before they load what connects."""
+def test_a_command_loads_only_the_libraries_it_needs(tmp_path: Path, arguments: list[str], needed: set[str]) -> None:
+    """Without a configuration, even run and purge end before they load the networking libraries."""
     assert loaded(tmp_path, *arguments) & LIBRARIES == needed
 
 
-def test_a_closed_output_is_no_failure() -> None:
-    """Where there is no standard output at all, a command ends as it would otherwise."""
+def test_a_closed_output_is_not_a_failure() -> None:
+    """Without any standard output, a command ends as it would otherwise."""
     command = f"exec {sys.executable} -m dexcom2mqtt schema >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -69,7 +67,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_problems_end_with_78_and_name_every_place(tmp_path: Path) -> None:
-    """A configuration with problems ends with 78, every problem on standard error, no traceback and no secret."""
+    """A configuration with problems ends with 78 and lists them on standard error, without traceback or secret."""
     file = tmp_path / "config.yaml"
     file.write_text("accounts:\n  anna:\n    username: a\n    pasword: hunter2\n    region: usa\nmqtt: {port: x}\n")
     for arguments in (["--config", str(file)], ["run", "--config", str(file)], ["--config", str(file), "run"]):
@@ -82,8 +80,8 @@ def test_problems_end_with_78_and_name_every_place(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_a_tls_file_that_is_none_ends_with_78(tmp_path: Path) -> None:
-    """A CA file without a certificate is a problem in the configuration, too."""
+def test_an_invalid_tls_file_ends_with_78(tmp_path: Path) -> None:
+    """A CA file without a certificate is a problem in the configuration."""
     (tmp_path / "ca.pem").write_text("nothing")
     config = {
         "accounts": {"anna": {"username": "a", "password": "b"}},
@@ -102,7 +100,7 @@ def test_wrong_usage_ends_with_2() -> None:
 
 
 def test_small_commands_work_without_a_configuration() -> None:
-    """`--version`, `schema` and every help need no configuration."""
+    """`--version`, `schema` and all help need no configuration."""
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
     schema = json.loads(run("schema").stdout)
     known = {"accounts", "mqtt", "home_assistant", "statistics", "web", "stale_after", "log_level"}
@@ -114,7 +112,7 @@ def test_small_commands_work_without_a_configuration() -> None:
 
 
 def test_the_demo_shows_readings_and_ends_by_itself() -> None:
-    """The demo needs nothing, shows every message, and ends with 0 when its time is over."""
+    """The demo needs nothing, shows every message, and ends with 0 after its duration."""
     done = run("demo", "--duration", "6", "--speed", "100")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dexcom2mqtt/anna/value ") >= 2

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT_ID = f"test-{uuid.uuid4()}"
-"""A name of its own, since purge refuses if any daemon of this machine has it."""
+"""Unique, since purge refuses if any daemon on this machine has it."""
 FOREIGN = {
     "dexcom2mqtt/note": "mine",
     "dexcom2mqtt/anna/note": "mine",
@@ -50,7 +50,7 @@ FOREIGN = {
 
 
 def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", info: bool = True) -> list[Message]:
-    """Return what a daemon with these accounts leaves when it is stopped."""
+    """Return the messages that a stopped daemon with these accounts leaves."""
     topics, anybody = Topics(base), account()
     left = [bridge_offline(topics)]
     if info:
@@ -93,10 +93,10 @@ def purge(mosquitto: Mosquitto, tmp_path: Path) -> Callable[..., subprocess.Comp
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1", "auto"])
-def test_everything_of_the_daemon_goes_and_nothing_else(
+def test_removes_everything_of_the_daemon_and_nothing_else(
     mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], protocol: str
 ) -> None:
-    """All retained messages go, of accounts that are configured or were; whatever is not the daemon's stays."""
+    """All retained messages of current and former accounts are removed; what is not the daemon's stays."""
     fill(mosquitto, *left_by("anna", "ben"), foreign=FOREIGN)
     assert len(retained(mosquitto.port)) == 2 + 2 * 21 + len(FOREIGN)
     done = purge(protocol=protocol)
@@ -111,7 +111,7 @@ def test_everything_of_the_daemon_goes_and_nothing_else(
 def test_a_broker_full_of_messages(
     start_mosquitto: Callable[..., Mosquitto], purge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Many more messages than may be on their way at once, or fit into the broker's queue, are removed, too."""
+    """It removes many more messages than may be in flight or fit into the broker's queue."""
     broker = start_mosquitto("allow_anonymous true", "max_queued_messages 1000")  # its default
     keys = [f"a{number}" for number in range(80)]
     fill(broker, *left_by(*keys))
@@ -120,7 +120,7 @@ def test_a_broker_full_of_messages(
 
 
 def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """With an account, only its messages go, its discovery with them; one that is not there is told."""
+    """With an account, only its messages are removed, including discovery; an unknown account is reported."""
     fill(mosquitto, *left_by("anna", "ben"))
     done = purge("--account", "ben")
     assert done.returncode == 0
@@ -132,8 +132,8 @@ def test_one_account(mosquitto: Mosquitto, purge: Callable[..., subprocess.Compl
     assert "no retained messages of bert below dexcom2mqtt; accounts known: anna, ben" in missing.stdout
 
 
-def test_topics_of_the_past(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Another base topic and another discovery prefix are purged, and the present ones stay."""
+def test_topics_used_earlier(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Another base topic and discovery prefix are purged, and the current ones stay."""
     fill(mosquitto, *left_by("anna"), *left_by("anna", "ben", base="home/glucose", prefix="ha/x"))
     done = purge("--base-topic", "home/glucose", "--discovery-prefix", "ha/x")
     assert done.returncode == 0
@@ -143,7 +143,7 @@ def test_topics_of_the_past(mosquitto: Mosquitto, purge: Callable[..., subproces
 def test_accounts_are_found_without_the_bridges_list(
     mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """An account that only its own messages tell of is found by those that can be nobody else's."""
+    """An account that is not listed is found by messages that only the daemon can have sent."""
     fill(mosquitto, *left_by("ben", info=False), foreign=FOREIGN)
     assert purge().returncode == 0
     assert retained(mosquitto.port) == FOREIGN
@@ -152,7 +152,7 @@ def test_accounts_are_found_without_the_bridges_list(
 def test_it_refuses_while_the_daemon_runs(
     mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """While the bridge is online nothing is removed, and it is said what to do."""
+    """While the bridge is online nothing is removed, and the message says what to do."""
     online = Message("dexcom2mqtt/bridge/state", "online")
     fill(mosquitto, *left_by("anna")[1:], online)
     before = retained(mosquitto.port)
@@ -164,7 +164,7 @@ def test_it_refuses_while_the_daemon_runs(
 
 
 class Guarded:
-    """A broker with an access control list, which lets everybody do everything until `allow` says otherwise."""
+    """A broker with an access control list, which allows everything until `allow` is called."""
 
     def __init__(self, start_mosquitto: Callable[..., Mosquitto], acl: Path, *keys: str) -> None:
         self._acl = acl
@@ -182,13 +182,13 @@ class Guarded:
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_what_may_not_be_removed_is_told(
+def test_what_may_not_be_removed_is_reported(
     start_mosquitto: Callable[..., Mosquitto],
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
     protocol: str,
 ) -> None:
-    """Where access control keeps messages, the command fails and names them, with MQTT 3.1.1, too."""
+    """If access control protects messages, the command fails and names them, also with MQTT 3.1.1."""
     guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
     guarded.allow("read #", "write dexcom2mqtt/bridge/#")
     done = purge(port=guarded.broker.port, protocol=protocol)
@@ -205,7 +205,7 @@ def test_what_may_only_be_written_is_removed(
     tmp_path: Path,
     protocol: str,
 ) -> None:
-    """What access control hides is removed all the same: the daemon itself never reads its discovery."""
+    """Messages hidden by access control are removed as well: the daemon itself never reads its discovery."""
     guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna")
     guarded.allow("readwrite dexcom2mqtt/#", "write homeassistant/#")
     assert purge(port=guarded.broker.port, protocol=protocol).returncode == 0
@@ -217,7 +217,7 @@ def test_a_second_try_finds_what_the_first_left(
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    """A purge that could not remove all leaves the list of accounts, so that the next one knows where to look."""
+    """An incomplete purge keeps the list of accounts, so that the next one knows where to look."""
     guarded = Guarded(start_mosquitto, tmp_path / "acl", "anna", "ben")
     guarded.allow("readwrite #", "deny dexcom2mqtt/ben/value")
     assert purge(port=guarded.broker.port).returncode == 1
@@ -226,10 +226,10 @@ def test_a_second_try_finds_what_the_first_left(
     assert guarded.retained() == set()
 
 
-def test_an_account_of_which_only_the_discovery_is_left(
+def test_an_account_with_only_its_discovery_left(
     mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """After a change of the discovery prefix, the devices below the old one are found, of former accounts, too."""
+    """After a change of the discovery prefix, devices below the old one are found, also of former accounts."""
     devices = [message for message in left_by("ben", prefix="old") if "/device/" in message.topic]
     fill(mosquitto, *devices, foreign={"old/device/dexcom2mqtt_x/config": "{}"})
     assert purge("--discovery-prefix", "old").returncode == 0
@@ -240,7 +240,7 @@ def test_an_account_of_which_only_the_discovery_is_left(
 def test_a_broker_without_mqtt_5(
     mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], answer: bytes
 ) -> None:
-    """A broker that refuses MQTT 5, or hangs up on it, is purged with 3.1.1."""
+    """A broker that refuses MQTT 5 or closes the connection is purged with 3.1.1."""
     fill(mosquitto, *left_by("anna"))
     with gatekeeper(mosquitto.port, answer) as (port, levels):
         assert purge(port=port).returncode == 0
@@ -248,10 +248,10 @@ def test_a_broker_without_mqtt_5(
     assert retained(mosquitto.port) == {}
 
 
-def test_no_more_at_once_than_the_broker_takes(
+def test_no_more_at_once_than_the_broker_accepts(
     start_mosquitto: Callable[..., Mosquitto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never are more messages unanswered than the broker has said that it takes."""
+    """There are never more unacknowledged messages than the broker's limit."""
     broker = start_mosquitto("allow_anonymous true", "max_inflight_messages 3")
     unanswered = []
     publish = Connection.publish
@@ -286,12 +286,12 @@ def test_an_interruption_is_no_traceback(tmp_path: Path) -> None:
             assert process.text() == "dexcom2mqtt: interrupted: some messages may be left; run purge again\n"
 
 
-def test_what_may_not_be_read_is_told(
+def test_denied_reading_is_reported(
     start_mosquitto: Callable[..., Mosquitto],
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    """Where access control returns nothing, that is no proof that nothing is there."""
+    """If access control returns nothing, that does not prove that nothing exists."""
     acl = tmp_path / "acl"
     acl.write_text("topic write #\n", encoding="utf-8")
     broker = start_mosquitto("allow_anonymous true", f"acl_file {acl}")
@@ -300,7 +300,7 @@ def test_what_may_not_be_read_is_told(
     assert "does not let the user of this daemon read and write all of its topics" in done.stderr
 
 
-def test_a_broker_that_is_not_there(purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_no_broker(purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """Without a broker it fails with the reason."""
     done = purge(port=free_port())
     assert done.returncode == 1
@@ -312,19 +312,19 @@ def test_a_broker_that_is_not_there(purge: Callable[..., subprocess.CompletedPro
     "arguments", [("--account", "Anna"), ("--account", "bridge"), ("--base-topic", "a/#"), ("--discovery-prefix", "")]
 )
 def test_wrong_usage(purge: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, str]) -> None:
-    """What can be no account and no topic ends with 2, before anything is done."""
+    """An invalid account or topic ends with 2, before anything is done."""
     assert purge(*arguments).returncode == 2
 
 
 def test_its_client_id(mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """It connects beside the daemon, under an id of its own, without a will."""
+    """It connects beside the daemon, with its own client id and without a will."""
     assert purge(client_id="bridge-1").returncode == 0
     connected = [line for line in mosquitto.log().splitlines() if "as bridge-1-purge" in line]
     assert len(connected) == 1
     assert "No will message specified." in mosquitto.log().split(connected[0])[1]
 
 
-def test_accounts_in_a_picture() -> None:
+def test_accounts_in_retained_messages() -> None:
     """Accounts are found by the bridge's list, a status or a history, and by nothing less."""
     found = {message.topic: message.payload.encode() for message in left_by("ben", info=False)}
     assert accounts_in(found, Topics("dexcom2mqtt"), "homeassistant") == {"ben"}

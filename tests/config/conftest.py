@@ -1,4 +1,4 @@
-"""No test of the configuration finds the one that this machine has."""
+"""Tests of the configuration do not find this machine's own."""
 
 from pathlib import Path
 

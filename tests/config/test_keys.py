@@ -1,4 +1,4 @@
-"""What the keys of the configuration take, what they are by default, and which of it earns a warning."""
+"""What the keys of the configuration accept, their defaults, and what causes a warning."""
 
 from dataclasses import FrozenInstanceError
 
@@ -14,7 +14,7 @@ from tests.support.configuration import ANNA, UUID, account, anna, dumped, read
 
 
 def test_two_lines_are_enough() -> None:
-    """A user name and a password make a configuration; all else has the documented default."""
+    """A user name and a password are enough; everything else has its documented default."""
     got = read(ANNA)
     assert dumped(got) == {
         "accounts": {
@@ -61,7 +61,7 @@ def test_two_lines_are_enough() -> None:
     ],
 )
 def test_a_text_stays_as_it_was_written(written: str) -> None:
-    """No text becomes a number, a truth, a date or nothing, quoted or not."""
+    """No text turns into a number, boolean, date or null, quoted or not."""
     plain = written.removeprefix("!!str ").strip("'\"")
     got = anna(f"accounts: {{anna: {{username: {written}, password: {written}}}}}")
     assert got.password.get_secret_value() == plain
@@ -69,7 +69,7 @@ def test_a_text_stays_as_it_was_written(written: str) -> None:
 
 
 def test_the_key_gives_the_name() -> None:
-    """An account without a name is called like its key, capitalised, with spaces."""
+    """An account without a name is named after its key, capitalized, with spaces."""
     got = read("accounts: {anna_marie: {username: a, password: p}, b2: {username: b, password: p, name: Bo B}}")
     assert [each.name for each in got.accounts.values()] == ["Anna marie", "Bo B"]
 
@@ -89,13 +89,13 @@ def test_the_key_gives_the_name() -> None:
     ],
 )
 def test_port_and_client_id_follow_from_other_keys(mqtt: str, port: int, client_id: str) -> None:
-    """Port and client id, where they are not given, follow from tls and base_topic."""
+    """By default, the port follows from tls and the client id from base_topic."""
     got = read(f"{ANNA}mqtt: {mqtt}").mqtt
     assert (got.port, got.client_id) == (port, client_id)
 
 
 def test_null_is_the_default() -> None:
-    """A key or section left empty, in any spelling of nothing, is as if it were not there."""
+    """A key or section left empty, in any spelling of null, counts as missing."""
     empty = "stale_after:\nlog_level: ~\nhome_assistant:\nmqtt: {host: , port: null, client_id: ~, tls: ~}\n"
     ranges = "accounts: {anna: {username: anna@example.com, password: pw, name: , region: ~, ranges: {low: }}}\n"
     assert read(empty + ranges) == read(ANNA)
@@ -111,7 +111,7 @@ def test_switches_know_the_words_of_yaml(word: str) -> None:
 
 
 def test_sections_can_be_shared() -> None:
-    """Anchors, aliases and << work: the section's own keys beat merged ones, an earlier merged one a later."""
+    """Anchors, aliases and << work: the section's own keys beat merged ones, and earlier merges beat later ones."""
     got = read(
         "accounts:\n"
         "  a: &a {username: a, password: p, unit: mmol/L, ranges: &r {low: 80}}\n"
@@ -134,7 +134,7 @@ def test_sections_can_be_shared() -> None:
     ],
 )
 def test_share_url(url: str, kept: str) -> None:
-    """Another server is reached by https, or by http on this machine; a closing slash does not matter."""
+    """Another server is reached by https, or by http on this machine; a trailing slash does not matter."""
     assert anna(account(share_url=url)).share_url == kept
 
 
@@ -145,20 +145,20 @@ def test_hosts(host: str) -> None:
 
 
 def test_a_brokers_password_may_be_a_token() -> None:
-    """Where a broker wants a token for a password, there is room for it."""
+    """There is room for a broker that needs a token as the password."""
     token = "p" * 16_383
     password = read(f"{ANNA}mqtt: {{username: u, password: {token}}}").mqtt.password
     assert password == Secret(token)
 
 
 def test_a_person_may_be_known_by_account_id() -> None:
-    """`user` is the account id where no user name is given."""
+    """`user` is the account id if no user name is given."""
     got = anna(f"accounts: {{anna: {{account_id: {UUID}, password: p}}}}")
     assert (got.username, got.user.get_secret_value()) == (None, UUID)
 
 
 def test_settings_do_not_change_and_hide_their_secrets() -> None:
-    """Settings are frozen, and no secret is in their repr."""
+    """Settings are frozen, and their repr shows no secrets."""
     got = read(account(username="CANARY1", password="CANARY2") + "mqtt: {username: CANARY3, password: CANARY4}")
     assert "CANARY" not in repr(got)
     for section, key in ((got, "stale_after"), (got.mqtt, "host"), (got.accounts["anna"], "name")):
@@ -167,14 +167,14 @@ def test_settings_do_not_change_and_hide_their_secrets() -> None:
 
 
 def test_settings_can_be_made_without_a_file() -> None:
-    """Code that needs settings, such as a test, makes them of classes or of dictionaries."""
+    """Code that needs settings, such as a test, makes them from classes or dictionaries."""
     made = Settings(accounts={"anna": Account(username=Secret("anna@example.com"), password=Secret("pw"))})
     assert made == read(ANNA)
     assert made == build(Settings, {"accounts": {"anna": {"username": "anna@example.com", "password": "pw"}}})
 
 
-def test_a_section_says_no_secret_either() -> None:
-    """A section built wrongly by code raises an error that holds no input."""
+def test_the_error_of_a_section_shows_no_secret() -> None:
+    """If code builds an invalid section, the error does not contain the input."""
     with pytest.raises(ConfigError) as caught:
         build(Account, {"username": "a", "password": "CANARY\n", "pasword": "CANARY"})
     assert len(caught.value.problems) == 2
@@ -192,15 +192,15 @@ def test_a_section_says_no_secret_either() -> None:
         ("web: {host: 0.0.0.0, port: 80, token: 0123}", Web(host="0.0.0.0", port=80, token=Secret("0123"))),
     ],
 )
-def test_the_page_is_off_unless_it_is_there(written: str, web: Web | None) -> None:
-    """Nothing is served unless it is asked for; true is enough for it."""
+def test_the_page_is_off_unless_configured(written: str, web: Web | None) -> None:
+    """Nothing is served unless configured; true is enough."""
     assert read(f"{ANNA}{written}\n").web == web
     assert (Web().host, Web().port, Web().token) == ("127.0.0.1", 8017, None)
 
 
 @pytest.mark.parametrize("web", ["true", "{port: 8017}"])
 def test_the_page_can_be_switched_on_from_the_environment(web: str) -> None:
-    """One variable switches it on, or holds the whole section; a deeper one joins it."""
+    """One variable switches it on or holds the whole section; one for a single key adds to it."""
     got = read(ANNA, {"DEXCOM2MQTT_WEB": web, "DEXCOM2MQTT_WEB__HOST": "::1"}).web
     assert got is not None
     assert (got.host, got.port) == ("::1", 8017)
@@ -222,7 +222,7 @@ def test_the_page_can_be_switched_on_from_the_environment(web: str) -> None:
     ],
 )
 def test_a_broker_elsewhere_without_tls_earns_a_warning(mqtt: str, *, warned: bool) -> None:
-    """Readings that cross the network unencrypted are told, with what to write."""
+    """Readings that cross the network unencrypted cause a warning that says what to write."""
     got = read(f"{ANNA}mqtt: {mqtt}").warnings
     assert [each.startswith("mqtt: the broker is on another machine") and "tls: true" in each for each in got] == (
         [True] if warned else []
@@ -241,7 +241,7 @@ def test_a_broker_elsewhere_without_tls_earns_a_warning(mqtt: str, *, warned: bo
     ],
 )
 def test_a_page_for_others_without_a_token_earns_a_warning(web: str, *, warned: bool) -> None:
-    """That everybody in the network can read the glucose is told, with what to write."""
+    """If anyone on the network can read the glucose, a warning says what to write."""
     got = read(f"{ANNA}web: {web}").warnings
     assert [
         each.startswith("web: the page can be opened from other machines") and "token:" in each for each in got

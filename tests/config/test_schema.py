@@ -1,4 +1,4 @@
-"""The schema of the configuration for editors, and the example that shows every key."""
+"""The schema of the configuration for editors, and the example with every key."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_the_schema_knows_every_key() -> None:
 
 
 def types_of(node: dict[str, Any]) -> list[str]:
-    """Name the types that a key's value may have, as the schema says it."""
+    """Return the types that a key's value may have, according to the schema."""
     own = node.get("type", [])
     return [
         *([own] if isinstance(own, str) else own),
@@ -73,7 +73,7 @@ def test_the_schema_allows_what_may_be_written(place: str, types: list[str]) -> 
 
 
 def test_the_schema_knows_limits_and_choices() -> None:
-    """Numbers have their limits in the schema, and choices are listed, 5 as a number, too."""
+    """The schema has the limits of numbers and lists choices, also 5 as a number."""
     tree = json.loads(schema())
     places = dict(properties_of(tree, tree))
     stale_after, protocol = places["stale_after"]["anyOf"][0], places["mqtt.protocol"]["anyOf"][0]
@@ -82,20 +82,20 @@ def test_the_schema_knows_limits_and_choices() -> None:
 
 
 def example_with_everything_on() -> dict[str, Any]:
-    """Read the example as an editor does, with the keys that are switched off switched on."""
+    """Read the example as an editor does, with all commented-out keys switched on."""
     tree = yaml.safe_load(re.sub(r"(?m)^( *)#( *[a-z_]+:)", r"\1\2", EXAMPLE.read_text()))
     assert isinstance(tree, dict)
     return tree
 
 
 def test_the_example_is_valid() -> None:
-    """The example can be used as soon as what is in capitals is replaced."""
+    """The example is valid once the capitals are replaced."""
     text = EXAMPLE.read_text(encoding="utf-8").replace("USER NAME", "anna@example.com").replace("'PASSWORD'", "'pw'")
     assert read(text).accounts == read(ANNA).accounts
 
 
 def test_the_example_names_every_key() -> None:
-    """The example has every key there is, and no other."""
+    """The example has every key, and no others."""
 
     def places(node: object, place: str = "") -> Iterator[str]:
         for key, child in node.items() if isinstance(node, dict) else ():
@@ -108,7 +108,7 @@ def test_the_example_names_every_key() -> None:
 
 
 def test_the_example_shows_the_defaults() -> None:
-    """Every value in the example but the account's own is the one that holds without it."""
+    """Every value in the example, except the account's own, is the default."""
     shown = example_with_everything_on()
     default = dumped(read(ANNA))
     default["mqtt"]["tls"] = dumped(Tls())

@@ -27,7 +27,7 @@ from tests.support.configuration import (
 
 
 def test_environment_beats_secret_files_beat_yaml(tmp_path: Path) -> None:
-    """Each key is taken from the strongest source that has it; the later folder beats the earlier."""
+    """Each key comes from the strongest source that has it; later folders beat earlier ones."""
     text = "accounts: {anna: {username: yaml, password: yaml, name: yaml, unit: mmol/L}}"
     one, two = tmp_path / "one", tmp_path / "two"
     for key in ("username", "password", "name"):
@@ -40,7 +40,7 @@ def test_environment_beats_secret_files_beat_yaml(tmp_path: Path) -> None:
 
 
 def test_no_file_is_needed() -> None:
-    """The environment alone is enough."""
+    """The environment is enough."""
     environ = {"DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": "+1123", "dexcom2mqtt_accounts__Anna__password": "0123"}
     got = load(environ=environ).accounts["anna"]
     assert (got.user.get_secret_value(), got.password.get_secret_value()) == ("+1123", "0123")
@@ -58,7 +58,7 @@ def test_no_file_is_needed() -> None:
     ],
 )
 def test_a_secret_file_is_its_text_without_one_newline(tmp_path: Path, content: bytes, value: str) -> None:
-    """A secret file's text is the value as it stands, but for one newline at its end."""
+    """A secret file's text is the value, without one newline at its end."""
     got = read(ANNA, {}, secret(tmp_path, "accounts__anna__password", content))
     assert got.accounts["anna"].password.get_secret_value() == value
 
@@ -71,7 +71,7 @@ def test_a_second_newline_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_the_usual_folders_of_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker's folder is read, and systemd's, which beats it."""
+    """Docker's folder is read, and systemd's beats it."""
     docker, systemd = tmp_path / "docker", tmp_path / "systemd"
     monkeypatch.setattr(sources, "DOCKER_SECRETS", docker)
     secret(docker, "accounts__anna__username", b"docker")
@@ -83,7 +83,7 @@ def test_the_usual_folders_of_secrets(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_secret_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:
-    """A folder where a secret should be, and a secret that is no text, are problems; other files are not."""
+    """A folder instead of a secret and a secret that is not text are problems; other files are not."""
     (tmp_path / "dexcom2mqtt_mqtt__password").mkdir()
     secret(tmp_path, "accounts__anna__password", b"\xff")
     secret(tmp_path, "port", b"\xff")
@@ -95,8 +95,8 @@ def test_secret_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:
     )
 
 
-def test_foreign_and_empty_variables_do_not_count() -> None:
-    """What container platforms put into the environment, and variables without a value, are ignored."""
+def test_foreign_and_empty_variables_are_ignored() -> None:
+    """Variables of container platforms, and variables without a value, are ignored."""
     foreign = ["PORT", "PORT_1883_TCP", "MQTT_SERVICE_HOST", "CONFIG", "X__Y", "STALE_AFTER__X", "", "_MQTT__HOST"]
     environ = {f"DEXCOM2MQTT_{name}": "x" for name in foreign} | {"XDEXCOM2MQTT_MQTT__HOST": "x", "MQTT__HOST": "x"}
     empty = {"DEXCOM2MQTT_MQTT__HOST": "", "DEXCOM2MQTT_MQTT__TYPO": "", "DEXCOM2MQTT_ACCOUNTS": ""}
@@ -104,7 +104,7 @@ def test_foreign_and_empty_variables_do_not_count() -> None:
 
 
 def test_a_variable_can_hold_a_section() -> None:
-    """Where a section belongs, a variable is read as YAML; a variable for one key of it beats that."""
+    """A variable for a section is read as YAML; a variable for one of its keys beats that."""
     environ = {
         "DEXCOM2MQTT_ACCOUNTS": "{anna: {region: jp, name: 0x1}}",
         "DEXCOM2MQTT_ACCOUNTS__ANNA__RANGES": "{low: 65}",
@@ -123,7 +123,7 @@ def test_a_variable_can_hold_a_section() -> None:
 
 
 def test_a_secret_file_can_hold_a_section(tmp_path: Path) -> None:
-    """A file for a whole section is read as YAML, too, and beaten by a file for one key of it."""
+    """A file for a section is read as YAML; a file for one of its keys beats that."""
     secret(tmp_path, "mqtt", b"{host: broker, keepalive: 10}")
     secret(tmp_path, "mqtt__host", b"other")
     got = read(ANNA, {}, tmp_path).mqtt
@@ -131,7 +131,7 @@ def test_a_secret_file_can_hold_a_section(tmp_path: Path) -> None:
 
 
 def test_a_null_section_switches_a_weaker_one_off() -> None:
-    """A stronger source can take TLS away that the file asks for."""
+    """A stronger source can switch off TLS that the file switches on."""
     assert read(f"{ANNA}mqtt: {{tls: {{}}}}", {"DEXCOM2MQTT_MQTT__TLS": "null"}).mqtt.tls is None
 
 
@@ -194,7 +194,7 @@ def test_a_null_section_switches_a_weaker_one_off() -> None:
     ],
 )
 def test_a_problem_names_the_variable(environ: dict[str, str], problem: str) -> None:
-    """A problem that is not in the file says where it is."""
+    """A problem outside the file says where it is."""
     assert problems(ANNA, environ) == (problem,)
 
 
@@ -219,7 +219,7 @@ def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
 
 
 def test_nothing_at_all() -> None:
-    """Without any configuration the message says where it belongs and what it looks like."""
+    """Without any configuration the message says where to put one and what it looks like."""
     with pytest.raises(ConfigError) as caught:
         load(environ={})
     first, second = caught.value.problems
@@ -240,7 +240,7 @@ def test_nothing_at_all() -> None:
         (b"- CANARY", "has no keys such as accounts: or mqtt:"),
     ],
 )
-def test_a_named_file_must_be_good(
+def test_a_named_file_must_be_valid(
     tmp_path: Path, content: bytes | str | None, problem: str, *, by_variable: bool
 ) -> None:
     """A file that was named but cannot be used is a problem, even if the environment says enough."""
@@ -256,14 +256,14 @@ def test_a_named_file_must_be_good(
     assert caught.value.problems == (f"{file}: {problem}",)
 
 
-def test_what_systemd_did_not_hand_over_is_told_as_that() -> None:
-    """Nobody knows that path: what is wrong is the unit, or the container around it."""
+def test_what_systemd_did_not_hand_over_is_reported_as_that() -> None:
+    """Users do not know that path: the cause is the unit, or the container around it."""
     with pytest.raises(ConfigError, match=r"No such file or directory; systemd did not hand it over .*lxc\.conf"):
         load(Path("/run/credentials/dexcom2mqtt.service/config.yaml"), environ={})
 
 
 def test_a_folder_in_place_of_the_usual_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder called config.yaml, as Docker makes it where the file to mount is missing, is told."""
+    """A folder named config.yaml, which Docker makes if the file to mount is missing, is reported."""
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").mkdir()
     with pytest.raises(ConfigError, match=r"^config\.yaml: cannot be read: Is a directory$"):
@@ -271,7 +271,7 @@ def test_a_folder_in_place_of_the_usual_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file this user may not read is a problem."""
+    """A file that this user may not read is a problem."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -286,7 +286,7 @@ def test_a_file_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     "text", [b"", b"# nothing\n", b"---\n", b"\xef\xbb\xbf", b"null", b"~\n", b"{}", b"---\n...\n"]
 )
 def test_an_empty_file_is_no_configuration(text: bytes) -> None:
-    """A file that says nothing leaves the accounts missing, and is otherwise fine."""
+    """In an empty file only the accounts are missing."""
     (only,) = problems(text)
     assert only.startswith("accounts: missing or empty; allowed: at least one account;")
     environ = {"DEXCOM2MQTT_ACCOUNTS": ANNA.removeprefix("accounts: ")}
@@ -310,7 +310,7 @@ def test_an_empty_file_is_no_configuration(text: bytes) -> None:
     ],
 )
 def test_a_password_that_others_can_read_earns_a_warning(tmp_path: Path, text: str, mode: int, *, warned: bool) -> None:
-    """A file with a password in it that others may read is told with the command that mends it."""
+    """If others may read a file with a password, a warning shows the command that fixes it."""
     file = tmp_path / "my config.yaml"
     file.write_text(text)
     file.chmod(mode)
@@ -323,7 +323,7 @@ def test_a_password_that_others_can_read_earns_a_warning(tmp_path: Path, text: s
 
 
 def test_the_remedy_does_not_lock_the_daemon_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of another user's is handed over before it is closed to all others."""
+    """A file of another user changes its owner before others lose access."""
     file = tmp_path / "c.yaml"
     file.write_text(ANNA)
     file.chmod(0o640)
@@ -333,7 +333,7 @@ def test_the_remedy_does_not_lock_the_daemon_out(tmp_path: Path, monkeypatch: py
 
 
 def test_a_credential_of_systemd_earns_no_warning(tmp_path: Path) -> None:
-    """Where systemd hands the file over it looks open to a group and is not; any other file beside it counts."""
+    """A file that systemd hands over only looks open to a group; any other file still causes a warning."""
     file = tmp_path / "config.yaml"
     file.write_text(ANNA)
     file.chmod(0o440)

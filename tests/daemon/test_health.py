@@ -1,4 +1,4 @@
-"""Whether the daemon knows that it is alive, and tells: systemd by its socket, and whoever asks by another."""
+"""Whether the daemon knows that it is alive and reports it: to systemd, and to anyone who asks on its socket."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
 BEN = SimulatedAccount("ben@example.com", "password of ben", seed=2)
 SPEED = 120.0
 SHORT = 4.0
-"""Real seconds of patience with a loop that a test does not want to wait ten minutes for."""
+"""Real seconds of patience with a loop, for tests that should not wait ten minutes."""
 
 
 class Systemd:
-    """The socket that systemd listens on, and what came."""
+    """The socket that systemd listens on, and the messages received."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class Systemd:
         return self.messages.count("WATCHDOG=1")
 
     def fed_within(self, seconds: float) -> int:
-        """Return how often the watchdog is fed in that time. The kernel keeps few messages that nobody takes."""
+        """Return how often the watchdog is fed in that time. The kernel keeps few messages that nobody reads."""
         before, until = self.fed, time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(0.1)
@@ -90,7 +90,7 @@ class Systemd:
 
 @pytest.fixture
 def service(stack: ExitStack) -> SimulatedShare:
-    """Return the simulated Share service, with its clock at the speed of the daemon's."""
+    """Return the simulated Share service, whose clock runs as fast as the daemon's."""
     return stack.enter_context(SimulatedShare([ANNA, BEN], accelerated(SPEED)))
 
 
@@ -107,7 +107,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(stack: ExitStack, service: SimulatedShare, config: Path, tmp_path: Path) -> Callable[..., Process]:
-    """Start a daemon with a client id of its own, for Anna or the accounts given, with a broker on that port."""
+    """Start a daemon with a unique client id, for Anna or the given accounts, with a broker on that port."""
 
     def start(port: int, accounts: dict[str, Any] | None = None, client_id: str = "", **environ: str) -> Process:
         anna = {"username": ANNA.username, "password": ANNA.password, "share_url": service.base_url}
@@ -137,7 +137,7 @@ def online(port: int) -> None:
         subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
 
 
-# --- who is overdue ----------------------------------------------------------------------------------------
+# --- overdue loops -----------------------------------------------------------------------------------------
 
 
 class Watched:
@@ -151,7 +151,7 @@ class Watched:
         self.broker = self.health.loop("the broker's connection")
 
     def after(self, seconds: float) -> str:
-        """Let so many real seconds pass; return what is said then."""
+        """Let this many real seconds pass; return the health then."""
         for _ in range(int(seconds)):
             self.clock.time += self.clock.speed
             answer = self.health.look()
@@ -159,8 +159,8 @@ class Watched:
 
 
 @pytest.mark.parametrize("speed", [1.0, 60.0])
-def test_a_loop_is_overdue_when_it_is_not_back_in_time(speed: float) -> None:
-    """A loop may be as late as the patience lasts, in real seconds; then it is named, until it is back."""
+def test_a_loop_that_is_not_back_in_time_is_overdue(speed: float) -> None:
+    """A loop may be late for the patience, in real seconds; then it is named until it is back."""
     watched = Watched(speed)
     watched.broker(1e9)
     watched.anna(watched.clock.now() + 300 * speed)
@@ -175,15 +175,15 @@ def test_a_loop_is_overdue_when_it_is_not_back_in_time(speed: float) -> None:
 
 
 def test_a_loop_that_never_begins_is_overdue() -> None:
-    """Each loop is expected from the moment when it is known."""
+    """Each loop is expected from the moment it is registered."""
     watched = Watched()
     assert watched.after(PATIENCE) == HEALTHY
     assert watched.after(1) == "overdue: account anna, the broker's connection"
 
 
 @pytest.mark.parametrize("speed", [1.0, 60.0])
-def test_a_pause_of_all_makes_nobody_overdue(speed: float) -> None:
-    """After a sleep of the machine each loop has its patience anew, and one that does not come is found then."""
+def test_a_pause_of_the_process_makes_no_loop_overdue(speed: float) -> None:
+    """After the machine slept, each loop gets the full patience again; one that stays away is found then."""
     watched = Watched(speed)
     watched.clock.time += 8 * 3600 * speed
     assert watched.health.look() == HEALTHY
@@ -193,14 +193,14 @@ def test_a_pause_of_all_makes_nobody_overdue(speed: float) -> None:
     assert watched.after(1) == "overdue: the broker's connection"
 
 
-def test_patience_is_longer_than_anything_that_is_bounded() -> None:
-    """The greatest that resolv.conf takes is 5 attempts of 30 s at 3 servers; a fetch is 4 calls of 20 s."""
+def test_patience_is_longer_than_any_bounded_call() -> None:
+    """resolv.conf allows at most 5 attempts of 30 s at 3 servers; a fetch is 4 calls of 20 s."""
     assert max(30 * 5 * 3, 4 * (20 + 30)) + 60 < PATIENCE
 
 
 @contextlib.contextmanager
 def connecting(port: int, speed: float = 1.0) -> Iterator[list[tuple[float, float]]]:
-    """Keep a BrokerLink running; give a list of when it said by when it will be back."""
+    """Keep a BrokerLink running; yield a list of when it spoke and by when it promised to be back."""
     promised: list[tuple[float, float]] = []
     clock = Clock(speed)
     link = BrokerLink(
@@ -229,7 +229,7 @@ def test_the_connection_to_the_broker_says_how_long_it_takes() -> None:
 
 
 def test_a_connection_is_back_every_second(mosquitto: Mosquitto) -> None:
-    """While nothing happens on a connection, its loop still comes round each second."""
+    """On an idle connection, the loop still comes round every second."""
     with connecting(mosquitto.port) as promised:
         time.sleep(4)
         rounds = promised[1:]
@@ -259,14 +259,14 @@ def run(stack: ExitStack) -> Callable[..., str]:
 
 
 def test_answers_by_client_id(run: Callable[..., str]) -> None:
-    """Whoever knows the client id, even the longest, can ask; without a daemon, this is what is said."""
+    """Anyone who knows the client id, however long, can ask; without a daemon the answer says so."""
     for client_id in (run(), run(client_id="🩸" * 128)):
         eventually(lambda client_id=client_id: asking.ask(client_id) == HEALTHY)  # type: ignore[misc]
     assert asking.ask("nobody") == "no daemon with the mqtt.client_id nobody answers on this machine"
 
 
 def test_one_question_gets_one_answer(run: Callable[..., str]) -> None:
-    """Who asks once hears once, also when the daemon goes on for another round."""
+    """One question gets one answer, even after another round of the daemon."""
     client_id = run()
     eventually(lambda: asking.ask(client_id) == HEALTHY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
@@ -279,7 +279,7 @@ def test_one_question_gets_one_answer(run: Callable[..., str]) -> None:
 
 
 def test_a_question_without_an_address_does_no_harm(run: Callable[..., str]) -> None:
-    """Any program of the machine may send anything there: the next one who asks gets an answer."""
+    """Any program may send anything there; the next question is still answered."""
     client_id = run()
     eventually(lambda: asking.ask(client_id) == HEALTHY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stray:
@@ -289,8 +289,8 @@ def test_a_question_without_an_address_does_no_harm(run: Callable[..., str]) -> 
     assert asking.ask(client_id) == HEALTHY
 
 
-def test_what_systemd_did_not_get_is_told_again(run: Callable[..., str], tmp_path: Path) -> None:
-    """A notification that cannot be sent ends nothing, and is made up for."""
+def test_what_systemd_did_not_get_is_sent_again(run: Callable[..., str], tmp_path: Path) -> None:
+    """A notification that cannot be sent does no harm, and is sent later."""
     words = ["first"]
     client_id = run(lambda: words[0], NOTIFY_SOCKET=str(tmp_path / "late"), WATCHDOG_USEC="1000000")
     eventually(lambda: asking.ask(client_id) == HEALTHY)
@@ -306,8 +306,8 @@ def test_what_systemd_did_not_get_is_told_again(run: Callable[..., str], tmp_pat
 
 
 @pytest.mark.parametrize("microseconds", ["", "0", "-1", "soon"])
-def test_no_watchdog_is_not_fed(run: Callable[..., str], systemd: Systemd, microseconds: str) -> None:
-    """Where systemd does not want signs of life, or writes nonsense, none is sent."""
+def test_without_a_watchdog_none_is_fed(run: Callable[..., str], systemd: Systemd, microseconds: str) -> None:
+    """If systemd asks for no watchdog messages, or sets nonsense, none are sent."""
     client_id = run(NOTIFY_SOCKET=systemd.name, WATCHDOG_USEC=microseconds)
     eventually(lambda: asking.ask(client_id) == HEALTHY)
     assert asking.ask(client_id) == HEALTHY  # that was a round more
@@ -321,7 +321,7 @@ def test_no_watchdog_is_not_fed(run: Callable[..., str], systemd: Systemd, micro
 def test_systemd_hears_how_it_goes(
     mosquitto: Mosquitto, start: Callable[..., Process], stack: ExitStack, tmp_path: Path, *, abstract: bool
 ) -> None:
-    """Ready, the reading with its age and the next poll in the machine's zone, signs of life, and the stop."""
+    """Ready, the reading with its age and the next poll in local time, the watchdog, and the stop."""
     systemd = stack.enter_context(Systemd(f"@{uuid.uuid4()}" if abstract else str(tmp_path / "notify")))
     with Subscriber(mosquitto.port) as subscriber:
         running = start(mosquitto.port, NOTIFY_SOCKET=systemd.name, WATCHDOG_USEC="1000000", TZ="XXX-05:30")
@@ -351,7 +351,7 @@ def test_systemd_hears_how_it_goes(
 def test_the_status_line_of_many_accounts_is_cut(
     service: SimulatedShare, start: Callable[..., Process], systemd: Systemd
 ) -> None:
-    """Ten accounts are told, those in trouble first, in what systemd takes: 4096 bytes."""
+    """Ten accounts are listed, those in trouble first, within systemd's 4096 bytes."""
     well = {f"{'a' * 255}{n}": {"username": ANNA.username, "password": ANNA.password} for n in range(1)}
     ill = {f"{'b' * 254}{n}": {"username": f"nobody {n}", "password": "x"} for n in range(10, 21)}
     accounts = {key: account | {"share_url": service.base_url} for key, account in (well | ill).items()}
@@ -370,7 +370,7 @@ def test_the_status_line_of_many_accounts_is_cut(
     ("what", "name"),
     [("share", "account anna"), ("broker", "the broker's connection"), ("heart", "the heartbeat")],
 )
-def test_a_loop_that_blocks_is_ill_health(
+def test_a_blocked_loop_is_unhealthy(
     mosquitto: Mosquitto,
     start: Callable[..., Process],
     systemd: Systemd,
@@ -379,7 +379,7 @@ def test_a_loop_that_blocks_is_ill_health(
     what: str,
     name: str,
 ) -> None:
-    """While all loops run, all is well; a call that blocks in one silences the watchdog, and is named."""
+    """While all loops run, the daemon is healthy; a blocked loop stops the watchdog and is named."""
     block = tmp_path / "block"
     environ = {"PATIENCE": str(SHORT), "BLOCK": what, "BLOCK_WHEN": str(block), "WATCHDOG_USEC": "1000000"}
     running = start(mosquitto.port, NOTIFY_SOCKET=systemd.name, **environ)
@@ -398,7 +398,7 @@ def test_a_loop_that_blocks_is_ill_health(
 
 
 @pytest.mark.parametrize("fault", ["down", "hanging"])
-def test_a_broken_broker_and_a_broken_cloud_are_no_ill_health(
+def test_a_daemon_without_broker_and_share_is_healthy(
     mosquitto: Mosquitto,
     service: SimulatedShare,
     start: Callable[..., Process],
@@ -422,7 +422,7 @@ def test_a_broken_broker_and_a_broken_cloud_are_no_ill_health(
 
 
 def test_a_frozen_daemon_is_unhealthy(start: Callable[..., Process], config: Path) -> None:
-    """Where the whole process stands still, no answer is the answer, in a few seconds; it is well when it goes on."""
+    """If the process is frozen, healthcheck fails within seconds; it recovers when the process continues."""
     running = start(free_port())
     eventually(lambda: healthy(config))
     running.signal(signal.SIGSTOP)
@@ -440,7 +440,7 @@ def test_a_frozen_daemon_is_unhealthy(start: Callable[..., Process], config: Pat
 
 
 def test_daemons_are_told_apart_by_client_id(start: Callable[..., Process], config: Path, tmp_path: Path) -> None:
-    """Of two daemons each is asked by itself; a second one with the same client id says so once, and goes on."""
+    """Each of two daemons is asked separately; a second one with the same client id logs it once and keeps running."""
     other = tmp_path / "other.yaml"
     frozen = start(free_port())
     eventually(lambda: healthy(config))
@@ -465,7 +465,7 @@ def test_daemons_are_told_apart_by_client_id(start: Callable[..., Process], conf
 def test_healthcheck_needs_no_account_and_no_secret(
     start: Callable[..., Process], config: Path, tmp_path: Path
 ) -> None:
-    """It reads what names the daemon and nothing else, from every place that the daemon reads it from."""
+    """It reads only the client id, from every source that the daemon reads."""
     client_id = str(uuid.uuid4())
     running = start(free_port(), client_id=client_id)
     eventually(lambda: healthy(config), why=running.text())

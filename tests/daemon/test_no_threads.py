@@ -36,7 +36,7 @@ def command(when: str, name: str, config: Path) -> list[str | Path]:
 
 
 def test_the_daemon_says_it_in_one_line(config: Path, mosquitto: Mosquitto) -> None:
-    """It ends with 1 and says what to do; nothing of it is a traceback."""
+    """It ends with 1 and says what to do, without a traceback."""
     done = subprocess.run(command("now", "run", config), capture_output=True, text=True, check=False, cwd=ROOT)
     said = done.stderr.splitlines()
     assert (done.returncode, said[:-1]) == (1, [line for line in said[:-1] if " INFO " in f" {line} "])
@@ -49,7 +49,7 @@ def test_the_daemon_says_it_in_one_line(config: Path, mosquitto: Mosquitto) -> N
 
 
 def test_check_finds_it(config: Path) -> None:
-    """It fails, says how many there are, and goes on with everything else."""
+    """It fails, says how many threads can start, and continues with everything else."""
     environ = os.environ | {"COLUMNS": "1000"}
     done = subprocess.run(
         command("now", "check", config), capture_output=True, text=True, check=False, cwd=ROOT, env=environ
@@ -61,7 +61,7 @@ def test_check_finds_it(config: Path) -> None:
 
 
 def test_the_stop_needs_no_new_thread(config: Path, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """A daemon that may start no more of them says goodbye and ends with 0."""
+    """A daemon that cannot start more threads still publishes offline and ends with 0."""
     with Subscriber(mosquitto.port) as witness, Process(command("later", "run", config), tmp_path / "log") as running:
         witness.wait_for("dexcom2mqtt/anna/availability", "online")
         eventually(lambda: asking.ask(CLIENT_ID) == asking.HEALTHY)

@@ -1,4 +1,4 @@
-"""A second daemon with the same name at the same broker: it would take the first off it, so it does not even try."""
+"""A second daemon with the same client id at the same broker would disconnect the first, so it does not even try."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = "is already running on this machine, perhaps as a service (systemctl sta
 
 
 class Machine:
-    """Daemons of one configuration, but for the broker's port."""
+    """Daemons with one configuration, except for the broker's port."""
 
     def __init__(self, folder: Path, stack: ExitStack, url: str) -> None:
         self.client_id = f"test-{uuid.uuid4()}"
@@ -56,7 +56,7 @@ def connected(broker: Mosquitto, machine: Machine) -> int:
 
 @pytest.fixture
 def first(machine: Machine, mosquitto: Mosquitto) -> Process:
-    """Start one that is well and connected."""
+    """Start one and wait until it is healthy and connected."""
     running = machine.start(mosquitto.port)
     eventually(lambda: asking.ask(machine.client_id) == asking.HEALTHY, why=running.text())
     eventually(lambda: connected(mosquitto, machine))
@@ -64,7 +64,7 @@ def first(machine: Machine, mosquitto: Mosquitto) -> Process:
 
 
 def test_a_second_one_ends_before_it_touches_the_broker(machine: Machine, first: Process, mosquitto: Mosquitto) -> None:
-    """It says what runs already and ends with 1; the first one stays connected."""
+    """It says what is already running and ends with 1; the first one stays connected."""
     second = machine.start(mosquitto.port)
     assert second.wait() == 1
     assert WORDS in second.text()
@@ -73,10 +73,10 @@ def test_a_second_one_ends_before_it_touches_the_broker(machine: Machine, first:
     assert connected(mosquitto, machine) == 1
 
 
-def test_one_at_another_broker_is_none_of_its_business(
+def test_one_at_another_broker_only_causes_a_warning(
     machine: Machine, first: Process, start_mosquitto: Callable[..., Mosquitto]
 ) -> None:
-    """The name alone is merely taken, and that is a warning."""
+    """Only the name is taken, which is a warning."""
     other = start_mosquitto()
     second = machine.start(other.port)
     eventually(lambda: connected(other, machine), why=second.text())
@@ -85,8 +85,8 @@ def test_one_at_another_broker_is_none_of_its_business(
     assert first.running
 
 
-def test_one_that_is_about_to_end_is_waited_for(machine: Machine, first: Process, mosquitto: Mosquitto) -> None:
-    """As at a restart: the new one goes on as soon as it is known that the old one is gone."""
+def test_one_that_is_stopping_is_waited_for(machine: Machine, first: Process, mosquitto: Mosquitto) -> None:
+    """As during a restart: the new one continues as soon as the old one is gone."""
     second = machine.start(mosquitto.port)
     first.signal(signal.SIGTERM)
     assert first.wait() == 0
@@ -95,7 +95,7 @@ def test_one_that_is_about_to_end_is_waited_for(machine: Machine, first: Process
 
 
 def test_a_stop_while_it_waits_is_a_stop(machine: Machine, first: Process, mosquitto: Mosquitto) -> None:
-    """SIGTERM ends it with 0, whatever it waits for."""
+    """SIGTERM ends it with 0, whatever it is waiting for."""
     second = machine.start(mosquitto.port)
     began = time.monotonic()
     eventually(lambda: waits(second), why=second.text())
@@ -107,14 +107,14 @@ def test_a_stop_while_it_waits_is_a_stop(machine: Machine, first: Process, mosqu
 
 
 def waits(process: Process) -> bool:
-    """Tell whether a process has blocked SIGTERM, as before it looks for another daemon."""
+    """Return whether a process has blocked SIGTERM, which it does before it looks for another daemon."""
     with open(f"/proc/{process.pid}/status", encoding="ascii") as status:  # noqa: PTH123  # of the kernel
         blocked = next(line for line in status if line.startswith("SigBlk:"))
     return bool(int(blocked.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_purge_refuses_while_one_runs(machine: Machine, first: Process, mosquitto: Mosquitto) -> None:
-    """What it removes would be back a moment later; and at another broker, nobody knows what that daemon does next."""
+    """The daemon would publish again what it removes; at another broker it refuses to be safe."""
     for port in (mosquitto.port, free_port()):
         purge = machine.start(port, "purge")
         assert purge.wait() == 1
