@@ -40,11 +40,11 @@ _HARMLESS: Final = re.compile(r"[ !#-\[\]-~]")
 
 
 class FormError(Exception):
-    """What was filled in cannot be used; ``mistakes`` has a text for each reason, none of them a secret."""
+    """What was filled in cannot be used; ``problems`` has a text for each reason, none of them a secret."""
 
-    def __init__(self, *mistakes: str) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class Broker(NamedTuple):
@@ -110,16 +110,16 @@ class Form:
 
 
 def read(text: str) -> Form:
-    """Read /data/options.json. Raises FormError with every mistake."""
+    """Read /data/options.json. Raises FormError with every problem."""
     try:
         options = json.loads(text)
         accounts = [_filled(entry) for entry in options.get("accounts") or []]
         mqtt = _filled(options.get("mqtt") or {})
     except (ValueError, TypeError, AttributeError):
         raise FormError("what was filled in is not as the form has it; save it once more") from None
-    mistakes = [*_mistakes(accounts)]
-    if mistakes:
-        raise FormError(*mistakes)
+    problems = [*_problems(accounts)]
+    if problems:
+        raise FormError(*problems)
     general = {key: options[key] for key in ("stale_after", "log_level") if key in options}
     web = WEB | _filled({"token": options.get("web_token")})
     return Form({key_of(entry): entry for entry in accounts}, mqtt, web, _filled(general))
@@ -134,7 +134,7 @@ def key_of(entry: Mapping[str, object]) -> str:
     return "_".join(re.findall("[a-z0-9]+", letters))
 
 
-def _mistakes(accounts: list[dict[str, Any]]) -> Iterator[str]:
+def _problems(accounts: list[dict[str, Any]]) -> Iterator[str]:
     if not accounts:
         yield "accounts: there is none yet; add one, with the user name and password of who wears the sensor"
     taken: dict[str, str] = {}

@@ -81,7 +81,7 @@ def _options() -> str:
 
 
 def _complain(error: form.FormError) -> int:
-    lines = ("dexcom2mqtt: the configuration cannot be used:", *(f"  {mistake}" for mistake in error.mistakes))
+    lines = ("dexcom2mqtt: the configuration cannot be used:", *(f"  {problem}" for problem in error.problems))
     sys.stderr.write("\n".join([*lines, ""]))
     return _say_how_it_ended(MISCONFIGURED)
 

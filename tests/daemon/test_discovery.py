@@ -13,7 +13,7 @@ import pytest
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from tests.support import share_faults
-from tests.support.discovery_rules import mistakes
+from tests.support.discovery_rules import problems
 from tests.support.processes import Mosquitto, Process, Subscriber, daemon, eventually, retained, write_config
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def test_discovery_is_there_before_online(
     kept = retained(mosquitto.port)
     for key in ("anna", "ben"):
         topic = discovery(key, prefix="ha")
-        assert mistakes(topic, kept[topic]) == []
+        assert problems(topic, kept[topic]) == []
 
 
 def test_discovery_comes_again_with_the_picture(

@@ -295,7 +295,7 @@ def test_readings_arrive_with_the_environment_alone_and_stop_ends_it(
 
 
 def test_a_broken_configuration_ends_it(machine: Machine, runtime: Podman | Chroot, image: str) -> None:
-    """It ends with 78 and names each mistake on standard error."""
+    """It ends with 78 and lists each problem on standard error."""
     wrong = {"DEXCOM2MQTT_ACCOUNTS__ANNA__REGION": "mars", "DEXCOM2MQTT_MQTT__PORT": "many"}
     ran = machine.run(*runtime.command(image, environ=wrong), may_fail=True)
     assert (ran.returncode, ran.stdout) == (78, "")

@@ -284,10 +284,10 @@ def test_it_stops_at_once(start: Callable[..., Booted], broker: Mosquitto) -> No
     assert not re.search(r"MESSAGE=(WARNING|ERROR|CRITICAL)", debian.journal(since))
 
 
-def test_a_mistake_in_the_configuration_ends_it_for_good(
+def test_a_problem_in_the_configuration_ends_it_for_good(
     start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto
 ) -> None:
-    """It is not started again; the journal names every mistake, and once they are mended it runs."""
+    """It is not started again; the journal lists every problem, and once they are fixed it runs."""
     debian = start()
     began = time.time()
     debian.configure(settings(share, broker) | {"stale_after": 1, "log_level": "loud"}, SOON)

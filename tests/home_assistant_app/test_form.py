@@ -1,4 +1,4 @@
-"""The form of Home Assistant's app becomes the daemon's configuration, or a mistake by the form's names."""
+"""The form of Home Assistant's app becomes the daemon's configuration, or a problem by the form's names."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def load(tmp_path: Path) -> Callable[..., Settings]:
     return load
 
 
-def mistakes_of(*accounts: dict[str, Any]) -> tuple[str, ...]:
+def problems_of(*accounts: dict[str, Any]) -> tuple[str, ...]:
     with pytest.raises(FormError) as raised:
         read(*accounts)
-    return raised.value.mistakes
+    return raised.value.problems
 
 
 # --- what becomes of it ------------------------------------------------------------------------------------
@@ -155,23 +155,23 @@ def test_a_key_of_any_name_is_usable_or_told(name: str) -> None:
     if form.KEY.fullmatch(key_of(entry)):
         assert list(read(entry).accounts) == [key_of(entry)]
     else:
-        assert ["small letters and digits" in mistake for mistake in mistakes_of(entry)] == [True]
+        assert ["small letters and digits" in problem for problem in problems_of(entry)] == [True]
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------
+# --- problems ----------------------------------------------------------------------------------------------
 
 
-def test_no_account_is_a_mistake() -> None:
+def test_no_account_is_a_problem() -> None:
     """A form that nobody has filled in yet says what to add."""
-    assert ["add one" in mistake for mistake in mistakes_of()] == [True]
+    assert ["add one" in problem for problem in problems_of()] == [True]
 
 
 def test_two_names_that_are_alike_are_both_named() -> None:
     """The user learns which two accounts would be one, and what to fill in."""
-    (mistake,) = mistakes_of(ANNA | {"name": "Zoë"}, BEN, ANNA | {"name": "ZOE", "username": "zoe"})
-    assert mistake.startswith('accounts, "ZOE": ')
+    (problem,) = problems_of(ANNA | {"name": "Zoë"}, BEN, ANNA | {"name": "ZOE", "username": "zoe"})
+    assert problem.startswith('accounts, "ZOE": ')
     for piece in ("called zoe", 'accounts, "Zoë"', "a key of its own, such as zoe_2"):
-        assert piece in mistake
+        assert piece in problem
     assert list(read(ANNA, ANNA | {"key": "other"}).accounts) == ["anna", "other"]
 
 
@@ -190,15 +190,15 @@ def test_two_names_that_are_alike_are_both_named() -> None:
         ({"name": "A\nERROR forged", "low": 1}, 'accounts, "A?ERROR forged", low: '),
     ],
 )
-def test_a_mistake_names_the_entry_and_its_field(changed: dict[str, object], told: str) -> None:
+def test_a_problem_names_the_entry_and_its_field(changed: dict[str, object], told: str) -> None:
     """It is told as the form has it, with what is allowed, in one line."""
-    (mistake,) = mistakes_of(ANNA | changed)
-    assert mistake.startswith(told)
-    assert mistake.isprintable()
+    (problem,) = problems_of(ANNA | changed)
+    assert problem.startswith(told)
+    assert problem.isprintable()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"accounts": [1]}', '{"accounts": 1}', '{"accounts": [], "mqtt": 1}'])
-def test_options_that_are_none_are_a_mistake(text: str) -> None:
+def test_options_that_are_none_are_a_problem(text: str) -> None:
     """What the Supervisor would never write is no traceback, either."""
     with pytest.raises(FormError):
         form.read(text)

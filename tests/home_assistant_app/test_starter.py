@@ -334,7 +334,7 @@ def test_a_user_of_ones_own_wins(app: App, closed_broker: Mosquitto) -> None:
 # --- its end -----------------------------------------------------------------------------------------------
 
 
-def test_mistakes_end_it_with_78(app: App) -> None:
+def test_problems_end_it_with_78(app: App) -> None:
     """What the form has wrong is told by the form's names, with what to do, before anything is asked."""
     process = app.start(FORM | {"low": 3}, BENS | {"name": "Anna"})
     assert process.wait() == 78
@@ -346,7 +346,7 @@ def test_mistakes_end_it_with_78(app: App) -> None:
     _no_secret(process)
 
 
-def test_the_daemons_mistakes_end_it_with_78(app: App, mosquitto: Mosquitto) -> None:
+def test_the_daemons_problems_end_it_with_78(app: App, mosquitto: Mosquitto) -> None:
     """What only the daemon knows to be wrong is told by the form's names, too."""
     mqtt = {"host": "127.0.0.1", "port": mosquitto.port}
     process = app.start(FORM | {"username": " anna@example.com"}, mqtt=mqtt)

@@ -21,7 +21,7 @@ from dexcom2mqtt.messages.status import REMEDIES, ShareState, Status, status_mes
 from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import NOON, account, reading
-from tests.support.discovery_rules import mistakes
+from tests.support.discovery_rules import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_home_assistant_takes_it(unit: str, base: str, name: str, statistics: St
         version="1.2.3",
         statistics=statistics,
     )
-    assert mistakes(message.topic, message.payload) == []
+    assert problems(message.topic, message.payload) == []
     assert message.retain
     assert message.expires_at is None
 
@@ -380,10 +380,10 @@ def test_the_rules_find(broken: str) -> None:
     """Each rule is one that a payload can break."""
     payload = discovered()
     BROKEN[broken](payload)
-    assert len(mistakes("homeassistant/device/dexcom2mqtt_anna/config", json.dumps(payload))) == 1
+    assert len(problems("homeassistant/device/dexcom2mqtt_anna/config", json.dumps(payload))) == 1
 
 
 @pytest.mark.parametrize("node", ["dexcom.mqtt", "a b", "a:b", "änna", "a/b"])
 def test_the_rules_find_topics(node: str) -> None:
     """A topic with characters that Home Assistant ignores is found."""
-    assert mistakes(f"homeassistant/device/{node}/config", json.dumps(discovered()))
+    assert problems(f"homeassistant/device/{node}/config", json.dumps(discovered()))

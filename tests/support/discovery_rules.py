@@ -1,7 +1,7 @@
 """What Home Assistant takes for the discovery of a device, as strict as its 2026.11 was seen to be, and stricter.
 
 Home Assistant drops what it does not know inside a component without a word, and rejects a whole device for an unknown
-key above that. Here, both are mistakes.
+key above that. Here, both are problems.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CLASSES: Final[dict[str, set[str | None]]] = {
 }
 
 
-def mistakes(topic: str, payload: str) -> list[str]:
+def problems(topic: str, payload: str) -> list[str]:
     """Return everything that Home Assistant would reject, drop, or make no entity of."""
     found = [] if _TOPIC.fullmatch(topic) else ["the topic has characters that are ignored"]
     device = json.loads(payload)
@@ -64,7 +64,7 @@ def mistakes(topic: str, payload: str) -> list[str]:
     if not components:
         found.append("there is no component")
     for key, component in components.items():
-        found += [f"{key}: {mistake}" for mistake in _of_component(component, device.get("dev", {}).get("name", ""))]
+        found += [f"{key}: {problem}" for problem in _of_component(component, device.get("dev", {}).get("name", ""))]
     for unique in ("unique_id", "default_entity_id"):
         values = [each.get(unique) for each in components.values() if each.keys() != {"p"}]
         if len(set(values)) != len(values):
@@ -101,7 +101,7 @@ def _of_component(component: dict[str, Any], device_name: str) -> list[str]:
 
 def _availability(component: dict[str, Any]) -> list[str]:
     entries = component.get("availability", [])
-    found = [mistake for entry in entries for mistake in _unknown("availability", entry, {"topic"})]
+    found = [problem for entry in entries for problem in _unknown("availability", entry, {"topic"})]
     if not entries:
         found.append("no availability: it would look well although the daemon is gone")
     if len(entries) > 1 and component.get("availability_mode") != "all":
