@@ -206,7 +206,7 @@ def test_check_names_the_size(
     done = bench.check(mosquitto.port, protocol=protocol)
     assert done.returncode == 1
     (told,) = failed(done.stdout)
-    assert "as the history of a day has" in told
+    assert "the size of a day's history" in told
     assert "max_packet_size and message_size_limit" in remedies(done.stdout)[0]
 
 
@@ -215,7 +215,7 @@ def test_check_names_the_quota(bench: Bench, mosquitto: Mosquitto) -> None:
     with Relay(mosquitto.port, Quota(10)) as relay:
         done = bench.check(relay.port, protocol="5")
     notes = [text for verdict, text in steps(done.stdout) if verdict == "note"]
-    assert any("refuses some of 20 messages at once" in text for text in notes)
+    assert any("refuses some of 20 messages sent at once" in text for text in notes)
     assert any("Allow this client 20 messages per second" in text for text in remedies(done.stdout))
     assert "access control" not in done.stdout
     assert not failed(done.stdout)
