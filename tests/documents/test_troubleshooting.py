@@ -35,7 +35,7 @@ FUNCTIONS: Final = {
     "_said_of_proxy",
     "ask",
     "look",
-    "_exposed",
+    "exposed",
     "warnings",
     "_found",
     "_unaccepted",
