@@ -20,7 +20,7 @@ from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.message import ForeignError
-from dexcom2mqtt.messages.status import Before, Status, parse_status
+from dexcom2mqtt.messages.status import PastSignIns, Status, parse_status
 from dexcom2mqtt.share import RateLimitedError, ShareError, UnavailableError
 
 if TYPE_CHECKING:
@@ -286,13 +286,13 @@ class _ReadBack:
         return 0.0 if self.is_over else began + most - self._clock.now()
 
 
-def _read(key: str, retained_status: bytes | None) -> Before:
+def _read(key: str, retained_status: bytes | None) -> PastSignIns:
     """Read a status back, if there is one that is ours."""
     try:
-        return parse_status(retained_status) if retained_status else Before()
+        return parse_status(retained_status) if retained_status else PastSignIns()
     except ForeignError as why:
         _log.warning("%s: the status that the broker retained is not taken over: %s", key, why)
-        return Before()
+        return PastSignIns()
 
 
 def _say_fetched(key: str, minutes: int, batch: Batch) -> None:

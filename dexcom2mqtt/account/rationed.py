@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.config.values import Secret
-    from dexcom2mqtt.messages.status import Before
+    from dexcom2mqtt.messages.status import PastSignIns
     from dexcom2mqtt.share import Batch
 
 _RETRY_FIRST: Final = 1.0
@@ -71,7 +71,7 @@ class RationedClient:
         self._sign_ins = SignIns()
         self._session = DeadSession()
         self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
-        self._before: Before | None = None  # the start, until it counts
+        self._before: PastSignIns | None = None  # the start, until it counts
         self._restored = False
         self.time = client.time
         """The time of day, as this account's server tells it."""
@@ -129,7 +129,7 @@ class RationedClient:
         batch: Batch = retry(self._fetch_once, minutes)
         return batch
 
-    def restore(self, before: Before) -> None:
+    def restore(self, before: PastSignIns) -> None:
         """Count how signing in went before a restart, as soon as Share has told the time; for any thread, once."""
         self._before = before
 

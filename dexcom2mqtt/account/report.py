@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.clock import local
-from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, REMEDIES, Before, Status, status_message
+from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, REMEDIES, PastSignIns, Status, status_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +62,7 @@ class StatusReport:
         self._kept = Kept()
         self._since = clock.now()
         self._lasts = False  # whether it was logged that it lasts
-        self._before: Before | None = None  # until it is read
+        self._before: PastSignIns | None = None  # until it is read
         self._lock = threading.Lock()  # held while it is put, so that no older one follows
 
     @property
@@ -130,7 +130,7 @@ class StatusReport:
             )
             self._put_status()
 
-    def restore(self, before: Before) -> None:
+    def restore(self, before: PastSignIns) -> None:
         """Go on from the status that was published before the start, and publish at once; for any thread, once.
 
         The account's own thread may be in a call to Share, which can take a while.

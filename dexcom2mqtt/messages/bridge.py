@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 """Of the topics and payloads; it grows when one changes in a way that a subscriber would notice."""
 
-_ABSURD_ACCOUNTS: Final = 10_000
+_MAX_ACCOUNTS: Final = 10_000
 
 
 def bridge_online(topics: Topics, expires_at: float) -> Message:
@@ -69,7 +69,7 @@ def parse_info(payload: bytes) -> Info:
     accounts = info.get("accounts")
     if info.get("schema_version") != SCHEMA_VERSION:
         raise ForeignError("it has another version")
-    if not isinstance(accounts, list) or len(accounts) > _ABSURD_ACCOUNTS:
+    if not isinstance(accounts, list) or len(accounts) > _MAX_ACCOUNTS:
         raise ForeignError("its accounts are no list of a sensible length")
     if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
         raise ForeignError("its accounts have names that none can have")

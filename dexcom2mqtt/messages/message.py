@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-_ABSURD_SIZE: Final = 262_144
+_MAX_SIZE: Final = 262_144
 _MARKS: Final = {
     "status": {"share", "message", "since", "requests_24h", "logins_24h", "rejected"},
     "history": {"version", "source", "readings"},
@@ -61,7 +61,7 @@ def is_ours(account: str, leaf: str, payload: bytes) -> bool:
 
 def parse_object(payload: bytes) -> dict[str, object]:
     """Read a JSON object that a broker retained. Raises ForeignError."""
-    if len(payload) > _ABSURD_SIZE:
+    if len(payload) > _MAX_SIZE:
         raise ForeignError("it is absurdly large")
     try:
         parsed = json.loads(payload)

@@ -31,11 +31,11 @@ ShareState = Literal[
 """How an account is doing, in a word."""
 
 REMEDIES: Final[dict[ShareState, str]] = {
-    "starting": "Waiting for the first answer of Share.",
+    "starting": "Waiting for the first answer from Share.",
     "ok": "Readings arrive.",
     "no_readings": (
         "Share answers, but has no new reading. The sensor may be warming up, or the phone may be off or without "
-        "network. If there never was a reading: in the Dexcom app, sharing must be on and have at least one "
+        "network. If there has never been a reading: in the Dexcom app, sharing must be on and have at least one "
         "follower, and the credentials must be those of the person who wears the sensor, not a follower's."
     ),
     "sensor_error": (
@@ -43,8 +43,8 @@ REMEDIES: Final[dict[ShareState, str]] = {
     ),
     "phone_clock": (
         "Readings come with stamps of the future: the clock of the wearer's phone is wrong. On the phone, let the time "
-        "be set automatically. Until a reading comes with the right time, no value is shown: nobody could say how old "
-        "it is. Look at the Dexcom app meanwhile."
+        "be set automatically. Until a reading arrives with the right time, no value is shown: its age would be "
+        "unknown. Look at the Dexcom app meanwhile."
     ),
     "unavailable": (
         "Share cannot be reached or is out of order. Nothing to do unless it lasts: then, if there is no answer at "
@@ -65,8 +65,8 @@ REMEDIES: Final[dict[ShareState, str]] = {
         "minutes. Check the credentials, and stop other programs that sign in with an old password."
     ),
     "unexpected_response": (
-        "Share answered something that was not understood: maintenance, or a change of the service. Trying goes "
-        "on. If it lasts for a day, look for a newer version of dexcom2mqtt."
+        "Share answered something that was not understood: maintenance, or a change of the service. The "
+        "daemon keeps trying. If it lasts for a day, look for a newer version of dexcom2mqtt."
     ),
 }
 """What happened and what to do, by the value of ``share``."""
@@ -78,16 +78,16 @@ LATE: Final = (
 )
 UNSETTLED: Final = (
     "Readings seem to come from the future. Either Share's clock or the phone's is wrong; the next answer, in half a "
-    "minute, tells more."
+    "minute, will show which."
 )
 NOTHING_SHARED: Final = (
     "Nothing is shared from this account: it has no sensor yet, or sharing is off, or there is no follower. In the "
     "Dexcom app of the person who wears the sensor, start the sensor, switch sharing on, and invite a follower. The "
-    "credentials must be that person's, not a follower's. Readings then come by themselves."
+    "credentials must be that person's, not a follower's. Readings then arrive without a restart."
 )
 NEWEST_MALFORMED: Final = (
     "The newest record that Share sends makes no sense, so no reading is current; the older ones count. The next one "
-    "may be good: until then, look at the Dexcom app. If it lasts for a day, look for a newer version of dexcom2mqtt."
+    "may be valid: until then, look at the Dexcom app. If it lasts for a day, look for a newer version of dexcom2mqtt."
 )
 MALFORMED: Final = (
     "Share sends records that make no sense ({} in the last answer); only the others count. Please report it if it "
@@ -100,7 +100,7 @@ DRIFTED: Final = (
 )
 
 WRONG_CLOCK: Final = (
-    "This machine's clock seems to be wrong: set it, or let the machine reach a time server. Trying goes on."
+    "This machine's clock seems to be wrong: set it, or let the machine reach a time server. The daemon keeps trying."
 )
 NO_NAME: Final = (
     "It is this machine that cannot look up names: it has no internet connection, or no name server. Check its "
@@ -114,14 +114,14 @@ UNTRUSTED: Final = (
     "not sent. The daemon keeps trying."
 )
 UNTRIED: Final = (
-    "The credentials of now were not tried yet: after so many rejected sign-ins, one more might lock the account. They "
-    "are tried by themselves when the next poll is due; one more restart does not hasten that. To know it sooner, try "
-    "them once with dexcom2mqtt check."
+    "The present credentials were not tried yet: after so many rejected sign-ins, one more might lock the account. The "
+    "daemon tries them when the next poll is due; restarting again won't speed this up. To know sooner, try them once "
+    "with dexcom2mqtt check."
 )
-BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account starts anew after five minutes."
+BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account restarts after five minutes."
 
-_ABSURD_COUNT: Final = 1000
-_ABSURD_TIME: Final = 4_102_444_800  # the year 2100
+_MAX_COUNT: Final = 1000
+_MAX_TIME: Final = 4_102_444_800  # the year 2100
 _CLOCK_IS_RIGHT: Final[frozenset[object]] = frozenset(
     {"ok", "no_readings", "sensor_error"}
 )  # else it would be phone_clock
@@ -194,7 +194,7 @@ class Past(NamedTuple):
     right: bool = False
 
 
-class Before(NamedTuple):
+class PastSignIns(NamedTuple):
     """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
 
     rejected: tuple[int, ...] = ()
@@ -203,23 +203,23 @@ class Before(NamedTuple):
     stamps: Past = Past()  # it is frozen
 
 
-def parse_status(payload: bytes) -> Before:
+def parse_status(payload: bytes) -> PastSignIns:
     """Read back from a status what still matters after a restart. Raises ForeignError."""
     status = parse_object(payload)
     rejected = status.get("rejected")
-    if not isinstance(rejected, list) or len(rejected) > _ABSURD_COUNT:
+    if not isinstance(rejected, list) or len(rejected) > _MAX_COUNT:
         raise ForeignError("its rejected sign-ins are no list of a sensible length")
-    if not all(type(at) is int and 0 <= at < _ABSURD_TIME for at in rejected):
+    if not all(type(at) is int and 0 <= at < _MAX_TIME for at in rejected):
         raise ForeignError("its rejected sign-ins are no times")
     ahead_until = status.get("ahead_until")
-    if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _ABSURD_TIME * 1000):
+    if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _MAX_TIME * 1000):
         raise ForeignError("its latest stamp in the future is not a time")
     last_reading, last_success, next_poll = (
         _parse_time(status.get(key)) for key in ("last_reading_at", "last_success_at", "next_poll_at")
     )
     share = status.get("share")
     came_later = ahead_until is not None and (last_reading or 0) * 1000 > ahead_until
-    return Before(
+    return PastSignIns(
         tuple(rejected),
         next_poll + _ROUNDING if share == "locked_out" and next_poll is not None else None,
         last_reading,
@@ -229,6 +229,6 @@ def parse_status(payload: bytes) -> Before:
 
 def _parse_time(text: object) -> float | None:
     at = parse_iso(text)
-    if at is not None and not 0 <= at < _ABSURD_TIME:
+    if at is not None and not 0 <= at < _MAX_TIME:
         raise ForeignError("one of its times makes no sense")
     return at

@@ -12,7 +12,7 @@ import pytest
 from dexcom2mqtt.account.limits import LOCKED_OUT, RateLimits
 from dexcom2mqtt.account.rationed import RationedClient, Usage, worth_a_quick_retry
 from dexcom2mqtt.clock import DAY
-from dexcom2mqtt.messages.status import Before
+from dexcom2mqtt.messages.status import PastSignIns
 from dexcom2mqtt.share import (
     Batch,
     CredentialsRejectedError,
@@ -326,7 +326,7 @@ def test_a_session_that_never_worked_is_not_suspected(counter: Counter) -> None:
 
 def test_what_was_rejected_before_counts(counter: Counter) -> None:
     """Before the password is sent, Share is asked for the time alone: only it tells whether that is allowed."""
-    counter.client.restore(Before(rejected=tuple(NOON - 60 * n for n in range(1, 13))))
+    counter.client.restore(PastSignIns(rejected=tuple(NOON - 60 * n for n in range(1, 13))))
     assert not counter.client.usage().restored
     refused = counter.fetch()
     assert isinstance(refused, CredentialsRejectedError)
@@ -341,7 +341,7 @@ def test_what_was_rejected_before_counts(counter: Counter) -> None:
 
 def test_a_lock_before_counts(counter: Counter) -> None:
     """An account that was locked when the daemon ended stays so until then."""
-    counter.client.restore(Before(locked_until=NOON + 600.0))
+    counter.client.restore(PastSignIns(locked_until=NOON + 600.0))
     assert isinstance(counter.fetch(), LockedOutError)
     assert counter.share.calls == ["time"]
     assert counter.wait == pytest.approx(600, abs=2)
@@ -354,7 +354,7 @@ def test_nothing_rejected_before_costs_nothing(counter: Counter, *, known: bool)
     """If there is nothing to count, Share is not asked for the time, and what was is counted as soon as it is told."""
     if known:
         counter.share.tell_time()
-    counter.client.restore(Before())
+    counter.client.restore(PastSignIns())
     assert counter.fetch() == Batch()
     assert counter.share.calls == ["fetch 10"]
     assert counter.client.usage().restored is known
@@ -363,7 +363,7 @@ def test_nothing_rejected_before_costs_nothing(counter: Counter, *, known: bool)
 @pytest.mark.parametrize("ask", [lambda counter: counter.client.not_before(), lambda counter: counter.fetch(STUMBLED)])
 def test_what_comes_late_counts_with_the_next_step(signed_in: Counter, ask: Callable[[Counter], object]) -> None:
     """A status that is read after the first poll counts as soon as anything is asked for, also if that fails."""
-    signed_in.client.restore(Before(rejected=(NOON - 60,)))
+    signed_in.client.restore(PastSignIns(rejected=(NOON - 60,)))
     assert signed_in.client.usage().rejected == ()
     ask(signed_in)
     assert signed_in.client.usage().rejected == (NOON - 60,)
@@ -372,7 +372,7 @@ def test_what_comes_late_counts_with_the_next_step(signed_in: Counter, ask: Call
 
 def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> None:
     """If the first fetch tells the time, what was before it counts in the status that follows."""
-    counter.client.restore(Before())
+    counter.client.restore(PastSignIns())
     fetch = counter.share.fetch
 
     def telling(minutes: int, *, renew: bool = True) -> Batch:
@@ -387,7 +387,7 @@ def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> 
 def test_what_worked_before_does_not_hide_what_was_rejected_since(counter: Counter) -> None:
     """If both come late, what was rejected before the restart counts first: the password must not be sent at once."""
     counter.share.tell_time()
-    counter.client.restore(Before(rejected=(NOON - 120,) * 5))
+    counter.client.restore(PastSignIns(rejected=(NOON - 120,) * 5))
     counter.client.worked_before()
     assert counter.wait > 20 * MINUTE
 

@@ -13,7 +13,7 @@ from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.account.report import Kept, StatusReport
 from dexcom2mqtt.account.verdict import Verdict
 from dexcom2mqtt.clock import iso, local
-from dexcom2mqtt.messages.status import REMEDIES, Before, Past
+from dexcom2mqtt.messages.status import REMEDIES, Past, PastSignIns
 from dexcom2mqtt.share.server_time import ShareTime
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import NOON
@@ -57,7 +57,7 @@ def desk() -> Desk:
     """Return a report of which the status before the start was read, and was none; Share says that it is noon."""
     desk = Desk()
     desk.time.tell(HTTP_NOON, BOOTED)
-    desk.report.restore(Before())
+    desk.report.restore(PastSignIns())
     return desk
 
 
@@ -93,7 +93,7 @@ def test_publishes_the_facts(desk: Desk) -> None:
 def test_times_are_null_until_share_tells_them() -> None:
     """Without Share's time there is none in the status; since when it is so is told as soon as it is known."""
     desk = Desk()
-    desk.report.restore(Before())
+    desk.report.restore(PastSignIns())
     desk.publish(last_success=BOOTED)
     assert [desk.last[key] for key in ("since", "last_success_at", "next_poll_at")] == [None] * 3
     desk.clock.time += 60
@@ -194,7 +194,7 @@ def test_sums_up(desk: Desk) -> None:
 
 # --- going on after a restart ------------------------------------------------------------------------------
 
-BEFORE = Before(
+BEFORE = PastSignIns(
     rejected=(NOON - 60,),
     locked_until=NOON + 600.0,
     last_reading=NOON - 120.0,
@@ -209,7 +209,7 @@ def test_nothing_is_published_before_the_last_status_is_read() -> None:
     desk.report.become(verdict("ok"))
     desk.publish()
     assert desk.put == []
-    desk.report.restore(Before())
+    desk.report.restore(PastSignIns())
     assert [each["share"] for each in desk.put] == ["ok"]  # and then at once
 
 

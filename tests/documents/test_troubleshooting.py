@@ -55,7 +55,7 @@ NO_TROUBLE: Final = (
     *("The page can be served at", "A running daemon serves the page at", "the page for a browser:"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),
-    *("Waiting for the first answer of Share", "Readings arrive"),
+    *("Waiting for the first answer from Share", "Readings arrive"),
     *(
         "ahead of",
         "sudo chown",

@@ -17,8 +17,8 @@ from dexcom2mqtt.messages.status import (
     NEWEST_MALFORMED,
     NOTHING_SHARED,
     REMEDIES,
-    Before,
     Past,
+    PastSignIns,
     ShareState,
     Status,
     parse_status,
@@ -271,7 +271,7 @@ def test_a_lock_out_is_read_back() -> None:
 def test_a_lock_out_until_nobody_knows_when(at: object) -> None:
     """A time that makes no sense costs only itself."""
     status = {"share": "locked_out", "next_poll_at": at, "rejected": [NOON]}
-    assert parse_status(json.dumps(status).encode()) == Before((NOON,))
+    assert parse_status(json.dumps(status).encode()) == PastSignIns((NOON,))
 
 
 @pytest.mark.parametrize(
