@@ -291,7 +291,7 @@ def _read(key: str, retained_status: bytes | None) -> PastSignIns:
     try:
         return parse_status(retained_status) if retained_status else PastSignIns()
     except ForeignError as why:
-        _log.warning("%s: the status that the broker retained is not taken over: %s", key, why)
+        _log.warning("%s: ignoring the retained status: %s", key, why)
         return PastSignIns()
 
 

@@ -212,8 +212,8 @@ class RationedClient:
         if self._sign_ins.locked_until > self._clock.now():
             return LockedOutError(f"{self._client.host} has locked the account for a while after failed sign-ins")
         if self._sign_ins.rejected:
-            return CredentialsRejectedError(f"{self._client.host} did not accept the credentials before the restart")
-        return UnavailableError(f"{self._client.host} has ended the session too often; the next sign-in has to wait")
+            return CredentialsRejectedError(f"{self._client.host} rejected the credentials before the restart")
+        return UnavailableError(f"{self._client.host} has ended the session too often; the next sign-in must wait")
 
 
 def client_of(account: Account, clock: Clock) -> ShareClient:

@@ -107,7 +107,7 @@ class StatusReport:
         if not self._status.well:
             _log.warning("%s: %s: %s", self._key, self._status.share, self._status.message)
         elif not well_before:
-            _log.info("%s: well again", self._key)
+            _log.info("%s: recovered", self._key)
 
     def publish(
         self, *, next_poll: float, last_success: float | None, delay: float | None, usage: Usage, kept: Kept

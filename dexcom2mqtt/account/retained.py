@@ -43,5 +43,5 @@ class Retained:
         except ForeignError as why:
             if isinstance(why, FutureError) and self._time.known and not self._time.settled:
                 raise NotYetError from None  # the next answer of Share tells more
-            _log.warning("%s: the %s that the broker retained is not taken over: %s", self._key, what, why)
+            _log.warning("%s: ignoring the retained %s: %s", self._key, what, why)
             return None

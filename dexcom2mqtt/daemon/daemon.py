@@ -87,7 +87,7 @@ class Daemon:
         self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
         self._link = self._broker_link()
         self.broken = False
-        """Whether a thread ended that must not."""
+        """Whether a thread stopped unexpectedly."""
 
     def _poller(self, key: str, account: Account, client: ShareClient) -> Poller:
         return poller_for(
@@ -205,7 +205,7 @@ class Daemon:
         try:
             return parse_info(info)
         except ForeignError as why:
-            _log.warning("bridge/info that the broker retained is not taken over: %s", why)
+            _log.warning("ignoring the retained bridge/info: %s", why)
             return Info()
 
     def _clear_what_was(self, before: tuple[str, ...], found: Mapping[str, bytes]) -> None:
@@ -246,6 +246,6 @@ class Daemon:
 
     def _on_exception(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:
-            _log.critical("a thread ended that must not; please report it:\n%s", redacted_traceback(args.exc_value))
+            _log.critical("a thread stopped unexpectedly; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)

@@ -34,89 +34,89 @@ REMEDIES: Final[dict[ShareState, str]] = {
     "starting": "Waiting for the first answer from Share.",
     "ok": "Readings arrive.",
     "no_readings": (
-        "Share answers, but has no new reading. The sensor may be warming up, or the phone may be off or without "
-        "network. If there has never been a reading: in the Dexcom app, sharing must be on and have at least one "
-        "follower, and the credentials must be those of the person who wears the sensor, not a follower's."
+        "Share answers, but has no new reading. The sensor may be warming up, or the phone may be off or offline. If "
+        "there has never been a reading: in the Dexcom app, sharing must be on and have at least one follower, and the "
+        "credentials must be those of the person who wears the sensor, not a follower's."
     ),
     "sensor_error": (
         "The sensor sends error codes in place of readings. Look at the Dexcom app: it says what the sensor needs."
     ),
     "phone_clock": (
-        "Readings come with stamps of the future: the clock of the wearer's phone is wrong. On the phone, let the time "
-        "be set automatically. Until a reading arrives with the right time, no value is shown: its age would be "
+        "Readings have timestamps in the future: the clock of the wearer's phone is wrong. On the phone, set date and "
+        "time to automatic. Until a reading arrives with the right time, no value is shown, because its age would be "
         "unknown. Look at the Dexcom app meanwhile."
     ),
     "unavailable": (
-        "Share cannot be reached or is out of order. Nothing to do unless it lasts: then, if there is no answer at "
-        "all, check this machine's network and name resolution."
+        "Share cannot be reached or is down. There is nothing to do unless it lasts. If there is still no answer then, "
+        "check this machine's network and name resolution."
     ),
     "rate_limited": (
-        "Share asks for fewer requests, so it is left alone for a while. If this repeats, stop other programs that "
-        "read the same account or use the same internet connection for Share."
+        "Share asks for fewer requests. The daemon waits before it asks again. If this repeats, stop other programs "
+        "that read the same account or use the same internet connection for Share."
     ),
     "credentials_rejected": (
-        "Share does not accept the credentials. Check the region first (us, ous, jp), then user name and password; "
-        "a phone number is written with + and the country code; the credentials are those of the person who wears "
-        "the sensor, not a follower's. After a change, restart. Sign-ins are rationed, so that the account is not "
-        "locked."
+        "Share rejects the credentials. Check the region first (us, ous, jp), then user name and password. Write a "
+        "phone number with + and the country code. The credentials must be those of the person who wears the sensor, "
+        "not a follower's. Restart after a change. The daemon limits its sign-ins so that the account is not locked."
     ),
     "locked_out": (
-        "Share has locked the account for a while after too many failed sign-ins. No sign-in is tried for 20 "
+        "Share has locked the account for a while after too many failed sign-ins. The daemon does not sign in for 20 "
         "minutes. Check the credentials, and stop other programs that sign in with an old password."
     ),
     "unexpected_response": (
-        "Share answered something that was not understood: maintenance, or a change of the service. The "
-        "daemon keeps trying. If it lasts for a day, look for a newer version of dexcom2mqtt."
+        "Share sent an unexpected answer: maintenance, or a change of the service. The daemon keeps trying. If it "
+        "lasts for a day, look for a newer version of dexcom2mqtt."
     ),
 }
 """What happened and what to do, by the value of ``share``."""
 
 LATE: Final = (
     "New readings arrive, but each is too old to be shown as current. Either the clock of the wearer's phone is behind "
-    "(on the phone, let the time be set automatically), or the phone uploads late: look at its network, and at the "
-    "battery settings of the Dexcom app."
+    "(set date and time to automatic), or the phone uploads late (check its network, and the battery settings of the "
+    "Dexcom app)."
 )
 UNSETTLED: Final = (
     "Readings seem to come from the future. Either Share's clock or the phone's is wrong; the next answer, in half a "
     "minute, will show which."
 )
 NOTHING_SHARED: Final = (
-    "Nothing is shared from this account: it has no sensor yet, or sharing is off, or there is no follower. In the "
-    "Dexcom app of the person who wears the sensor, start the sensor, switch sharing on, and invite a follower. The "
-    "credentials must be that person's, not a follower's. Readings then arrive without a restart."
+    "Nothing is shared from this account: it has no sensor yet, sharing is off, or there is no follower. In the Dexcom "
+    "app of the person who wears the sensor, start the sensor, switch sharing on, and invite a follower. The "
+    "credentials must be that person's, not a follower's. Readings then arrive by themselves."
 )
 NEWEST_MALFORMED: Final = (
-    "The newest record that Share sends makes no sense, so no reading is current; the older ones count. The next one "
-    "may be valid: until then, look at the Dexcom app. If it lasts for a day, look for a newer version of dexcom2mqtt."
+    "The newest record that Share sends makes no sense, so no reading is current; older readings still count. The next "
+    "one may be valid: until then, look at the Dexcom app. If it lasts for a day, look for a newer version of "
+    "dexcom2mqtt."
 )
 MALFORMED: Final = (
-    "Share sends records that make no sense ({} in the last answer); only the others count. Please report it if it "
-    "lasts."
+    "Share sends records that make no sense ({} in the last answer). They are ignored; all others count. Please report "
+    "it if it lasts."
 )
-"""For the log, with how many there are; so is the next one."""
+"""For the log, with their number; so is the next one."""
 DRIFTED: Final = (
-    "Share sends readings in a form that is new: the value as text, or DT alone as the time ({} in the last answer); "
-    "they are read. Please report it."
+    "Share sends readings in a new form: the value as text, or only DT as the time ({} in the last answer). They are "
+    "read. Please report it."
 )
 
 WRONG_CLOCK: Final = (
     "This machine's clock seems to be wrong: set it, or let the machine reach a time server. The daemon keeps trying."
 )
 NO_NAME: Final = (
-    "It is this machine that cannot look up names: it has no internet connection, or no name server. Check its "
-    "network. The daemon keeps trying."
+    "This machine cannot look up names: it has no internet connection or no name server. Check its network. The daemon "
+    "keeps trying."
 )
-NO_NAME_FOR_LONG: Final = "In a container: restart it, for it keeps the name servers that it found when it started."
-"""What more there is to do once that has lasted for an hour."""
+NO_NAME_FOR_LONG: Final = "In a container: restart it; it only knows the name servers it found when it started."
+"""What else to do once that has lasted for an hour."""
 UNTRUSTED: Final = (
-    "Something in this machine's network answers in place of Share: a filter, a virus scanner, or the sign-in page of "
-    "a guest network. Use another network; if it is meant to be, name its authority by SSL_CERT_FILE. The password was "
-    "not sent. The daemon keeps trying."
+    "Something on this machine's network answers in place of Share: a filter, a virus scanner, or the sign-in page of "
+    "a guest network. Use another network. If it is intended, name its authority's file in SSL_CERT_FILE. The password "
+    "was not sent. The daemon keeps trying."
 )
 UNTRIED: Final = (
-    "The present credentials were not tried yet: after so many rejected sign-ins, one more might lock the account. The "
-    "daemon tries them when the next poll is due; restarting again won't speed this up. To know sooner, try them once "
-    "with dexcom2mqtt check."
+    "The current credentials have not been tried yet: after so many rejected sign-ins, one more might lock the "
+    "account. The daemon tries them when the next poll is due; restarting again won't speed this up. To know sooner, "
+    "try them once with dexcom2mqtt check."
 )
 BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account restarts after five minutes."
 
@@ -208,9 +208,9 @@ def parse_status(payload: bytes) -> PastSignIns:
     status = parse_object(payload)
     rejected = status.get("rejected")
     if not isinstance(rejected, list) or len(rejected) > _MAX_COUNT:
-        raise ForeignError("its rejected sign-ins are no list of a sensible length")
+        raise ForeignError("its rejected sign-ins are not a list of a sensible length")
     if not all(type(at) is int and 0 <= at < _MAX_TIME for at in rejected):
-        raise ForeignError("its rejected sign-ins are no times")
+        raise ForeignError("its rejected sign-ins are not times")
     ahead_until = status.get("ahead_until")
     if ahead_until is not None and not (type(ahead_until) is int and 0 <= ahead_until < _MAX_TIME * 1000):
         raise ForeignError("its latest stamp in the future is not a time")

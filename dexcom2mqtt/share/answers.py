@@ -88,7 +88,7 @@ def content_of(reply: Reply, host: str, *, reading: bool) -> bytes:
         return reply.content
     if reply.status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = _parse_retry_after(reply.retry_after, reply.date)
-        raise RateLimitedError(f"{host} is being asked too often", wait)
+        raise RateLimitedError(f"{host} is receiving too many requests", wait)
     raise _fault(host, reply.status, reply.content, reading=reading)
 
 
@@ -96,9 +96,9 @@ def id_of(content: bytes, host: str) -> str:
     """Return the id that a sign-in is answered with. Raises ShareError."""
     answer = _parse_json(content, host)
     if answer == NO_ID:
-        raise CredentialsRejectedError(f"{host} did not accept the credentials")
+        raise CredentialsRejectedError(f"{host} rejected the credentials")
     if not isinstance(answer, str) or not is_id(answer):
-        raise UnexpectedResponseError(f"{host} answered a sign-in with something that is no id")
+        raise UnexpectedResponseError(f"{host} answered a sign-in with something other than an id")
     return answer
 
 
@@ -108,7 +108,7 @@ def batch_of(content: bytes, host: str) -> Batch:
         raise SignedOutError
     records = _parse_json(content, host)
     if not isinstance(records, list):
-        raise UnexpectedResponseError(f"{host} answered a read with something that is no list")
+        raise UnexpectedResponseError(f"{host} answered a read with something other than a list")
     return _sort_out(records)
 
 
@@ -116,7 +116,7 @@ def _parse_json(content: bytes, host: str) -> object:
     try:
         return _loads(content)
     except (ValueError, RecursionError):
-        raise UnexpectedResponseError(f"{host} answered with something that is no JSON") from None
+        raise UnexpectedResponseError(f"{host} answered with something other than JSON") from None
 
 
 def _loads(content: bytes) -> object:
@@ -162,12 +162,12 @@ def _fault(host: str, status: int, content: bytes, *, reading: bool) -> ShareErr
     if code == _NOTHING_SHARED and reading:
         return NothingSharedError(f"nothing is shared from this account of {host}")
     if code in _REJECTED or (code == "SSO_InternalError" and "Cannot Authenticate by" in message):
-        return CredentialsRejectedError(f"{host} did not accept the credentials")
+        return CredentialsRejectedError(f"{host} rejected the credentials")
     if code == "InvalidArgument":
-        return CredentialsRejectedError(f"{host} found user name, password or account id malformed")
+        return CredentialsRejectedError(f"{host} calls the user name, password or account id malformed")
     said = f"answered with status {status}"
     if status == HTTPStatus.NOT_FOUND and not reading:
-        said = "has no place to sign in (404): share_url is not that of a Share service of today"
+        said = "has nowhere to sign in (404): share_url is not the address of a current Share service"
     return UnavailableError(f"{host} {said}", answered=status not in _GATEWAY)
 
 

@@ -28,8 +28,8 @@ _OTHER_KINDS: Final = {"https", "socks", "socks4", "socks4a", "socks5", "socks5h
 _NAME: Final = re.compile(r"[\w.-]+")
 _WITH_PORT: Final = re.compile(r"(\[[^]]+\]|[^:]+):([0-9]+)")
 _ALLOWED: Final = (
-    "allowed: http://host:port, with user:password@ before the host if the proxy wants them; special characters in "
-    "these are written in hexadecimal, as %40 for @"
+    "allowed: http://host:port, with user:password@ before the host if the proxy requires them; write special "
+    "characters in these in hexadecimal, such as %40 for @"
 )
 
 
@@ -119,8 +119,8 @@ def _parsed(variable: str, value: str) -> Proxy:
     if not marked:
         kind, rest = "http", value
     if kind.lower() in _OTHER_KINDS:
-        raise VariableError(f"{variable}: found a proxy of another kind, {kind.lower()}://; {_ALLOWED}")
-    malformed = VariableError(f"{variable}: found no proxy's address, or one not understood; {_ALLOWED}")
+        raise VariableError(f"{variable}: unsupported kind of proxy, {kind.lower()}://; {_ALLOWED}")
+    malformed = VariableError(f"{variable}: expected a proxy's address (value hidden); {_ALLOWED}")
     if kind.lower() != "http" or not value.isprintable() or " " in value:
         raise malformed
     try:

@@ -95,7 +95,7 @@ class Transport:
             raise UnexpectedResponseError(f"{self.host} answered more than 1 MiB") from None
         for cause in causes:
             if isinstance(cause, InterimError):
-                raise UnexpectedResponseError(f"{self.host} put off its answer again and again") from None
+                raise UnexpectedResponseError(f"{self.host} kept delaying its answer") from None
             if isinstance(cause, ssl.SSLCertVerificationError):
                 dates = cause.verify_code in {_CERTIFICATE_NOT_YET_VALID, _CERTIFICATE_EXPIRED}
                 why = "outside its dates" if dates else "not one this machine trusts"
@@ -137,21 +137,21 @@ def _said_of_proxy(error: ProxyError, host: str) -> str:
     # http.client has no class of its own for too many headers.
     endless = isinstance(cause, InterimError | http.client.LineTooLong) or type(cause) is http.client.HTTPException
     if endless or bounds.bytes_left < 0:
-        return f"the proxy {proxy} answered without an end; is {proxy.variable} right?"
+        return f"the proxy {proxy} sent an endless answer; is {proxy.variable} right?"
     if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
-        return f"the proxy {proxy} answered with something that is no HTTP; is {proxy.variable} right?"
+        return f"the proxy {proxy} answered with something other than HTTP; is {proxy.variable} right?"
     if status is None:
         return f"no answer from the proxy {proxy}: {_describe(error)}; does it run, and is {proxy.variable} right?"
     if status == _CREDENTIALS_WANTED:
         return (
-            f"the proxy {proxy} wants a user name and a password, or others ({status}): write them into "
+            f"the proxy {proxy} requires a user name and a password, or different ones ({status}): write them into "
             f"{proxy.variable}, as http://user:password@{proxy}"
         )
     if status in _FAILURES:
         return f"the proxy {proxy} cannot reach {host} ({status}); ask whoever runs it"
     return (
-        f"the proxy {proxy} does not let this machine through to {host} ({status}): it has to allow that, or NO_PROXY "
-        "has to name the server"
+        f"the proxy {proxy} does not allow this machine to reach {host} ({status}): allow it there, or add the "
+        "server to NO_PROXY"
     )
 
 
@@ -166,7 +166,7 @@ def _describe(error: BaseException) -> str:
         return "it took too long"
     if any("SSL" in kind for kind in kinds):
         return "the encrypted connection failed"
-    return "the connection or the answer broke off"
+    return "the connection was interrupted"
 
 
 class _BoundedHTTPConnection(urllib3.connection.HTTPConnection):

@@ -256,7 +256,7 @@ def test_days_of_another_person_are_not_taken_over(
     ).payload.encode()
     world.restart()
     world.live(10 * MINUTE)
-    assert caplog.text.count("the record of days that the broker retained is not taken over") == 1
+    assert caplog.text.count("ignoring the retained record of days") == 1
     assert days(world) == true_days(world)
 
 

@@ -380,7 +380,7 @@ def test_a_form_that_is_new_is_read_and_told_once(
     assert world.status["share"] == "ok"
     assert len(world.delays(began)) >= 59
     (line,) = warnings(caplog)
-    assert line.startswith("anna: Share sends readings in a form that is new")
+    assert line.startswith("anna: Share sends readings in a new form")
     assert " (1 in the last answer)" in line
     ended = world.unix
     world.service.fault = spoilt(lambda each: began <= stamped(each) < ended, **change)
@@ -401,7 +401,9 @@ def test_a_malformed_record_is_told_once(make_world: Callable[..., World], caplo
     world.live(DAY + 2 * HOUR)
     assert world.status["share"] == "ok"
     (line,) = warnings(caplog)
-    assert line.startswith("anna: Share sends records that make no sense (1 in the last answer); only the others count")
+    assert line.startswith(
+        "anna: Share sends records that make no sense (1 in the last answer). They are ignored; all others count"
+    )
     began = world.unix
     world.service.fault = spoilt(lambda each: began <= stamped(each) < began + 5 * MINUTE, Value="many")
     world.live(HOUR)

@@ -35,7 +35,7 @@ MINUTE = 60.0
 HOUR = 3600.0
 HOST = "share.example"
 STUMBLED = UnavailableError("it broke off")
-REJECTED = CredentialsRejectedError("share.example did not accept the credentials")
+REJECTED = CredentialsRejectedError("share.example rejected the credentials")
 FAULT = UnavailableError("share.example answered with status 500", answered=True)
 
 

@@ -134,7 +134,7 @@ def test_changes_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.WARNING, f"anna: no_readings: {REMEDIES['no_readings']}"),
         (logging.WARNING, f"anna: locked_out: {REMEDIES['locked_out']}"),
-        (logging.INFO, "anna: well again"),
+        (logging.INFO, "anna: recovered"),
     ]
 
 

@@ -138,7 +138,7 @@ def test_a_404_says_that_it_may_be_the_address(make_world: Callable[..., World])
     world = make_world()
     world.service.fault = share_faults.only(share_faults.status(404), call="authenticate")
     world.live(MINUTE)
-    assert "share_url is not that of a Share service of today" in world.status["message"]
+    assert "share_url is not the address of a current Share service" in world.status["message"]
 
 
 def test_a_line_that_is_down_does_not_back_off_for_long(make_world: Callable[..., World]) -> None:

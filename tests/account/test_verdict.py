@@ -87,9 +87,9 @@ def test_nothing_at_all() -> None:
     ("error", "share"),
     [
         (UnavailableError("share.example broke off"), "unavailable"),
-        (CredentialsRejectedError("share.example did not accept the credentials"), "credentials_rejected"),
+        (CredentialsRejectedError("share.example rejected the credentials"), "credentials_rejected"),
         (LockedOutError("share.example has locked the account"), "locked_out"),
-        (RateLimitedError("share.example is being asked too often", 60.0), "rate_limited"),
+        (RateLimitedError("share.example is receiving too many requests", 60.0), "rate_limited"),
         (UnexpectedResponseError("share.example answered nonsense"), "unexpected_response"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
     assert [request.call for request in bench.share.requests] == ["authenticate"]
     (told,) = failed(done.stdout)
     assert told.startswith("anna: ")
-    assert told.endswith(" did not accept the credentials.")
+    assert told.endswith(" rejected the credentials.")
     causes = remedies(done.stdout)
     assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
     assert "those of the person who wears the sensor" in causes[0]
@@ -226,24 +226,24 @@ def test_what_is_odd_is_printed_by_the_command(bench: Bench, mosquitto: Mosquitt
 
 
 FAULTS: Final[dict[str, tuple[Fault, str]]] = {
-    "429": (status(429), "is being asked too often. Share asks for fewer requests"),
-    "503": (status(503), "answered with status 503. Share cannot be reached or is out of order"),
+    "429": (status(429), "is receiving too many requests. Share asks for fewer requests"),
+    "503": (status(503), "answered with status 503. Share cannot be reached or is down"),
     "a page": (html(403), "answered with status 403. Share cannot be reached"),
-    "a page with 200": (html(200), "answered with something that is no JSON. Share answered something that was not"),
+    "a page with 200": (html(200), "answered with something other than JSON. Share sent an unexpected answer"),
     "locked": (
         error("SSO_AuthenticateMaxAttemptsExceeded"),
         "has locked the account for a while after failed sign-ins",
     ),
-    "malformed": (error("InvalidArgument", "accountName"), "found user name, password or account id malformed"),
-    "zeros": (zero_uuid(), "did not accept the credentials"),
-    "null": (body(b"null"), "answered a sign-in with something that is no id"),
-    "a read that is no list": (only(body(b"{}"), call="read"), "answered a read with something that is no list"),
+    "malformed": (error("InvalidArgument", "accountName"), "calls the user name, password or account id malformed"),
+    "zeros": (zero_uuid(), "rejected the credentials"),
+    "null": (body(b"null"), "answered a sign-in with something other than an id"),
+    "a read that is no list": (only(body(b"{}"), call="read"), "answered a read with something other than a list"),
     "a lost session": (only(error("SessionIdNotFound"), call="read"), "has ended the session"),
-    "half": (truncated(), "answered with something that is no JSON"),
+    "half": (truncated(), "answered with something other than JSON"),
     "too much": (padded(), "answered more than 1 MiB"),
     "closed": (drop(), "No answer from 127.0.0.1:"),
-    "cut": (cut(), "the connection or the answer broke off"),
-    "reset": (reset(), "the connection or the answer broke off"),
+    "cut": (cut(), "the connection was interrupted"),
+    "reset": (reset(), "the connection was interrupted"),
 }
 
 
@@ -282,8 +282,8 @@ def test_share_not_answering(bench: Bench, mosquitto: Mosquitto) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://share.invalid/Services", "its name could not be looked up. It is this machine that cannot"),
-        ("http://127.0.0.1:1/Services", "the connection was refused. Share cannot be reached or is out of order."),
+        ("https://share.invalid/Services", "its name could not be looked up. This machine cannot"),
+        ("http://127.0.0.1:1/Services", "the connection was refused. Share cannot be reached or is down."),
     ],
 )
 def test_share_not_reachable(bench: Bench, mosquitto: Mosquitto, url: str, words: str) -> None:
@@ -363,7 +363,7 @@ def test_a_phone_a_few_minutes_ahead_is_fine(bench: Bench, mosquitto: Mosquitto)
     [
         pytest.param(missing, None, "Share has no reading from the last 24 hours.", 4, id="none"),
         pytest.param(valued(10), None, "The sensor sends error codes in place of readings.", 0, id="only error codes"),
-        pytest.param(None, edited(malformed), "Share answered something that was not understood", 0, id="nonsense"),
+        pytest.param(None, edited(malformed), "Share sent an unexpected answer", 0, id="nonsense"),
         pytest.param("old", None, "No reading is current. The newest is ", 4, id="old"),
         pytest.param("errors", None, "No reading is current. The newest is ", 1, id="old, and error codes since"),
     ],

@@ -69,16 +69,16 @@ def test_says_that_the_proxy_refuses(bench: Bench, proxy: ConnectProxy) -> None:
     done = bench.check(free_port())
     assert done.returncode == 1
     assert failed(done.stdout)[0] == (
-        f"anna: The proxy {proxy.name} wants a user name and a password, or others (407): write them into HTTPS_PROXY, "
-        f"as http://user:password@{proxy.name}."
+        f"anna: The proxy {proxy.name} requires a user name and a password, or different ones (407): write them into "
+        f"HTTPS_PROXY, as http://user:password@{proxy.name}."
     )
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("HTTPS_PROXY", "http://the-user:the-secret@proxy", "HTTPS_PROXY: found no proxy's address, or one not "),
-        ("https_proxy", "socks5://the-user:the-secret@proxy", "https_proxy: found a proxy of another kind, socks5://"),
+        ("HTTPS_PROXY", "http://the-user:the-secret@proxy", "HTTPS_PROXY: expected a proxy's address (value hidden)"),
+        ("https_proxy", "socks5://the-user:the-secret@proxy", "https_proxy: unsupported kind of proxy, socks5://"),
         ("SSL_CERT_FILE", "/missing.pem", "SSL_CERT_FILE: /missing.pem cannot be read (No such file or directory)"),
     ],
 )

@@ -577,7 +577,7 @@ def test_each_failure_has_its_status_and_passes(
         eventually(lambda: status().get("share") == "ok", 30)
         eventually(lambda: current(subscriber.picture()))
     assert running.text().count(f"anna: {share_says}") == 1
-    assert running.text().count("anna: well again") == 1
+    assert running.text().count("anna: recovered") == 1
 
 
 def test_no_secret_reaches_a_log_or_a_topic(

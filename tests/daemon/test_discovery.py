@@ -279,4 +279,4 @@ def test_foreign_info_clears_nothing(
     running = start(mosquitto.port, "anna")
     subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
     assert retained(mosquitto.port)["dexcom2mqtt/ben/value"] == "mine"
-    assert running.text().count("bridge/info that the broker retained is not taken over") == 1
+    assert running.text().count("ignoring the retained bridge/info") == 1

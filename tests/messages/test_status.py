@@ -79,9 +79,12 @@ def test_every_trouble_has_its_remedy(share: ShareState, words: list[str]) -> No
     ("text", "words"),
     [
         (NOTHING_SHARED, ["Nothing is shared", "sensor", "sharing", "follower", "not a follower's"]),
-        (NEWEST_MALFORMED, ["newest record", "makes no sense", "no reading is current", "older ones count", "app"]),
-        (MALFORMED.format(3), ["make no sense", "3", "only the others count", "report"]),
-        (DRIFTED.format(3), ["a form that is new", "3", "they are read", "report"]),
+        (
+            NEWEST_MALFORMED,
+            ["newest record", "makes no sense", "no reading is current", "older readings still count", "app"],
+        ),
+        (MALFORMED.format(3), ["make no sense", "3", "all others count", "report"]),
+        (DRIFTED.format(3), ["a new form", "3", "They are read", "report"]),
     ],
 )
 def test_what_is_odd_has_words_of_its_own(text: str, words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_tells_what_is_no_proxy(value: str) -> None:
     with pytest.raises(VariableError) as error:
         proxy_for(SHARE, {"ALL_PROXY": value})
     text = str(error.value)
-    assert text.startswith("ALL_PROXY: found ")
+    assert re.match("ALL_PROXY: (unsupported kind of proxy|expected a proxy's address)", text)
     assert "allowed: http://host:port" in text
     assert "pa55" not in text
     assert "lan" not in text
