@@ -19,7 +19,7 @@ from dexcom2mqtt.account.verdict import Found
 from dexcom2mqtt.clock import DAY, local
 from dexcom2mqtt.messages.history import History, parse_history
 from dexcom2mqtt.messages.overview import Overview, overview_of
-from dexcom2mqtt.messages.state import fresh_messages, in_words, stale_messages, state_of, without_reading
+from dexcom2mqtt.messages.state import fresh_messages, stale_messages, state_of, summary, without_reading
 from dexcom2mqtt.messages.stream import Offer
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Feed:
         if shown is None or self._clock.now() >= self._fresh_until(shown[0]):
             return None
         age = max((self._time.now() or 0.0) - shown[0].date / 1000, 0.0)
-        return f"{in_words(shown[0], self._account.unit)} {age // 60:.0f} min ago"
+        return f"{summary(shown[0], self._account.unit)} {age // 60:.0f} min ago"
 
     def kept(self) -> Kept:
         """Return what the status tells of the readings."""
@@ -261,6 +261,6 @@ def _offset_min(history: History | None, listed: Reading | None) -> int:
 def _say_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:
     if newest is not None:
         when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
-        _log.info("%s: %s%s", key, in_words(newest, account.unit), when)
+        _log.info("%s: %s%s", key, summary(newest, account.unit), when)
     if earlier:
         _log.info("%s: %s earlier readings", key, earlier)

@@ -20,7 +20,7 @@ from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE, history_message
 from dexcom2mqtt.messages.homeassistant import discovery_messages
 from dexcom2mqtt.messages.message import Message, cleared
-from dexcom2mqtt.messages.state import in_words
+from dexcom2mqtt.messages.state import summary
 from dexcom2mqtt.mqtt import dialling, tls_files
 from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.readings import Reading
@@ -159,7 +159,7 @@ def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale
     if newest is None or ahead is not None:
         return Step(key, judged.message, "failed", () if ahead is None else _PHONE_CLOCK)
     facts = (
-        f"{in_words(newest, account.unit)}, {_span(age)} old; Share has {len(batch.readings)} from the last 24 hours."
+        f"{summary(newest, account.unit)}, {_span(age)} old; Share has {len(batch.readings)} from the last 24 hours."
     )
     if judged.share == "ok":
         return Step(key, f"Sharing is on. The newest reading is {facts}")

@@ -67,7 +67,7 @@ def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> Sta
     }
 
 
-def in_words(reading: Reading, unit: Unit) -> str:
+def summary(reading: Reading, unit: Unit) -> str:
     """Write a reading for a person, such as ``85 mg/dL →``."""
     return " ".join(filter(None, (str(reading.value(unit)), unit, reading.arrow)))
 
