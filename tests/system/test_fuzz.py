@@ -190,7 +190,7 @@ def test_any_history_and_status(
     for leaf in ("history", "status"):
         assert sum(f"anna: ignoring the retained {leaf}: " in line for line in lines) <= 1
     assert all("ignoring the retained" in line for line in lines), lines
-    taken_over = history and not any("the history" in line for line in lines)
+    taken_over = history and not any("retained history" in line for line in lines)
     known = {entry["date"] for entry in json.loads(history)["readings"]} if history and taken_over else set()
     if taken_over:
         assert published <= set(given_dates) - known  # a double of one that was known is none
