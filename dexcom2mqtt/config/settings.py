@@ -278,7 +278,7 @@ def is_switch(place: Place) -> bool:
 
 
 def _key_at(place: Place) -> Key | None:
-    """Return the key at a place, the whole configuration for (); None if there is no such key."""
+    """Return the key at a place, or None if no key has that place; the place () is the whole configuration."""
     key: Key | None = Key("the whole configuration", {}, section=Settings)
     for name in place:
         if key is None or key.section is None:

@@ -57,7 +57,7 @@ def ingress(text: str) -> Place | None:
             return Place(host, int(port), Access(names=None, peers=frozenset({str(ipaddress.IPv4Address(peer))})))
     except ValueError:
         pass
-    _log.error("web: DEXCOM2MQTT_INGRESS is not of the form 0.0.0.0 8099 172.30.32.2; there is no page for ingress")
+    _log.error("web: DEXCOM2MQTT_INGRESS must look like 0.0.0.0 8099 172.30.32.2; the page is not served to ingress")
     return None
 
 

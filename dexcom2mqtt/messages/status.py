@@ -80,7 +80,7 @@ UNSETTLED: Final = (
     "minute, will show which."
 )
 NOTHING_SHARED: Final = (
-    "Nothing is shared from this account: it has no sensor yet, sharing is off, or there is no follower. In the Dexcom "
+    "Nothing is shared from this account: it has no sensor yet, sharing is off, or nobody follows it. In the Dexcom "
     "app of the person who wears the sensor, start the sensor, switch sharing on, and invite a follower. The "
     "credentials must be that person's, not a follower's. Readings then arrive by themselves."
 )

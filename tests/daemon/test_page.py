@@ -28,4 +28,4 @@ def test_an_invalid_place_is_reported(text: str, caplog: pytest.LogCaptureFixtur
     """There is no page for ingress then, and one line says why."""
     assert page.ingress(text) is None
     (record,) = caplog.records
-    assert record.getMessage().startswith("web: DEXCOM2MQTT_INGRESS is not of the form 0.0.0.0 8099 172.30.32.2")
+    assert record.getMessage().startswith("web: DEXCOM2MQTT_INGRESS must look like 0.0.0.0 8099 172.30.32.2")

@@ -101,7 +101,7 @@ def test_an_ingress_that_is_nowhere_costs_nothing_else(home: Household) -> None:
     port, process = home.start(DEXCOM2MQTT_INGRESS="8099")
     eventually(lambda: answers(port))
     eventually(lambda: "DEXCOM2MQTT_INGRESS" in process.text())
-    assert process.text().count("there is no page for ingress") == 1
+    assert process.text().count("the page is not served to ingress") == 1
     assert get(port, "/").status == 200
 
 
