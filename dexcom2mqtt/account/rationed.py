@@ -147,7 +147,7 @@ class RationedClient:
         return Usage(
             requests=sum(requests for _, requests, _ in self._calls),
             logins=sum(logins for _, _, logins in self._calls),
-            rejected=tuple(int(at) for at in rejected if at is not None),
+            rejected=tuple(round(at) for at in rejected if at is not None),  # int() would lose a second at each restart
             restored=self._restored,
         )
 

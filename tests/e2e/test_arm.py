@@ -118,7 +118,7 @@ def test_arm32_commands(arm32: tuple[Debian, str]) -> None:
     assert debian.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
     demo = debian.run(DEXCOM2MQTT, "demo", may_fail=True)
     assert (demo.returncode, demo.stdout) == (1, "")
-    assert re.fullmatch(rf"dexcom2mqtt: .* the extra demo: {BIN}/pip install '\.\[demo\]'\n", demo.stderr)
+    assert re.fullmatch(rf"dexcom2mqtt: .* the extra demo, in the clone: {BIN}/pip install '\.\[demo\]'\n", demo.stderr)
 
 
 def test_arm32_daemon(arm32: tuple[Debian, str], mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_it_is_typed(installed: Path, tmp_path: Path) -> None:
 def test_the_demo_runs_with_its_extra(installed: Path, clone: Path, tmp_path: Path) -> None:
     """The command that the demo names, in the clone, installs what it needs; then it shows readings."""
     refused = run(installed / "dexcom2mqtt", "demo", cwd=tmp_path, code=1)
-    (command,) = re.findall(r"extra demo: (\S+/pip install '\.\[demo\]')", refused.stderr)
+    (command,) = re.findall(r"the extra demo, in the clone: (\S+/pip install '\.\[demo\]')", refused.stderr)
     run("sh", "-euc", command, cwd=clone)
     shown = run(installed / "dexcom2mqtt", "demo", "--duration", "8", cwd=tmp_path).stdout
     assert "/anna/state" in shown
