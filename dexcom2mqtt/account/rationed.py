@@ -147,7 +147,8 @@ class RationedClient:
         return Usage(
             requests=sum(requests for _, requests, _ in self._calls),
             logins=sum(logins for _, _, logins in self._calls),
-            rejected=tuple(round(at) for at in rejected if at is not None),  # int() would lose a second at each restart
+            # Rounded, since cutting off would make them a second older at each restart.
+            rejected=tuple(round(at) for at in rejected if at is not None),
             restored=self._restored,
         )
 

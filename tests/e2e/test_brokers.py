@@ -248,8 +248,9 @@ def test_clean_restarts_double_nothing_and_forget_nothing(house: Build) -> None:
         here.stop(running)
         running = here.start(*FAMILY, "cleo")
         here.all_came(*FAMILY)
+        # Share tells the time anew, as exactly as its answer is fast.
         held = here.status("cleo")["rejected"][: len(rejected)]
-        assert held == pytest.approx(rejected, abs=SPEED)  # Share's time, learned anew, is as exact as an answer is fast
+        assert held == pytest.approx(rejected, abs=SPEED)
     assert {key: here.repeats(key) for key in FAMILY} == dict.fromkeys(FAMILY, 0)
     assert here.times().keys() == here.given()
     here.stop(running)

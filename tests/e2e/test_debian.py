@@ -85,7 +85,7 @@ def test_a_bare_debian_runs_the_two_commands_of_the_readme(suite: str) -> None:
 
 def test_python_3_14_passes_the_suite() -> None:
     """The whole suite passes with Python 3.14, on the Debian to come, and nothing of it is skipped."""
-    packages = (*BARE, "mosquitto", "mosquitto-clients", "faketime", "nodejs")
+    packages = (*BARE, "mosquitto", "mosquitto-clients", "faketime", "nodejs", "apparmor")
     with cloned(packages, "forky", "sid") as debian:
         if f"Python {PYTHON_OF['forky']}." not in (version := debian.run("python3", "--version").stdout):
             pytest.skip(f"it has {version.strip()}")

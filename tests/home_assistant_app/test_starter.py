@@ -103,6 +103,7 @@ def closed_broker(tmp_path: Path, start_mosquitto: Callable[..., Mosquitto]) -> 
 
 
 def _let_in(passwords: Path, login: tuple[str, str]) -> None:
+    passwords.unlink(missing_ok=True)  # mosquitto 2.1 overwrites no file
     subprocess.run(["mosquitto_passwd", "-c", "-b", passwords, *login], check=True, capture_output=True)
 
 
