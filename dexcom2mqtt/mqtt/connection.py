@@ -1,9 +1,8 @@
-"""One connection to the broker, by one client of paho, from its opening to its end.
+"""One connection to the broker, through one paho client, from its opening to its end.
 
-Everything of paho is in this module and happens in one thread, so that its callbacks and its failures are seen where
-they arise: the callbacks only record what they are told, and what follows from that happens outside of paho. Each
-connection is a client of its own, so that nothing of an old one can follow. What it is used for, and whether there will
-be another one, is decided elsewhere.
+Only this module uses paho, in one thread, so that its callbacks and errors appear in one place. The callbacks only
+record what happened; everything else happens outside of paho. Each connection has its own client, so that nothing of an
+old connection carries over. Other modules decide what to send and whether to connect again.
 """
 
 from __future__ import annotations
@@ -39,27 +38,27 @@ if TYPE_CHECKING:
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
-"""How long it takes at most to open a connection, looking up the broker's name aside."""
+"""The longest time to open a connection, without looking up the broker's name."""
 _WINDOW: Final = 20
-"""Messages on their way at once. paho would queue the rest, but does not count their expiry down."""
+"""The most unacknowledged messages at once. paho would queue the rest, but not count down their expiry."""
 _OVERHEAD: Final = 16
-"""Bytes of a PUBLISH beside its topic and payload: header, length, packet identifier, and the one property of ours."""
+"""Bytes of a PUBLISH besides its topic and payload: header, length, packet identifier and our only property."""
 _POLL_SECONDS: Final = 1.0
-"""How long paho works at most without a look at its keep-alive."""
-_SILENT: Final = "{} takes connections but does not answer; is it overloaded or frozen?"
+"""The longest wait before paho checks its keep-alive."""
+_SILENT: Final = "{} accepts connections but does not answer; is it overloaded or frozen?"
 _JAMMED: Final = (
-    "{} answers, but has acknowledged nothing for {:.0f} s: the connection is given up, so that nothing old is shown "
-    "as current, and a new one follows"
+    "{} answers, but has acknowledged nothing for {:.0f} s. The daemon disconnects, so that no old value is shown as "
+    "current, and connects again"
 )
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Return whether a subscription to a filter is one to a topic."""
+    """Return whether a topic matches a filter."""
     return paho.topic_matches_sub(topic_filter, topic)
 
 
 class Received(NamedTuple):
-    """A message of a subscription."""
+    """A message received through a subscription."""
 
     topic: str
     payload: bytes
@@ -67,7 +66,7 @@ class Received(NamedTuple):
 
 
 class Will(NamedTuple):
-    """What the broker publishes when the connection ends without a farewell, and how it lets us."""
+    """What the broker publishes if the connection ends without a farewell, with the QoS and retain flag it allows."""
 
     message: Message
     qos: int = 1
@@ -75,19 +74,19 @@ class Will(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the broker takes, as it says when it lets us in."""
+    """What the broker allows, as announced in its CONNACK."""
 
     window: int = _WINDOW
-    """How many messages may be on their way."""
+    """How many messages may be unacknowledged at once."""
     qos: int = 1
     largest: float = math.inf
-    """Bytes of a packet; mostly that is infinite."""
+    """Bytes of a packet; infinite with most brokers."""
     retains: bool = True
-    """Whether the broker keeps what is retained."""
+    """Whether the broker keeps retained messages."""
 
     @classmethod
     def of(cls, properties: Properties | None) -> Limits:
-        """Read the properties of a CONNACK; there are none in MQTT 3.1.1."""
+        """Read the properties of a CONNACK; MQTT 3.1.1 has none."""
         return cls(
             min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW)),
             getattr(properties, "MaximumQoS", 1),
@@ -96,15 +95,15 @@ class Limits(NamedTuple):
         )
 
     def most_bytes(self, topic: str) -> float:
-        """Return how large a payload on this topic may be."""
+        """Return how many bytes a payload on this topic may have."""
         return self.largest - _OVERHEAD - len(topic.encode())
 
 
 class _Client(paho.Client):
-    """A client that works in our thread, can ask for a sign of life between two pings, and keeps what TLS says."""
+    """A client that works in our thread, can send extra pings, and keeps the TLS error."""
 
     refusal: ssl.SSLError | None = None
-    """With TLS 1.3 a broker refuses our certificate only after the handshake; paho has nothing of it but a log line."""
+    """With TLS 1.3 a broker refuses our certificate only after the handshake; paho only logs that."""
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:
@@ -118,17 +117,17 @@ class _Client(paho.Client):
             return super()._sock_send(buf)
         except BlockingIOError:
             raise
-        except OSError:  # the broker has hung up already, but what it said before that can still be read
+        except OSError:  # the broker has already hung up, but what it sent before can still be read
             with contextlib.suppress(OSError):
                 self._sock_recv(1)
             raise
 
     def ping(self) -> None:
-        """Send a PINGREQ that paho does not count: when the keep-alive ends a connection stays as it is."""
+        """Send a PINGREQ that paho does not count, so that the keep-alive works as before."""
         self._send_simple_command(MessageType.PINGREQ)
 
     def send(self, message: Message, limits: Limits, left: float | None) -> paho.MQTTMessageInfo:
-        """Publish a message as the broker takes it; after these seconds it expires, if it does."""
+        """Publish a message within the broker's limits; it expires after ``left`` seconds, or never if None."""
         properties = None
         if self._protocol == MQTTProtocolVersion.MQTTv5 and left is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -137,17 +136,17 @@ class _Client(paho.Client):
         return self.publish(message.topic, message.payload, limits.qos, retain, properties)
 
     def ask_for(self, filters: Sequence[str]) -> int | None:
-        """Subscribe at QoS 0; return the identifier of the packet, None if it could not be sent."""
+        """Subscribe at QoS 0; return the identifier of the packet, or None if it could not be sent."""
         if self._protocol == MQTTProtocolVersion.MQTTv5:
             return self.subscribe([(topic, SubscribeOptions(qos=0)) for topic in filters])[1]
         return self.subscribe([(topic, 0) for topic in filters])[1]
 
     def wait(self, seconds: float, wake: socket.socket | None) -> tuple[bool, bool]:
-        """Wait for the broker or for ``wake``; return whether there is something to read, and room to write."""
+        """Wait for the broker or ``wake``; return whether there is something to read, and whether we may write."""
         sock = self.socket()
         if sock is None:
             return False, False
-        poll = select.poll()  # unlike select, it takes any number of open files
+        poll = select.poll()  # unlike select, it works with any number of open files
         poll.register(sock, select.POLLIN | (select.POLLOUT if self.want_write() else 0))
         if wake is not None:
             poll.register(wake, select.POLLIN)
@@ -192,9 +191,9 @@ class Connection:
         self._answered = False
         self.limits = Limits()
         self.careful = False
-        """Whether one thing is sent at a time, each only when the one before it is acknowledged."""
+        """Whether to send one packet at a time, each only once the previous one is acknowledged."""
         self.on_their_way: dict[int, Message] = {}
-        """The messages that are not acknowledged, by their identifiers."""
+        """The messages that are not acknowledged, by identifier."""
         self._received: list[Received] = []
         self._answers: list[tuple[Message, Refusal | None]] = []
         self.subscriptions = Subscriptions()
@@ -217,7 +216,7 @@ class Connection:
             sock.close()
 
     def open(self) -> Failure | None:
-        """Connect and wait for the broker's answer. Return why it came to nothing, or None."""
+        """Connect and wait for the broker's answer. Return why it failed, or None."""
         try:
             self._client.connect(self._mqtt.host, self._mqtt.port, self._mqtt.keepalive)
         except (OSError, ValueError) as error:
@@ -233,45 +232,45 @@ class Connection:
         return self.failure
 
     def leave(self) -> None:
-        """Say goodbye, so that the will is not needed."""
+        """Send DISCONNECT, so that the broker does not publish the will."""
         self._client.disconnect()
 
     @property
     def room(self) -> int:
-        """How many more messages may be on their way."""
+        """How many more messages may be sent now."""
         if self.careful:
             return int(self.idle and self.subscribed and not self.subscriptions.probe)
         return self.limits.window - len(self.on_their_way)
 
     @property
     def idle(self) -> bool:
-        """Whether every message that was sent is acknowledged."""
+        """Whether every sent message is acknowledged."""
         return not self.on_their_way
 
     def publish(self, message: Message) -> None:
-        """Send a message, with the expiry that is left to it; at QoS 1, unless the broker knows 0 alone."""
+        """Send a message with its remaining expiry; at QoS 1, unless the broker only supports QoS 0."""
         expires_at = message.expires_at
         left = None if expires_at is None else self._clock.real(expires_at - self._clock.now())
         info = self._client.send(message, self.limits, left)
         if self.limits.qos:
             self.on_their_way[info.mid] = message
-        elif not info.rc:  # there is no acknowledgement to wait for
+        elif not info.rc:  # QoS 0 has no acknowledgement
             self._answers.append((message, None))
         self._heard_at = self._clock.now()
 
     def subscribe(self, filters: Iterable[str]) -> None:
-        """Subscribe at QoS 0: with QoS 1, mosquitto would drop what goes beyond the queue of a client."""
+        """Subscribe at QoS 0: with QoS 1, Mosquitto drops messages that exceed a client's queue."""
         self.subscriptions.want(filters)
         self._send_subscriptions()
 
     def unsubscribe(self, filters: Iterable[str]) -> None:
-        """Want no more of these."""
+        """Unsubscribe from these filters."""
         for packet in self.subscriptions.drop(filters):
             self._client.unsubscribe(packet)
 
     @property
     def subscribed(self) -> bool:
-        """Whether the broker has answered to every subscription, be it by a refusal."""
+        """Whether the broker has accepted or refused every subscription."""
         return self.subscriptions.settled
 
     def _send_subscriptions(self) -> None:
@@ -279,18 +278,18 @@ class Connection:
             self.subscriptions.sent(self._client.ask_for(filters), filters)
 
     def probe(self, topic: str) -> bool:
-        """Publish to ourselves once the broker has confirmed every subscription; return whether it was published."""
+        """Publish to ourselves if the broker has answered every subscription; return whether it was published."""
         if self.subscribed:
             self._client.publish(topic, "probe", qos=0)
             self.subscriptions.probe = topic
         return self.subscribed
 
     def gave_up_probe(self) -> None:
-        """Expect the probe no longer."""
+        """Stop waiting for the probe."""
         self.subscriptions.probe = ""
 
     def work(self, seconds: float, wake: socket.socket | None = None) -> None:
-        """Let paho read and write for up to ``seconds``, but no longer than one; return early if something happened."""
+        """Let paho read and write for up to ``seconds``, at most one second; return early if something happens."""
         if self._client.socket() is None:
             self._end(Failure(f"the connection to {self._place} was lost", dialling.BROKE_OFF))
             return
@@ -300,16 +299,16 @@ class Connection:
             if may_read:
                 self._client.loop_read()
                 self._heard_at = self._clock.now()
-                self._patience.alive()  # after what an acknowledgement that was read has done
+                self._patience.alive()  # after the callbacks for any acknowledgement just read
             if may_write:
                 self._client.loop_write()
             self._client.loop_misc()
-        except Exception as error:  # noqa: BLE001  # of paho, on an answer that makes no sense: ours raise nothing
-            text = f"{self._place} sent something that is no MQTT ({type(error).__name__})"
+        except Exception as error:  # noqa: BLE001  # from paho, on malformed packets; our callbacks raise nothing
+            text = f"{self._place} sent something that is not MQTT ({type(error).__name__})"
             self._end(Failure(text, ending=None if self._answered else "answered_wrongly"))
 
     def bear_with(self, seconds: float) -> None:
-        """Count these seconds if an acknowledgement is owed, of a subscription too; end it if the broker jams."""
+        """Count these seconds if the broker owes an acknowledgement; end the connection if that is too long."""
         if self.idle and not self.subscriptions.unanswered:
             return
         self._patience.passed(seconds)
@@ -320,24 +319,24 @@ class Connection:
             self._client.ping()
 
     def take_received(self) -> list[Received]:
-        """Return the messages that came since the last call."""
+        """Return the messages received since the last call."""
         taken, self._received = self._received, []
         return taken
 
     def take_answers(self) -> list[tuple[Message, Refusal | None]]:
-        """Return what the broker acknowledged since the last call; with the reason where it did not take it."""
+        """Return the messages that the broker answered since the last call; with the reason if it refused one."""
         taken, self._answers = self._answers, []
         return taken
 
     def give_up(self, why: str) -> None:
-        """End it, so that the will speaks: what must not stay current cannot be taken back otherwise."""
+        """End the connection, so that the will marks values as not current, which nothing else can do."""
         self._end(Failure(why, ending="unprotected"))
 
     def _end(self, failure: Failure) -> None:
         if self.failure is None:
-            self.failure = replace(failure, at=self._unanswered())
+            self.failure = replace(failure, at=self._unacknowledged())
 
-    def _unanswered(self) -> tuple[Place, ...]:
+    def _unacknowledged(self) -> tuple[Place, ...]:
         return *(Place(message.topic) for message in self.on_their_way.values()), *self.subscriptions.places
 
     def _on_connect(
@@ -353,7 +352,7 @@ class Connection:
         self, _client: object, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         lost = f"the connection to {self._place} was lost"
-        busy = bool(self._unanswered())
+        busy = bool(self._unacknowledged())
         if not self._answered:
             self._end(codes.of_no_answer(reason.value, self._place, self._mqtt.tls, self._client.refusal))
         elif flags.is_disconnect_packet_from_server:

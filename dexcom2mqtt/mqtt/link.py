@@ -1,7 +1,7 @@
-"""The daemon's link to the broker: whatever happens to a connection, another one follows.
+"""The daemon's link to the broker: whenever a connection ends, it connects again.
 
-It keeps the broker equal to the mirror, and brings it the readings of the stream. It runs in one thread, from the first
-attempt to the farewell, and knows neither glucose nor what a topic means.
+It keeps the broker in sync with the mirror, and publishes the readings of the stream. It runs in one thread, from the
+first attempt to the farewell, and knows nothing about glucose or the meaning of a topic.
 """
 
 from __future__ import annotations
@@ -37,25 +37,24 @@ if TYPE_CHECKING:
 
 _FAREWELL_SECONDS: Final = 1.2
 _NO_READ_BACK: Final = (
-    "what was published before a restart cannot be read, so readings are published again, rejected sign-ins are "
-    "forgotten and days are counted anew"
+    "the daemon cannot read back what it published before a restart, so it publishes readings again, forgets rejected "
+    "sign-ins and starts the counts of days over"
 )
 
 
 class BrokerLink:
-    """Keeps the MQTT broker equal to ``mirror``, and brings it what ``stream`` has, until the clock stops.
+    """Keeps the MQTT broker in sync with ``mirror``, and publishes what ``stream`` has, until the clock stops.
 
-    ``will`` is what the broker publishes if the connection ends without a farewell. ``connected`` is called
-    with the protocol after each connect, before the picture is sent; ``received`` with each message of
-    ``subscriptions``, which map each filter to what will not work without it. Both are called in the broker's thread
-    and must not block. ``back_by`` is called before each connect, round and pause, with the time when it should be
-    over. ``unprotected`` says whether nothing but the will can take back what is current, given the topics that the
-    broker does not take.
+    The broker publishes ``will`` if the connection ends without a farewell. ``connected`` is called with the protocol
+    after each connect, before the mirror is sent; ``received`` with each message of ``subscriptions``, which map each
+    filter to what does not work without it. Both are called in the broker's thread and must not block. ``back_by`` is
+    called before each connect, round and pause, with the time when it should be over. ``unprotected`` gets the topics
+    that the broker refuses, and says whether only the will can then mark a value as no longer current.
 
     Raises TlsFileError.
     """
 
-    def __init__(  # noqa: PLR0913  # by name, and each has its user
+    def __init__(  # noqa: PLR0913  # all by name, and each is needed
         self,
         mqtt: Mqtt,
         clock: Clock,
@@ -95,17 +94,17 @@ class BrokerLink:
         self._delivery = Delivery(clock, mirror, stream, self._trouble, will.topic)
 
     def wake(self) -> None:
-        """Look at the mirror now; for any thread."""
-        with contextlib.suppress(OSError):  # it is full of such calls already, or all is over
+        """Make the link look at the mirror now; may be called from any thread."""
+        with contextlib.suppress(OSError):  # the pipe is already full, or the link has ended
             self._wake_in.send(b".")
 
     def reconnect(self) -> None:
-        """Say goodbye to the broker and connect anew as soon as nothing is on its way; for any thread."""
+        """Disconnect and connect again once everything is acknowledged; may be called from any thread."""
         self._renewal.set()
         self.wake()
 
     def run(self) -> None:
-        """Connect, and connect again, until the clock stops; returns when the farewell is over."""
+        """Connect again and again until the clock stops; return when the farewell is over."""
         try:
             while not self._clock.stopped:
                 began = self._clock.now()
@@ -123,7 +122,7 @@ class BrokerLink:
             self._ended.set()
 
     def join(self) -> None:
-        """Wait until the farewell is over, but no longer than it may take."""
+        """Wait for the end of the farewell, at most as long as one may take."""
         self.wake()
         self._ended.wait(_FAREWELL_SECONDS + 0.2)
 
@@ -154,9 +153,9 @@ class BrokerLink:
         return failure
 
     def _begin(self, connection: Connection) -> None:
-        """Subscribe, and send the whole picture, on a new connection."""
+        """Subscribe and send the whole mirror on a new connection."""
         now = self._clock.now()
-        if self._unprotected(self._trouble.aside):  # it is tried once more, and until then it does not say online
+        if self._unprotected(self._trouble.aside):  # try the refused topics again, and do not say online before that
             self._delivery.try_again(now)
         connection.careful = self._trouble.careful(now)
         but = self._trouble.unsubscribed(now)
@@ -170,10 +169,10 @@ class BrokerLink:
         return failure.ending == "taken_over"
 
     def _answers_others(self) -> bool:
-        """Tell whether the broker, right after it closed our connection, lets another client in.
+        """Return whether the broker, right after it closed our connection, accepts another client.
 
-        MQTT 3.1.1 and mosquitto before 2.1 do not say that a connection was taken over. But a broker that ends
-        closes its port before its connections, and this comes at once: if it answers, it did not end.
+        MQTT 3.1.1 and Mosquitto before 2.1 do not report that a connection was taken over. But a broker that shuts
+        down closes its port before its connections, and this check follows at once: if it answers, it is still running.
         """
         other = replace(self._mqtt, client_id=f"{self._mqtt.client_id}-probe")
         with Connection(other, self._clock, self._attempts.protocol, self._tls.context()) as connection:
@@ -184,9 +183,9 @@ class BrokerLink:
 
     def _taken_over(self, failure: Failure) -> Failure:
         text = (
-            f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection, but takes others: most likely "
-            f"another program has connected as {self._mqtt.client_id}. Stop it, or give this one an mqtt.client_id of "
-            "its own; the next try is in a minute"
+            f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection: most likely another "
+            f"program has connected as {self._mqtt.client_id}. Stop that program, or give this daemon a different "
+            "mqtt.client_id. The next attempt is in 1 to 10 minutes"
         )
         return replace(failure, text=text, ending="taken_over")
 
@@ -197,7 +196,7 @@ class BrokerLink:
             now = self._clock.now()
             self._back_by(now)
             connection.careful = self._trouble.careful(now)
-            if connection.subscribed and not self._clock.stopped:  # once more to what was not taken, if it is time
+            if connection.subscribed and not self._clock.stopped:  # try refused filters again when they are due
                 connection.subscribe(self._trouble.overdue(now) & self._subscriptions)
             idle = connection.idle and connection.subscribed
             say(self._attempts.lasts(now - began, self._clock.real(now - began), idle=idle))
@@ -209,7 +208,7 @@ class BrokerLink:
                         connection.leave()
                     return None
                 if now >= farewell_until:
-                    return None  # the socket is closed without DISCONNECT, so that the will speaks
+                    return None  # close the socket without DISCONNECT, so that the broker publishes the will
             else:
                 self._delivery.send(connection, now)
                 if self._renewal.is_set() and connection.idle and connection.subscribed:
@@ -219,10 +218,10 @@ class BrokerLink:
             until = min(self._delivery.next_at(connection, now), self._inbox.due, farewell_until)
             connection.work(self._clock.real(until - now), self._wake_out)
             self._take_from(connection)
-            if not self._clock.stopped:  # the farewell has a limit of its own
+            if not self._clock.stopped:  # the farewell has its own limit
                 connection.bear_with(self._clock.real(self._clock.now() - now))
         slept = self._clock.real(self._clock.now() - now) > self._attempts.keepalive
-        if slept and connection.failure.ending in {"closed_idle", "closed_busy"}:  # since it heard nothing of us
+        if slept and connection.failure.ending in {"closed_idle", "closed_busy"}:  # the broker heard nothing from us
             return replace(connection.failure, ending=None, idle=None)
         return connection.failure
 
@@ -239,6 +238,6 @@ class BrokerLink:
         self._delivery.take_answers(connection)
         if self._unprotected(self._trouble.aside):
             connection.give_up(
-                f"the broker at {self._mqtt.host}:{self._mqtt.port} does not take what says that a value is no longer "
-                "current: the connection is ended, so that nothing old is shown as current; the next try is in a minute"
+                f"the broker at {self._mqtt.host}:{self._mqtt.port} refuses the topics that say whether a value is "
+                "current. The daemon disconnects, so that no old value is shown as current, and tries again in a minute"
             )

@@ -60,7 +60,7 @@ def test_a_broker_that_is_frozen(bench: Bench, mosquitto: Mosquitto) -> None:
         done = bench.check(mosquitto.port)
     finally:
         mosquitto.thaw()
-    assert broker_failure(done).endswith("takes connections but does not answer; is it overloaded or frozen?")
+    assert broker_failure(done).endswith("accepts connections but does not answer; is it overloaded or frozen?")
     assert "accepts connections at 127.0.0.1." in done.stdout
 
 

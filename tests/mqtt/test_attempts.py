@@ -347,7 +347,7 @@ def test_another_client_that_the_broker_names_is_given_way() -> None:
     assert told.pauses[-1] == 60
 
 
-WRONG = Failure("sent something that is no MQTT", ending="answered_wrongly")
+WRONG = Failure("sent something that is not MQTT", ending="answered_wrongly")
 SILENT = Failure("does not answer", ending="silent")
 
 
@@ -407,7 +407,7 @@ def test_a_will_is_made_as_the_broker_takes_it() -> None:
 def test_what_cannot_be_protected_is_tried_again_after_a_minute() -> None:
     """And it is one line however often."""
     told = story()
-    given_up = Failure("does not take what says that a value is no longer current", ending="unprotected")
+    given_up = Failure("refuses the topics that say whether a value is current", ending="unprotected")
     for _ in range(3):
         told.ends(given_up)
     assert told.pauses == [60, 60, 60]
