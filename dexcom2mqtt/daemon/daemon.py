@@ -1,7 +1,7 @@
 """The daemon: build the parts, let them run, stop them.
 
-Composition only. Each account has a thread, the broker has one, one tells the broker that all live, one answers for
-their health, and the main thread waits for a signal. All are daemon threads: the stop waits for none of them.
+Composition only. Each account has a thread, the broker has one, one publishes that the daemon is alive, one reports
+health, and the main thread waits for a signal. All are daemon threads: stopping does not wait for them to end.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 """The signals that end the daemon."""
 
 INGRESS: Final = "DEXCOM2MQTT_INGRESS"
-"""The environment variable that names where to serve the page for ingress. What starts Home Assistant's app sets it."""
+"""The environment variable with the address to serve the page for ingress at. The starter of the app sets it."""
 
 ANYTHING_SECONDS: Final = 2.0
-"""For how many real seconds to wait, after the probe, for what an earlier daemon may have left."""
+"""How many real seconds to wait, after the probe, for messages that an earlier daemon may have left."""
 
 _NO_REFRESH: Final = "asking for a reading by a message to refresh will not work"
 _SUMMARIES: Final = 10
-"""Accounts in systemd's status line: it takes 4096 bytes, and a person less."""
+"""The most accounts in systemd's status line: it is limited to 4096 bytes, and people read less."""
 
 
 class Daemon:
-    """Everything that polls and publishes; ``start`` it, and ``stop`` it when one of ``STOP`` came.
+    """Everything that polls and publishes. Call ``start``, then ``stop`` when one of the signals ``STOP`` arrives.
 
     Raises TlsFileError and VariableError.
     """
@@ -127,7 +127,7 @@ class Daemon:
         )
 
     def _still(self, found: Mapping[str, bytes], asked: Collection[str]) -> float:
-        """Return for how many seconds to wait for what a daemon left behind: at a first start there is nothing."""
+        """Return how many more seconds to wait for retained messages; at a first start there are none."""
         match awaited(self._topics, found, asked):
             case "anything":
                 return ANYTHING_SECONDS
@@ -145,7 +145,7 @@ class Daemon:
         self._discovery.put()
         for key, poller in self._pollers.items():
             self._spawn(key, poller.run)
-        # After those, which wait for what it reads back: a busy thread makes starting a thousand others take long.
+        # After the pollers, which wait for it anyway: beside a busy thread, starting a thousand others takes long.
         self._spawn("broker", self._link.run)
         if self._settings.web:
             self._spawn("web", functools.partial(self._serve, self._settings.web))
@@ -154,22 +154,22 @@ class Daemon:
         self._spawn("heart", self._beat)
 
     def _serve(self, where: Web | str) -> None:
-        """Show the accounts in browsers, or to ingress; what goes wrong there touches nothing else."""
+        """Serve the page to browsers, or to ingress; an error there affects nothing else."""
         try:
-            from dexcom2mqtt.daemon import page  # noqa: PLC0415  # only who wants it loads a server
+            from dexcom2mqtt.daemon import page  # noqa: PLC0415  # load a server only if configured
 
             place = page.ingress(where) if isinstance(where, str) else page.configured(where)
             if place:
                 page.serve(place, self._settings.accounts, self._pollers, self._clock, self._health.look)
         except Exception as error:  # noqa: BLE001  # see above
-            _log.error("web: it is not served; please report it:\n%s", redacted_traceback(error))
+            _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))
 
     def answer_for_health(self) -> None:
-        """Tell systemd that the threads run and how they are, and answer ``healthcheck``. Raises ThreadError."""
+        """Start reporting readiness and health to systemd, and answering ``healthcheck``. Raises ThreadError."""
         self._spawn("health", self._health.run)
 
     def stop(self) -> None:
-        """Say goodbye to the broker and end the threads; takes no longer than 1.5 seconds."""
+        """Publish offline and end the threads; takes no longer than 1.5 seconds."""
         self._health.stopping()
         self._mirror.put(self._stream.histories(math.inf))
         gone = [unavailable(self._topics, key) for key in self._pollers]
@@ -184,13 +184,13 @@ class Daemon:
     def _on_connected(self, protocol: Protocol) -> None:
         for poller in () if self._heartbeat.has_read_back else self._pollers.values():
             poller.expect_read_back()
-        self._discovery.connected()  # it comes with the picture
+        self._discovery.connected()  # everything is sent after connecting, discovery too
         self._heartbeat.connected(protocol)
         self._kept_days.connected()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
         info = self._read_info(found)
-        self._clear_what_was(info.accounts if info else (), found)
+        self._clear_former(info.accounts if info else (), found)
         days_awaited = self._kept_days.read_back(info, found)
         for key, poller in self._pollers.items():
             history, status, days = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status", "days"))
@@ -199,7 +199,7 @@ class Daemon:
         self._alarm.ring()
 
     def _read_info(self, found: Mapping[str, bytes]) -> Info | None:
-        """Return what an earlier daemon said of itself; None if nothing was found. What is not ours says nothing."""
+        """Return the earlier daemon's ``bridge/info``; None if not found, and an empty one if it is not ours."""
         if not (info := found.get(self._topics.bridge_info)):
             return None
         try:
@@ -208,8 +208,8 @@ class Daemon:
             _log.warning("ignoring the retained bridge/info: %s", why)
             return Info()
 
-    def _clear_what_was(self, before: tuple[str, ...], found: Mapping[str, bytes]) -> None:
-        """Clear what the daemon left behind of the accounts that it had: those removed, discovery switched off."""
+    def _clear_former(self, before: tuple[str, ...], found: Mapping[str, bytes]) -> None:
+        """Clear the messages of removed accounts, and discovery if it was switched off."""
         for key in before:
             self._discovery.clear(key, found)
             if key not in self._pollers:
@@ -226,7 +226,7 @@ class Daemon:
             self._alarm.ring()
 
     def _summary(self) -> str:
-        """Say how the accounts are doing; if there are many, those in trouble come first."""
+        """Return how the accounts are doing; if there are many, those in trouble come first."""
         pollers = sorted(self._pollers.values(), key=lambda poller: poller.well)
         more = [f"and {len(pollers) - _SUMMARIES} more"] if len(pollers) > _SUMMARIES else []
         return "; ".join([*(poller.summary() for poller in pollers[:_SUMMARIES]), *more])

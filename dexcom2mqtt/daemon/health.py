@@ -1,8 +1,8 @@
 """Whether every loop of the daemon is alive; reported to systemd, and to anyone who asks on this machine.
 
-Before a loop does something that may block, it says by when it will be back. An overdue loop is stuck. A broker or
-Share failing is not unhealthy: the loops cope with it. Nothing here knows about glucose, Share or MQTT; the text of
-systemd's status line is passed in.
+Before a loop does something that may block, it reports by when it will be back. An overdue loop is stuck. A failing
+broker or Share does not count as unhealthy: the loops cope with it. Nothing here knows about glucose, Share or MQTT;
+the text of systemd's status line is passed in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 600.0
-"""Real seconds that a loop may be late. Every bounded call ends before that, even on a slow machine.
+"""How many real seconds late a loop may be. Every bounded call ends sooner, even on a slow machine.
 
 The slowest is a name lookup: 30 s if no name server answers, and 450 s with the largest numbers that resolv.conf
 accepts. A fetch from Share is up to four calls, each of 20 s and a lookup; connecting to the broker is a lookup, 5 s
@@ -34,15 +34,15 @@ per address, and 10 s for the broker's answer.
 _ROUND: Final = 1.0
 _LEAST_ROUND: Final = 0.05
 _PAUSE: Final = 10.0
-"""Real seconds without a look that mean the process was paused, so the other threads did not run either."""
+"""If more real seconds pass between two checks, the process was paused, so no other thread ran either."""
 
 
 class Health:
-    """Watches by when each loop must be back, and reports it.
+    """Checks that each loop is back in time, and reports overdue ones.
 
-    ``client_id`` tells the daemons of a machine apart, and ``broker`` those that accidentally share one.
-    ``summary`` returns how it is going, in one line for people.
-    ``environ`` has what systemd sets: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``.
+    ``client_id`` distinguishes the daemons on a machine, and ``broker`` those with the same client id.
+    ``summary`` returns how the accounts are doing, in one line for people.
+    ``environ`` has systemd's variables: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Health:
         self._reported = ""
 
     def loop(self, name: str) -> Callable[[float], None]:
-        """Watch a loop from now on; return a function to call with the clock's time by which it will be back."""
+        """Watch a loop from now on; return a function that it calls with the time by which it will be back."""
 
         def back_by(at: float) -> None:
             self._back_by[name] = at
@@ -79,10 +79,10 @@ class Health:
         return back_by
 
     def look(self) -> str:
-        """Return ``HEALTHY``, or which loops are overdue. Must be called every few seconds."""
+        """Return ``HEALTHY`` or the overdue loops. Must be called every few seconds."""
         now, patience = self._clock.now(), PATIENCE * self._clock.speed
         if self._clock.real(now - self._looked) > _PAUSE:
-            # The machine slept, or the whole process was paused: the thread that wakes first must not blame the others.
+            # The machine slept, or the whole process was paused: give the other threads time to wake up, too.
             self._patient_until = now + patience
         self._looked = now
         late = [name for name, at in self._back_by.items() if now > max(at + patience, self._patient_until)]
@@ -94,7 +94,7 @@ class Health:
             sock.settimeout(max(min(_ROUND, self._feed_every / 2), _LEAST_ROUND))
             try:
                 sock.bind(address(self._client_id))
-            except OSError as error:  # nobody can ask without the address, but the rest works
+            except OSError as error:  # without the address nobody can ask, but the rest works
                 _log.warning(
                     "healthcheck cannot reach this daemon (%s); is another one with the mqtt.client_id %s running on "
                     "this machine?",
@@ -118,7 +118,7 @@ class Health:
         self._notify("STOPPING=1")
 
     def _report(self, health: str) -> None:
-        """Report changes to systemd; what could not be sent is sent in the next round."""
+        """Report changes to systemd; if sending fails, the next round tries again."""
         healthy, now = health == HEALTHY, self._clock.now()
         status = self._summary() if healthy else health
         if status != self._reported and self._notify("READY=1", f"STATUS={status}"):
@@ -133,7 +133,7 @@ class Health:
                 _log.error("%s: a thread seems to be stuck in a call; please report it", health)
 
     def _notify(self, *lines: str) -> bool:
-        """Send to systemd without waiting; return whether it was accepted, or True without systemd."""
+        """Send to systemd without waiting; return whether it was sent, or True without systemd."""
         if not self._systemd:
             return True
         try:

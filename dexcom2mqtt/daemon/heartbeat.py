@@ -1,6 +1,7 @@
-"""Publishes that the daemon is alive: ``bridge/state``, repeated while it is true, and ``bridge/info``.
+"""Publishes that the daemon is alive: ``bridge/state``, repeated as long as it is, and ``bridge/info``.
 
-It decides when the daemon may call itself online: once the retained messages are read back and Share has answered.
+It decides when the daemon is online: once the retained messages have been read back, and Share has answered or taken
+too long.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _FIRST_TICKS: Final = 0.05
 
 
 class Heartbeat:
-    """Tells the broker that the daemon is alive. ``tick`` publishes; ``connected`` and ``read_back`` mostly record."""
+    """Publishes that the daemon is alive, in ``tick``; ``connected`` and ``read_back`` mostly record."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # each is a part that it reports on
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it reports on
         self,
         topics: Topics,
         clock: Clock,
@@ -50,14 +51,14 @@ class Heartbeat:
         self._started = clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has sent its time
         self._protocol: Protocol | None = None
-        self._may_poll_since = 0.0  # the accounts, with their passwords
+        self._may_poll_since = 0.0  # since when the accounts may sign in, by the clock
         self._online = False
         self._next = 0.0
         self.has_read_back = False
-        """Whether the retained messages are read back."""
+        """Whether the retained messages have been read back."""
 
     def start(self) -> None:
-        """Start with offline. If broker and daemon lost power together, the broker still says online."""
+        """Publish offline first. If broker and daemon lost power together, the broker still has online."""
         self._started = self._clock.now()
         self._mirror.put([bridge_offline(self._topics)])
 
@@ -68,18 +69,18 @@ class Heartbeat:
             self._put_info()
 
     def read_back(self) -> None:
-        """Record that the retained messages are read back; for any thread."""
+        """Record that the retained messages have been read back; for any thread."""
         self.has_read_back = True
         self._may_poll_since = self._clock.now()
 
     def tick(self) -> float:
-        """Do what is due now; return in how many seconds to call again."""
+        """Publish what is due now; return after how many seconds to call again."""
         now = self._clock.now()
         if not self._online:
             if not self._may_be_online(now):
                 return (_FIRST_TICKS if self.has_read_back else _TICK) * self._clock.speed
             self._online = True
-            self._put_what_is_missing()
+            self._put_missing()
         self._put_info()
         if now >= self._next:
             self._next = now + _EVERY
@@ -87,13 +88,13 @@ class Heartbeat:
         return min(_TICK * self._clock.speed, _EVERY / 4)
 
     def _may_be_online(self, now: float) -> bool:
-        """Return whether the retained messages are read back, and Share has answered or had its time."""
+        """Return whether the retained messages have been read back, and Share has answered or taken too long."""
         answered = all(poller.answered.is_set() for poller in self._pollers.values())
         waited = self._clock.real(now - max(self._started, self._may_poll_since))
         return self.has_read_back and (answered or waited >= _WAIT_FOR_SHARE)
 
-    def _put_what_is_missing(self) -> None:
-        """Publish as stale every account without a current reading: what the broker still holds may be old."""
+    def _put_missing(self) -> None:
+        """Publish every account without a current reading as stale: the broker's retained messages may be old."""
         for key, account in self._accounts.items():
             self._mirror.put(stale_messages(self._topics, key, without_reading(account)), only_missing=True)
         self._mirror.put(self._kept_days.begun(), only_missing=True)

@@ -1,7 +1,7 @@
-"""What the broker keeps for the statistics: which days are still to come from it, and what is to be cleared.
+"""The retained days for the statistics: which ones the broker has yet to send, and which topics to clear.
 
-The days of 90 cannot be had from Share again. So where ``bridge/info`` says that there are some and they did not come
-with the rest, they are waited for, and nothing is published in their place.
+Share sends only one day again, and the statistics need 90. So if ``bridge/info`` says that the broker has days, but
+they did not come with the other messages, the daemon waits for them and publishes nothing in their place.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TICK: Final = 1.0
 
 
 class KeptDays:
-    """The days of all accounts, as far as statistics are wanted. ``tick`` gives them up when their time is over.
+    """The days of all accounts, if statistics are configured. ``tick`` stops waiting for them after a time.
 
-    ``reconnect`` is to make a new connection to the broker: that gives it one more chance to send what it has.
+    ``reconnect`` makes a new connection to the broker, which gives it one more chance to send the days.
     """
 
-    def __init__(  # noqa: PLR0913  # by name
+    def __init__(  # noqa: PLR0913  # passed by name
         self,
         settings: Settings,
         topics: Topics,
@@ -47,20 +47,20 @@ class KeptDays:
     ) -> None:
         self._settings = settings
         self.wanted = settings.statistics == "90d"
-        """Whether days are kept."""
+        """Whether to keep days."""
         self._topics = topics
         self._pollers = pollers
         self._clock = clock
         self._mirror = mirror
         self._reconnect = reconnect
-        self._awaited: dict[str, Poller] = {}  # by the topic
+        self._awaited: dict[str, Poller] = {}  # by topic
         self._until = math.inf
-        self._asked = False  # for a new connection
+        self._asked = False  # whether a new connection was requested
         self._connected_at: float | None = None  # when the last new connection was made
-        self._begins: tuple[str, ...] = ()  # the accounts that have no days yet
+        self._without_days: tuple[str, ...] = ()  # the accounts that have no days yet
         leaves = ("days", "statistics") if settings.statistics == "off" else ("days",)
         self.topics = [topics.of(key, leaf) for key in pollers for leaf in leaves]
-        """What to read back: the days, and what is to be cleared if there is some."""
+        """The topics to read back: those of the days, and those to clear if they have a message."""
 
     @property
     def awaited(self) -> tuple[str, ...]:
@@ -68,9 +68,9 @@ class KeptDays:
         return tuple(self._awaited)
 
     def read_back(self, info: Info | None, found: Mapping[str, bytes]) -> dict[str, bool]:
-        """Take what was found; return, by the account, whether its days are awaited. For any thread, once.
+        """Handle the retained messages; return, by account, whether its days are awaited. For any thread, once.
 
-        ``info`` is None if ``bridge/info`` was not found: if there is anything else, it is only late.
+        ``info`` is None if ``bridge/info`` was not found: if a history was found, it is only late.
         """
         if not self.wanted:
             self._clear(info, found)
@@ -82,13 +82,13 @@ class KeptDays:
             self._awaited = {topic: self._pollers[key] for topic, key in days.items() if topic not in found}
         self._until = self._clock.now() + _PATIENCE
         missing = [key for key in self._pollers if self._topics.of(key, "days") not in found]
-        self._begins = tuple(key for key in missing if self._topics.of(key, "days") not in self._awaited)
+        self._without_days = tuple(key for key in missing if self._topics.of(key, "days") not in self._awaited)
         return {key: self._topics.of(key, "days") in self._awaited for key in self._pollers}
 
     def begun(self) -> list[Message]:
-        """Return days, still empty, for each account that has none: what ``bridge/info`` promises has to be there."""
-        accounts = self._settings.accounts
-        sources = {key: source_of(accounts[key].region, accounts[key].user.get_secret_value()) for key in self._begins}
+        """Return an empty message of days for each account without any, since ``bridge/info`` says there is one."""
+        accounts = {key: self._settings.accounts[key] for key in self._without_days}
+        sources = {key: source_of(each.region, each.user.get_secret_value()) for key, each in accounts.items()}
         return [days_message(self._topics, key, source, {}) for key, source in sources.items()]
 
     def connected(self) -> None:
@@ -97,14 +97,14 @@ class KeptDays:
             self._connected_at = self._clock.now()
 
     def take(self, topic: str, payload: bytes) -> bool:
-        """Take a message if it is days that are awaited, and return whether it is; for any thread."""
+        """Pass on a message if it has awaited days, and return whether it has; for any thread."""
         poller = self._awaited.pop(topic, None) if payload else None
         if poller is not None:
             poller.take_days(payload)
         return poller is not None
 
     def tick(self) -> float:
-        """Do what is due now; return after how many seconds to come again."""
+        """Reconnect or stop waiting if that is due; return after how many seconds to call again."""
         now = self._clock.now()
         if not self._awaited:
             return math.inf
@@ -125,7 +125,7 @@ class KeptDays:
         return math.inf
 
     def _clear(self, info: Info | None, found: Mapping[str, bytes]) -> None:
-        """Clear what the settings no longer want, for each account that an earlier daemon had."""
+        """Clear the retained days and statistics, which are no longer configured, of each earlier account."""
         for key in () if info is None else info.accounts:
             topics = [self._topics.of(key, leaf) for leaf in ("days", "statistics")]
             self._mirror.put(cleared(topic) for topic in topics if topic in found)
