@@ -1,1 +1,1 @@
-"""What can be seen in a browser, and what Nightscout's clients read: over HTTP, read-only. It decides nothing."""
+"""The page for browsers and the API for Nightscout clients: over HTTP, read-only. Nothing is decided here."""

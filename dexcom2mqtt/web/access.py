@@ -1,7 +1,7 @@
-"""Who may read: by where a client is, what it knows, and the name under which it calls this machine. Pure.
+"""Who may read: by a client's address, its token, and the name by which it calls this machine. Pure.
 
-A page of somebody else's can make a browser in this network ask for any name that leads here. So only names are served
-that nobody else can give.
+A foreign web page can make a browser in this network send requests here, under any name that it points here (DNS
+rebinding). So only names that nobody outside can assign are served.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LABELS: Final = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What lets a client in. Without a token everybody may read; ``names`` are this machine's, None for any name.
+    """Who is let in. Without a token everybody may read; ``names`` are this machine's, None for any name.
 
-    ``peers`` are the IPv4 addresses that may ask, None for any.
+    ``peers`` are the IPv4 addresses that may connect, None for any.
     """
 
     token: str | None = None
@@ -32,13 +32,13 @@ class Access:
     peers: frozenset[str] | None = None
 
     def knows_peer(self, address: str) -> bool:
-        """Tell whether somebody at this address may ask. A socket of IPv6 has ``::ffff:`` before those of IPv4."""
+        """Return whether this address may connect. An IPv6 socket puts ``::ffff:`` before IPv4 addresses."""
         return self.peers is None or address.lower().removeprefix("::ffff:") in self.peers
 
     def knows_token(self, given: Iterable[str]) -> bool:
-        """Tell whether one of these is the token: as itself, as ``token=…``, or as its SHA-1.
+        """Return whether one of these is the token: in plain, as ``token=…``, or as its SHA-1.
 
-        It takes as long if none is.
+        It takes equally long if none is.
         """
         if self.token is None:
             return True
@@ -52,7 +52,7 @@ class Access:
         return found
 
     def knows_host(self, host: str | None) -> bool:
-        """Tell whether a Host header names this machine; a client that sends none is no browser."""
+        """Return whether a Host header names this machine; a client that sends none is not a browser."""
         if self.names is None or host is None:
             return True
         match = _HOST.fullmatch(host.lower())
@@ -71,7 +71,7 @@ def bearer(authorization: str) -> str:
 
 
 def _digest(text: str) -> bytes:
-    """Make texts equally long, so that comparing them does not tell how long the right one is."""
+    """Make texts equally long, so that comparing them does not reveal the length of the right one."""
     return hashlib.sha256(text.encode(errors="replace")).digest()
 
 
@@ -84,5 +84,5 @@ def _is_address(text: str) -> bool:
 
 
 def _is_of_the_network(name: str) -> bool:
-    """Tell whether a name is one that machines of a network give themselves, and that no name server has."""
+    """Return whether a name is one that machines announce in their own network, and that no name server has."""
     return name.endswith(".local") and _LABELS.fullmatch(name) is not None

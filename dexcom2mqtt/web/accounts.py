@@ -1,7 +1,7 @@
-"""What the page is made of, as JSON: each account with its newest reading, its day, and how it is doing. Pure.
+"""The page's data, as JSON: each account with its newest reading, its last 24 hours, and how it is doing. Pure.
 
-``now``, ``taken_at`` and ``fresh_until`` are milliseconds of the daemon's own clock, which counts from when the machine
-started and never jumps: hold them against each other, and against nothing else. All other times are those of MQTT.
+``now``, ``taken_at`` and ``fresh_until`` are milliseconds of the daemon's own clock, which counts from the start of the
+machine and never jumps: compare them only with each other. All other times are as in MQTT.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An account to look at: how it is set, what there is to see of it now, and its time of day in Unix seconds."""
+    """An account on the page: its configuration, what it shows now, and its time in Unix seconds."""
 
     account: Account
     seen: Callable[[], tuple[Overview, Status]]
     unix: Callable[[], float | None]
 
 
-def described(  # noqa: PLR0913  # by name, and each is a part of what is told
+def described(  # noqa: PLR0913  # passed by name, and each is part of the answer
     key: str, account: Account, overview: Overview, status: Status, *, fresh: bool, day: bool = True
 ) -> dict[str, Any]:
-    """Write an account; with ``fresh`` its newest reading is current, without ``day`` the others are left out."""
+    """Return an account; with ``fresh`` its newest reading is current, without ``day`` no other reading is included."""
     readings = overview.readings if day else ()
     newest = readings[-1].date / 1000 if readings else 0.0
     return {
@@ -53,7 +53,7 @@ def described(  # noqa: PLR0913  # by name, and each is a part of what is told
 
 
 def time_in_ranges(account: Account, readings: Sequence[Reading], until: float) -> dict[str, float] | None:
-    """Return the percent of readings in each range, of the 24 hours before ``until`` (Unix seconds); or None."""
+    """Return the percentage of readings in each range in the 24 hours before ``until`` (Unix seconds), or None."""
     limits = asdict(account.ranges)
     counts = dict.fromkeys(RANGES, 0)
     for reading in readings:

@@ -1,6 +1,6 @@
-"""Readings in the shape of Nightscout's API, version 1, as its clients read it. Pure.
+"""Readings in the format of Nightscout's API, version 1, as its clients read it. Pure.
 
-The types are those of its ``lib/server/swagger.yaml``; what its clients need beyond that is from their sources.
+The types are from its ``lib/server/swagger.yaml``; what clients need beyond that is from their sources.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _DIRECTIONS: Final = {
     "NotComputable": "NOT COMPUTABLE",
     "RateOutOfRange": "RATE OUT OF RANGE",
 }
-"""Where Nightscout spells a direction in another way than Share."""
+"""The directions that Nightscout spells differently from Share."""
 
 
 def entries(readings: Sequence[Reading], query: Query) -> list[dict[str, Any]]:
-    """Write the readings that are wanted as entries, newest first. Of ``readings`` the oldest comes first."""
+    """Return the requested readings as entries, newest first. ``readings`` has the oldest first."""
     return [_entry(reading, _delta(reading, readings)) for reading in query.of(readings)]
 
 
 def pebble(readings: Sequence[Reading], query: Query, now: float, *, mmol: bool) -> dict[str, Any]:
-    """Write the readings that are wanted for a watch; ``now`` is in Unix seconds."""
-    bgs = [_watched(reading, _delta(reading, readings), mmol=mmol) for reading in query.of(readings)]
+    """Return the requested readings for a watch; ``now`` is in Unix seconds."""
+    bgs = [_for_watch(reading, _delta(reading, readings), mmol=mmol) for reading in query.of(readings)]
     return {"status": [{"now": round(now * 1000)}], "bgs": bgs, "cals": []}
 
 
 def status(account: Account, version: str, now: float, *, needs_token: bool) -> dict[str, Any]:
-    """Say what this server is and how the account is set; ``now`` is in Unix seconds."""
+    """Return what this server is and how the account is configured; ``now`` is in Unix seconds."""
     ranges = account.ranges
     return {
         "status": "ok",
@@ -78,7 +78,7 @@ def _entry(reading: Reading, delta_mg_dl: int | None) -> dict[str, Any]:
     }
 
 
-def _watched(reading: Reading, delta_mg_dl: int | None, *, mmol: bool) -> dict[str, Any]:
+def _for_watch(reading: Reading, delta_mg_dl: int | None, *, mmol: bool) -> dict[str, Any]:
     change = delta_mg_dl or 0
     return {
         "sgv": f"{to_mmol_l(reading.mg_dl):.1f}" if mmol else str(reading.mg_dl),
@@ -104,5 +104,5 @@ def _direction(reading: Reading) -> str:
 
 
 def _iso(ms: int) -> str:
-    """Write Unix milliseconds as ISO 8601 with milliseconds and Z."""
+    """Return Unix milliseconds as ISO 8601 with milliseconds and Z."""
     return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03}Z"

@@ -1,4 +1,4 @@
-"""The page: one file, and the policy that lets a browser run nothing but what is in it."""
+"""The page: one file, and the policy by which a browser runs only what is in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FILE: Final = Path(__file__).with_name("page.html")
 
 
 class Page(NamedTuple):
-    """What is sent."""
+    """The page as it is sent."""
 
     html: bytes
     policy: str
@@ -31,6 +31,6 @@ def load() -> Page:
 
 
 def _hash_of(text: str, tag: str) -> str:
-    """Return the hash of the one element of that name, as the policy names it."""
+    """Return the hash of the only element with that tag, as the policy wants it."""
     (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     return f"sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}"

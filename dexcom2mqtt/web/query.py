@@ -1,6 +1,6 @@
-"""What a client of Nightscout asks for: the parameters of its query, as its server understands them. Pure.
+"""What a Nightscout client asks for: the parameters of its query, read as Nightscout's server does. Pure.
 
-What makes no sense, or is not known, is ignored: so many clients send something of their own.
+Senseless and unknown parameters are ignored, because many clients send some.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.readings import Reading
 
 MOST: Final = 288
-"""Readings of a day, and of an answer."""
+"""The readings of a day, and the most in one answer."""
 
 _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "$gt": operator.gt,
@@ -34,19 +34,19 @@ _WHOLE: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class QueryError(ValueError):
-    """A query that is too long to be one."""
+    """A query with too many parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which readings are wanted: ``count`` of them, within all ``bounds`` (Unix milliseconds); none without ``sgv``."""
+    """The requested readings: ``count`` of them, within all ``bounds`` (Unix milliseconds); none without ``sgv``."""
 
     count: int
     bounds: tuple[tuple[Callable[[float, float], bool], float], ...] = ()
     sgv: bool = True
 
     def of(self, readings: Sequence[Reading]) -> list[Reading]:
-        """Choose from readings that are sorted, oldest first; return them newest first."""
+        """Return the requested readings, newest first; ``readings`` is sorted, oldest first."""
         if not self.sgv:
             return []
         wanted = (
@@ -58,7 +58,7 @@ class Query:
 
 
 def parameters(query: str) -> dict[str, str]:
-    """Split a query; of a parameter that comes twice the last counts. Raises QueryError."""
+    """Split a query; of a repeated parameter the last counts. Raises QueryError."""
     try:
         return dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
     except ValueError:
@@ -66,7 +66,7 @@ def parameters(query: str) -> dict[str, str]:
 
 
 def wanted(given: Mapping[str, str], default: int) -> Query:
-    """Read which readings are wanted; ``default`` is how many where nothing is said. 0 is as many as there may be."""
+    """Return which readings are requested; ``default`` is the count if none is given. 0 asks for the most."""
     asked = given.get("count", "")
     count = int(asked) if _WHOLE.fullmatch(asked) else default
     return Query(min(count or MOST, MOST), tuple(_bounds(given.items())), _is_sgv(given.items()))
@@ -84,7 +84,7 @@ def _bounds(given: Iterable[tuple[str, str]]) -> Iterable[tuple[Callable[[float,
 
 
 def _is_sgv(given: Iterable[tuple[str, str]]) -> bool:
-    """Return whether readings of a sensor are wanted at all."""
+    """Return whether sensor readings are requested at all."""
     types = [
         value
         for name, value in given
@@ -106,7 +106,7 @@ def _number(text: str) -> float | None:
 
 
 def _instant(text: str) -> float | None:
-    """Turn ISO 8601 into Unix milliseconds; without an offset it is UTC. A + that was not encoded is a blank here."""
+    """Turn ISO 8601 into Unix milliseconds; without an offset it is UTC. An unencoded + arrives as a blank."""
     try:
         parsed = datetime.fromisoformat(_OFFSET.sub(r"+\1", text))
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000

@@ -1,6 +1,6 @@
-"""The server: waitress, kept within bounds, at a place that may be taken or missing for a while.
+"""The server: waitress with limits, on an address or port that may be in use or missing for a while.
 
-It knows no path. Whatever happens here, polling and publishing go on: nothing of it waits for the server, and no
+It knows no paths. Whatever happens here, polling and publishing continue: they never wait for the server, and no
 exception leaves its thread.
 """
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 50
-"""Most that are open at once; further ones wait."""
+"""The most connections open at once; further ones wait."""
 
 _AGAIN: Final = 60.0
 _LARGEST_ANSWER: Final = 64 * 1024 * 1024
 _BOUNDS: Final[dict[str, Any]] = {
     "asyncore_use_poll": True,
-    "asyncore_loop_timeout": 30,  # it wakes when somebody comes, and else hardly ever
+    "asyncore_loop_timeout": 30,  # seconds; it wakes at once when somebody connects
     "channel_timeout": 30,
     "cleanup_interval": 30,
     "connection_limit": CONNECTIONS,
     "threads": 2,
-    "max_request_header_size": 8 * 1024,  # the address included
-    "max_request_body_size": 1024,  # there is nothing to send
-    "outbuf_overflow": _LARGEST_ANSWER,  # more would go to a file, and nothing is written to disk
-    "log_socket_errors": False,  # whoever hangs up may
+    "max_request_header_size": 8 * 1024,  # including the URL
+    "max_request_body_size": 1024,  # nobody has a reason to send one
+    "outbuf_overflow": _LARGEST_ANSWER,  # more would go to a file, but nothing must be written to disk
+    "log_socket_errors": False,  # clients may hang up
     "ident": None,
 }
 
 
 class Server:
-    """Serves an application at one place until the clock stops."""
+    """Serves an application at one address and port until the clock stops."""
 
     def __init__(self, host: str, port: int, application: WSGIApplication, clock: Clock) -> None:
         self._host = host
@@ -62,21 +62,21 @@ class Server:
             except OSError as error:
                 why_not = f"web: cannot listen at {self._host} port {self._port} ({why(error)})"
                 self._tell(f"{why_not}; trying again every minute")
-            except Exception as error:  # noqa: BLE001  # nothing else is to notice
+            except Exception as error:  # noqa: BLE001  # nothing else must be affected
                 self._tell(f"web: a bug in dexcom2mqtt; please report it:\n{redacted_traceback(error)}")
             self._alarm.sleep(_AGAIN * self._clock.speed)
 
     def _serve(self) -> None:
-        """Serve, for as long as nothing goes wrong."""
-        open_ones: dict[int, Any] = {}
-        server = create_server(self._application, map=open_ones, sockets=listen(self._host, self._port), **_BOUNDS)
+        """Serve until something goes wrong."""
+        channels: dict[int, Any] = {}
+        server = create_server(self._application, map=channels, sockets=listen(self._host, self._port), **_BOUNDS)
         self._told = ""
         _log.info("web: listening at %s port %s", self._host, self._port)
         try:
             server.run()
         finally:
             server.task_dispatcher.shutdown(timeout=1)
-            wasyncore.close_all(open_ones, ignore_all=True)
+            wasyncore.close_all(channels, ignore_all=True)
 
     def _tell(self, what: str) -> None:
         if what != self._told:

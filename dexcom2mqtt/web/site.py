@@ -1,6 +1,6 @@
-"""Every path that is served, as a WSGI application: who may read, which answer, and that nothing goes wrong with it.
+"""Every path that is served, as a WSGI application: who may read, which answer, and what happens on an error.
 
-It reads what the accounts' threads put out, which never changes in place: so it waits for nobody, and nobody for it.
+It reads immutable overviews from the accounts' threads, so neither side waits for the other.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ _JSON: Final = "application/json; charset=utf-8"
 _TEXT: Final = "text/plain; charset=utf-8"
 _API: Final = "api/v1/"
 _MOST_DAYS: Final = 20
-"""Accounts that are told with their whole day; of more it would take so long that polling might notice."""
+"""The most accounts that are sent with a day of readings each; more would take so long that polling suffers."""
 _EMPTY: Final = tuple(f"{_API}{name}" for name in ("treatments", "devicestatus", "profile"))
 
-_UNKNOWN: Final = "This wants a token: add ?token= and the token to the address, as web.token has it.\n"
-_ELSEWHERE: Final = "This place answers Home Assistant alone: open the page there, or at the daemon's own port.\n"
+_UNKNOWN: Final = "This page needs a token: add ?token= and the value of web.token to the address.\n"
+_ELSEWHERE: Final = "This port is only for Home Assistant: open the page there, or at the daemon's own port.\n"
 _ASTRAY: Final = (
     "This machine is not known by that name: open it by its address, its own name, or a name that ends in .local. "
-    "A reverse proxy has to pass on one of these as Host.\n"
+    "A reverse proxy must pass on one of these as Host.\n"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent back."""
+    """An HTTP response."""
 
     status: int
     body: bytes
@@ -78,7 +78,7 @@ class Answer:
 
 
 class Site:
-    """A WSGI application for some people. ``health`` says whether the daemon is well, and in words."""
+    """A WSGI application for these accounts. ``health`` returns whether the daemon is healthy, and says so in words."""
 
     def __init__(
         self,
@@ -93,21 +93,21 @@ class Site:
         self._health = health
         self._access = access
         self._page = page
-        self._boot = secrets.token_hex(4)  # so that no ETag of an earlier process is taken for one of this
+        self._boot = secrets.token_hex(4)  # so that no ETag of an earlier process matches one of this
         self._told = set[str]()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request, whatever happens."""
         try:
             answer = self._answer(environ)
-        except Exception as error:  # noqa: BLE001  # a browser is told so, and nobody else notices
+        except Exception as error:  # noqa: BLE001  # only this browser is affected, and is told
             answer = self._fail(error)
         headers = {**_ALWAYS, "Content-Type": answer.kind, "Content-Length": str(len(answer.body)), **answer.headers}
         start_response(f"{answer.status} {_REASONS[answer.status]}", list(headers.items()))
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
 
     def _fail(self, error: Exception) -> Answer:
-        """Say that a request could not be answered; to the log once for each place where it happens."""
+        """Answer that something failed; log it once for each place in the code."""
         where = redacted_traceback(error)
         if where not in self._told:
             self._told.add(where)
@@ -129,7 +129,7 @@ class Site:
         return self._route(environ, parts, given)
 
     def _refusal(self, environ: WSGIEnvironment) -> Answer | None:
-        """Refuse what is nothing for this place, whatever the path is; None if nothing is wrong with it."""
+        """Return the refusal of a request that is not for this server, whatever its path; None if it is acceptable."""
         if not self._access.knows_peer(environ.get("REMOTE_ADDR", "")):
             return Answer(403, _ELSEWHERE.encode())
         if not self._access.knows_host(environ.get("HTTP_HOST")):
@@ -139,11 +139,11 @@ class Site:
         return None
 
     def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
-        """Answer whoever may read. Below an account's key everything is of that account alone."""
+        """Answer a client that may read. Paths below an account's key are about that account only."""
         found = self._at("/".join(parts), next(iter(self._people)), list(self._people), environ, given)
         if found is None and parts and parts[0] in self._people:
             if len(parts) == 1 and not environ["PATH_INFO"].endswith("/"):
-                # The page asks for paths relative to its own; so is this one, since a proxy may put a path in front.
+                # The page uses relative paths, and so does this, because a proxy may add a path in front.
                 query = environ.get("QUERY_STRING", "")
                 return Answer(302, b"", headers={"Location": f"{parts[0]}/{query and f'?{query}'}"})
             found = self._at("/".join(parts[1:]), parts[0], [parts[0]], environ, given)
@@ -152,7 +152,7 @@ class Site:
     def _at(
         self, path: str, key: str, keys: list[str], environ: WSGIEnvironment, given: Mapping[str, str]
     ) -> Answer | None:
-        """Answer at a path: about the account with that key, or where it is about several, about those."""
+        """Answer a path: about the account with that key, or, if it covers several, about ``keys``."""
         if path.startswith(_API):
             path = path.removesuffix(".json")
         match path:
@@ -183,7 +183,7 @@ class Site:
         return nightscout.entries(readings, wanted(given, 10))
 
     def _accounts(self, keys: list[str], known: str) -> Answer:
-        """Answer what the page is made of. ``now`` is not in the ETag: a header has it with each answer."""
+        """Answer with the page's data. ``now`` is not in the ETag: a header has it with each answer."""
         now = self._clock.now()
         seen = {key: self._people[key].seen() for key in keys}
         fresh = {key: overview.fresh_until > now for key, (overview, _) in seen.items()}
@@ -203,7 +203,7 @@ class Site:
 
 
 def _tokens(environ: WSGIEnvironment, given: Mapping[str, str]) -> list[str]:
-    """Return everything that a request gives as a token."""
+    """Return everything that a request sends as a token."""
     every = [
         bearer(environ.get("HTTP_AUTHORIZATION", "")),
         environ.get("HTTP_API_SECRET", ""),
@@ -214,5 +214,5 @@ def _tokens(environ: WSGIEnvironment, given: Mapping[str, str]) -> list[str]:
 
 
 def _json(content: object, headers: Mapping[str, str] | None = None) -> Answer:
-    written = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # some clients are small
+    written = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # for small clients
     return Answer(200, written.encode(), _JSON, headers or {})

@@ -185,7 +185,9 @@ def test_several_people_and_one(home: Household, visit: Callable[..., Page]) -> 
         eventually(lambda page=page: shows(page, "200", "ben"))  # type: ignore[misc]  # each page in its turn
         assert page.locator("section").count() == 1
     page = visit(f"http://127.0.0.1:{port}/?account=cleo")
-    eventually(lambda: "There is no account cleo here. There is: anna, ben." in page.locator("#banner").inner_text())
+    eventually(
+        lambda: "There is no account cleo here. The accounts are: anna, ben." in page.locator("#banner").inner_text()
+    )
 
 
 def test_the_day_is_a_chart_with_gaps(home: Household, visit: Callable[..., Page]) -> None:
@@ -223,7 +225,7 @@ def test_a_token_is_passed_on(home: Household, visit: Callable[..., Page]) -> No
     page.wait_for_timeout(5000)
     assert set(asked) == {f"http://127.0.0.1:{port}/api/accounts"}
     assert page.get_by_role("link", name="Ben").get_attribute("href") == f"?token={TOKEN}&account=ben"
-    assert "wants a token" in visit(f"http://127.0.0.1:{port}/").inner_text("body")
+    assert "needs a token" in visit(f"http://127.0.0.1:{port}/").inner_text("body")
 
 
 def test_it_works_below_a_path(home: Household, visit: Callable[..., Page]) -> None:
