@@ -1,1 +1,1 @@
-"""What the broker should hold: every payload, the picture of all retained ones, and the stream of readings."""
+"""What the broker should hold: every payload, the picture of all retained messages, and the stream of readings."""

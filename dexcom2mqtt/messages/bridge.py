@@ -1,4 +1,4 @@
-"""Whether a daemon is there, and what it says of itself: ``bridge/state`` and ``bridge/info``. Pure."""
+"""Whether a daemon is running, and how it describes itself: ``bridge/state`` and ``bridge/info``. Pure."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION: Final = 1
-"""Of the topics and payloads; it grows when one changes in a way that a subscriber would notice."""
+"""Of the topics and payloads; increased when one changes in a way that a subscriber would notice."""
 
 _MAX_ACCOUNTS: Final = 10_000
 
 
 def bridge_online(topics: Topics, expires_at: float) -> Message:
-    """Say that the daemon is alive; the broker forgets it unless it is repeated before it expires."""
+    """Say that the daemon is running; the broker drops the message unless it is repeated before it expires."""
     return Message(topics.bridge_state, "online", expires_at)
 
 
 def bridge_offline(topics: Topics) -> Message:
-    """Say that the daemon is not there; also its last will."""
+    """Say that the daemon is not running; also its last will."""
     return Message(topics.bridge_state, "offline")
 
 
-def bridge_info(  # noqa: PLR0913  # by name, and each is a key of it
+def bridge_info(  # noqa: PLR0913  # passed by name, and each is a key of the payload
     topics: Topics,
     *,
     version: str,
@@ -56,33 +56,34 @@ def bridge_info(  # noqa: PLR0913  # by name, and each is a key of it
 
 
 class Info(NamedTuple):
-    """What a daemon left in ``bridge/info`` that matters to the next one."""
+    """The part of a daemon's ``bridge/info`` that matters to the next daemon."""
 
     accounts: tuple[str, ...] = ()
     days: bool = False
-    """Whether it kept the ``days`` of each."""
+    """Whether it kept the ``days`` of each account."""
 
 
 def parse_info(payload: bytes) -> Info:
-    """Read back from ``bridge/info`` what there was. Raises ForeignError."""
+    """Parse what a daemon left in ``bridge/info``. Raises ForeignError."""
     info = parse_object(payload)
     accounts = info.get("accounts")
     if info.get("schema_version") != SCHEMA_VERSION:
         raise ForeignError("it has another version")
     if not isinstance(accounts, list) or len(accounts) > _MAX_ACCOUNTS:
-        raise ForeignError("its accounts are no list of a sensible length")
+        raise ForeignError("its accounts are not a list of a sensible length")
     if not all(isinstance(key, str) and re.fullmatch(ACCOUNT_KEY, key) for key in accounts):
-        raise ForeignError("its accounts have names that none can have")
+        raise ForeignError("its accounts have impossible names")
     return Info(tuple(accounts), info.get("days") is True)
 
 
 def awaited(
     topics: Topics, found: Mapping[str, bytes], asked: Collection[str]
 ) -> Literal["anything", "the rest", "nothing"]:
-    """Tell what is still to come of what a daemon left behind, going by what was found of the topics that were asked.
+    """Return which of the messages that a daemon left behind are still to come.
 
-    ``bridge/info`` names the accounts; each has a ``status``, a ``history`` once it had a reading, and ``days`` if they
-    are kept.
+    ``found`` are those that came, ``asked`` the topics that are read back.
+    ``bridge/info`` names the accounts; each has a ``status``, a ``history`` once it had a reading, and ``days`` if
+    they are kept.
     """
     if topics.bridge_info not in found:
         return "anything"

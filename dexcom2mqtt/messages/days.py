@@ -1,7 +1,7 @@
-"""What is counted of each of the last 90 days, as ``days`` has it: added up, written, and read back. Pure.
+"""The sums of each of the last 90 days, on the topic ``days``: added up, written, and read back. Pure.
 
-Share cannot give a day again that is over. So the broker keeps these sums, and they are what the longer windows of
-``statistics`` are made from.
+Share does not return a day that is over. So the broker keeps these sums, and the longer windows of ``statistics``
+are calculated from them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
 
 DAYS_VERSION: Final = 1
-"""Of the days; a daemon takes over none of another version."""
+"""Of the payload; a daemon ignores days of another version."""
 KEPT: Final = 90
 """How many days are kept, today included."""
 
 _DAY_ONE: Final = date(1970, 1, 1).toordinal()
 _EASTERNMOST: Final = 14 * 3600  # Kiribati
-_MOST_READINGS: Final = 10_000  # of a day, in which each second device adds 288
+_MOST_READINGS: Final = 10_000  # in a day; each further device adds 288
 _MOST_DAYS: Final = 2 * KEPT
 _LARGEST_LIMIT: Final = 1000
-_LARGEST: Final = 2000  # mg/dL, as of a reading
+_LARGEST: Final = 2000  # mg/dL, as for a reading
 
 Limits = tuple[int, int, int, int]
-"""Where very low, low, high and very high begin, in mg/dL."""
+"""The limits of very low, low, high and very high, in mg/dL."""
 
 
 class Day(NamedTuple):
-    """What is counted of one day: how many readings in each of the five ranges, their sum and the sum of their squares.
+    """The sums of one day: the number of readings in each of the five ranges, their sum and the sum of their squares.
 
     ``number`` counts the days since 1970-01-01; values are in mg/dL.
     """
@@ -55,11 +55,11 @@ class Day(NamedTuple):
 
     @property
     def readings(self) -> int:
-        """How many readings were counted."""
+        """The number of readings."""
         return sum(self.bands)
 
     def and_one(self, mg_dl: int) -> Day:
-        """Return the same day with one more reading, which falls into the ranges of this day."""
+        """Return the same day with one more reading, sorted by the ranges of this day."""
         very_low, low, high, very_high = self.ranges
         name = range_of(mg_dl, very_low=very_low, low=low, high=high, very_high=very_high)
         bands = tuple(count + (name == each) for each, count in zip(RANGES, self.bands, strict=True))
@@ -67,7 +67,7 @@ class Day(NamedTuple):
 
 
 Days = Mapping[int, Day]
-"""Days by their number, in any order. One without a reading is not there."""
+"""Days by their number, in any order. Days without a reading are left out."""
 
 
 def limits_of(ranges: Ranges) -> Limits:
@@ -76,14 +76,14 @@ def limits_of(ranges: Ranges) -> Limits:
 
 
 def day_of(seconds: float, offset_min: int) -> int:
-    """Return the number of the day that it is for the wearer at that Unix time, given the offset from UTC there."""
+    """Return the number of the wearer's day at that Unix time, given the wearer's offset from UTC."""
     return math.floor(seconds + offset_min * 60) // DAY
 
 
 def counted(days: Days, readings: Iterable[Reading], ranges: Limits) -> Days:
-    """Count readings, each for the wearer's day on which it was taken; new days get these ranges.
+    """Add readings, each to the wearer's day on which it was taken; new days get these ranges.
 
-    Days that are 90 or more before the latest are given up.
+    Days that are 90 or more before the latest are dropped.
     """
     sums = dict(days)
     for reading in readings:
@@ -93,23 +93,23 @@ def counted(days: Days, readings: Iterable[Reading], ranges: Limits) -> Days:
 
 
 def kept(days: Days, today: int) -> Days:
-    """Return the last 90 days up to today, and whatever is later: a journey west may have gone back a day."""
+    """Return the last 90 days up to today, and any later ones: after a journey west, today may be a day earlier."""
     return {number: day for number, day in days.items() if number > today - KEPT}
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What is counted of one account, and whether an earlier count may still come that it has to be added to."""
+    """The count of one account, and whether an earlier count may still arrive that it must be added to."""
 
     ranges: Limits
     days: Days = field(default_factory=dict)
     closed: int = -1
-    """Up to this day all readings count as counted."""
+    """Readings of this day and earlier ones are not counted: they already were."""
     waiting: tuple[tuple[Reading, ...] | None, tuple[Reading, ...]] | None = None
-    """While an earlier count may come: the history that goes with it, if there is one, and what was counted since."""
+    """While an earlier count may arrive: the history that goes with it, if any, and the readings counted since."""
 
     def count(self, reading: Reading) -> Tally:
-        """Count a reading that was not counted before."""
+        """Return the tally with one more reading, which was not counted before."""
         if day_of(reading.date / 1000, reading.offset_min) <= self.closed:
             return self
         days = counted(self.days, [reading], self.ranges)
@@ -119,7 +119,7 @@ class Tally:
         return replace(self, days=days, waiting=(history, (*since, reading)))
 
     def joined(self, earlier: Days | None, today: int) -> Tally:
-        """Wait no longer; add what was counted since to the earlier count, if that came."""
+        """Stop waiting; add the readings counted since to the earlier count, if that arrived."""
         if self.waiting is None or earlier is None:
             return replace(self, waiting=None)
         history, since = self.waiting
@@ -130,11 +130,11 @@ class Tally:
 
 
 def resumed(earlier: Days | None, history: Iterable[Reading] | None, ranges: Limits, today: int) -> Tally:
-    """Go on after a restart: ``earlier`` is what was counted, ``history`` what of it is known reading by reading.
+    """Return the tally with which a restart continues: ``earlier`` is the count, ``history`` has the newest readings.
 
-    Either is None if the broker had none. Without an earlier count, or if that is empty, it begins with the history. If
-    the ranges have changed, today is counted anew from there. If there is no history, Share gives the readings of a day
-    once more: today is counted anew from those, and the days before that were counted stay as they are.
+    Either is None if the broker had none. Without an earlier count, or if it is empty, the count begins with the
+    history. If the ranges have changed, today is counted again from the history. Without a history, Share returns the
+    readings of the last 24 hours once more: today is counted again from them, and earlier days stay unchanged.
     """
     known = tuple(history or ())
     if not earlier:
@@ -150,7 +150,7 @@ def resumed(earlier: Days | None, history: Iterable[Reading] | None, ranges: Lim
 
 
 def days_message(topics: Topics, account: str, source: str, days: Days, most_bytes: float = math.inf) -> Message:
-    """Write the days, oldest first; of so many that they take more bytes, the newest that fit."""
+    """Write the days, oldest first; if they exceed ``most_bytes``, the newest that fit."""
     entries = [_entry(days[number]) for number in sorted(days)]
     while True:
         payload = to_json({"version": DAYS_VERSION, "source": source, "days": entries})
@@ -171,28 +171,28 @@ def _entry(day: Day) -> dict[str, object]:
 
 
 def parse_days(payload: bytes, source: str, now: float) -> Days:
-    """Read the days back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
+    """Read the days back; ``now`` is in Unix seconds. Raises ForeignError if any part is wrong."""
     entries = parse_owned(payload, DAYS_VERSION, source).get("days")
     if not isinstance(entries, list) or len(entries) > _MOST_DAYS:
-        raise ForeignError("its days are no list of a sensible length")
+        raise ForeignError("its days are not a list of a sensible length")
     days = [_parse_entry(entry) for entry in entries]
     if any(later.number <= day.number for day, later in pairwise(days)):
         raise ForeignError("its days are not in order")
     if days and days[-1].number > (now + TOLERANCE + _EASTERNMOST) // DAY:
-        raise FutureError("it has days of the future")
+        raise FutureError("some of its days are in the future")
     return {day.number: day for day in days}
 
 
 def _parse_entry(entry: object) -> Day:
     if not isinstance(entry, dict):
-        raise ForeignError("one of its days is no object")
+        raise ForeignError("one of its days is not an object")
     n, total, squares = (entry.get(key) for key in ("n", "sum", "squares"))
     if not (type(n) is type(total) is type(squares) is int):
         raise ForeignError("one of its days lacks a number")
     very_low, low, high, very_high = _whole_numbers(entry.get("ranges"), 4)
     bands = _whole_numbers(entry.get("bands"), len(RANGES))
     sensible = 0 < very_low < low < high < very_high <= _LARGEST_LIMIT and 0 < n <= _MOST_READINGS and n == sum(bands)
-    # No readings have such sums otherwise: by Cauchy and Schwarz, and since each is a value that a sensor can show.
+    # Other sums are impossible: each reading is a value that a sensor can show, and by Cauchy-Schwarz.
     if not (sensible and n * LOW_MG_DL <= total <= n * _LARGEST and total**2 <= n * squares):
         raise ForeignError("one of its days makes no sense")
     if squares > total * _LARGEST:
@@ -214,5 +214,5 @@ def _parse_number(day: object) -> int:
     except ValueError:
         parsed = None
     if parsed is None or parsed.isoformat() != day or parsed.toordinal() < _DAY_ONE:
-        raise ForeignError("one of its days is no date")
+        raise ForeignError("one of its days is not a date")
     return parsed.toordinal() - _DAY_ONE

@@ -1,4 +1,4 @@
-"""By how much glucose changed in about five minutes. Pure."""
+"""How much glucose changed in about five minutes. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from dexcom2mqtt.readings import Reading
 
 NEAREST: Final = 150
-"""Seconds; what was taken less long before a reading says nothing about its change."""
+"""Seconds; a reading taken less than this before another says nothing about the change."""
 FURTHEST: Final = 600
-"""Seconds; nor does what was taken longer before."""
+"""Seconds; nor does one taken longer before."""
 _BEST: Final = 300
 
 
 def delta(reading: Reading, before: Iterable[Reading]) -> int | None:
     """Return how many mg/dL ``reading`` is above the one about five minutes before it.
 
-    ``before`` has those between ``NEAREST`` and ``FURTHEST`` earlier. Of them it is the one nearest to 300 s earlier,
-    and of two the older. None if there is none, or if either is out of the sensor's range and so no measurement.
+    ``before`` has the readings between ``NEAREST`` and ``FURTHEST`` earlier. The one nearest to 300 s earlier counts;
+    of two equally near, the older. None if there is none, or if either is out of the sensor's range.
     """
     distances = {(reading.date - earlier.date) / 1000: earlier for earlier in before}
     if not distances:

@@ -1,4 +1,4 @@
-"""The readings of the last 24 hours, as ``history`` has them: written, and read back after a restart. Pure."""
+"""The readings of the last 24 hours, on the topic ``history``: written, and read back after a restart. Pure."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 HISTORY_VERSION: Final = 1
-"""Of the history; a daemon takes over none of another version."""
+"""Of the payload; a daemon ignores a history of another version."""
 TOLERANCE: Final = 300.0
-"""Seconds by which a stamp may be ahead of Share's time: clocks are set by hand, and nobody is harmed by so little."""
+"""Seconds by which a stamp may be ahead of Share's time: clocks are set by hand, and so little does no harm."""
 
 
 def source_of(region: str, user: str) -> str:
-    """Name a person without telling who it is: the first 8 hex digits of SHA-256 over region and user."""
+    """Identify a person without revealing who it is: the first 8 hex digits of SHA-256 over region and user."""
     return hashlib.sha256(f"{region}:{user.strip().casefold()}".encode()).hexdigest()[:8]
 
 
-def shortened(  # noqa: PLR0913  # by name, and each has its user
+def shortened(  # noqa: PLR0913  # passed by name, and each is used
     topics: Topics,
     account: str,
     source: str,
@@ -37,13 +37,13 @@ def shortened(  # noqa: PLR0913  # by name, and each has its user
     since: int = 0,
     most_bytes: float = math.inf,
 ) -> Message:
-    """Write a history of at most that many bytes, with the newest readings that fit.
+    """Write a history of at most ``most_bytes``, with the newest readings that fit.
 
-    ``since`` says from when on the readings are complete, before any is left out.
+    From ``since`` (Unix milliseconds) on, the given readings are complete.
     """
     while True:
         newest = max((reading.date for reading in (*readings, *doubtful)), default=since)
-        complete = since if since > newest - DAY * 1000 else 0  # a day later there is nothing older any more
+        complete = since if since > newest - DAY * 1000 else 0  # after a day, nothing older is kept anyway
         message = history_message(topics, account, source, readings, doubtful, since=complete)
         excess = len(message.payload.encode()) - most_bytes
         if excess <= 0 or not (readings or doubtful):
@@ -55,7 +55,7 @@ def shortened(  # noqa: PLR0913  # by name, and each has its user
         doubtful = [reading for reading in doubtful if reading.date >= since]
 
 
-def history_message(  # noqa: PLR0913  # by name, and each has its user
+def history_message(  # noqa: PLR0913  # passed by name, and each is used
     topics: Topics,
     account: str,
     source: str,
@@ -64,9 +64,9 @@ def history_message(  # noqa: PLR0913  # by name, and each has its user
     *,
     since: int = 0,
 ) -> Message:
-    """Write the readings of the last 24 hours, oldest first, which is also what a restart continues from.
+    """Write the readings of the last 24 hours, oldest first. A restart continues from them.
 
-    If it had to be shortened, it is complete from ``since`` (Unix milliseconds) on.
+    A shortened history is complete from ``since`` (Unix milliseconds) on.
     """
     marked: list[tuple[Reading, dict[str, bool]]] = [(reading, {}) for reading in readings]
     if false := [(reading, {"doubtful": True}) for reading in doubtful]:
@@ -87,29 +87,29 @@ def history_message(  # noqa: PLR0913  # by name, and each has its user
 
 
 class History(NamedTuple):
-    """What a history tells after a restart."""
+    """A history, as read back after a restart."""
 
     readings: tuple[Reading, ...] = ()
     doubtful: tuple[Reading, ...] = ()
     """Those whose stamp may be false."""
     since: int = 0
-    """Unix milliseconds from which on it is complete; what is older counts as published."""
+    """Unix milliseconds from which it is complete; older readings count as published."""
 
 
 def parse_history(payload: bytes, source: str, now: float) -> History:
-    """Read a history back; ``now`` is in Unix seconds. Raises ForeignError, and takes all of it or nothing."""
+    """Read a history back; ``now`` is in Unix seconds. Raises ForeignError if any part is wrong."""
     history = parse_owned(payload, HISTORY_VERSION, source)
     entries = history.get("readings")
     if not isinstance(entries, list):
-        raise ForeignError("its readings are no list")
+        raise ForeignError("its readings are not a list")
     since = history.get("since", 0)
     if type(since) is not int:
-        raise ForeignError("it is complete since no sensible time")
+        raise ForeignError("its start time makes no sense")
     if since > (now + TOLERANCE) * 1000:
-        raise FutureError("it is complete since a time of the future")
+        raise FutureError("its start time is in the future")
     readings = [(_parse_entry(entry), entry.get("doubtful", False)) for entry in entries]
     if any(reading.date > (now + TOLERANCE) * 1000 for reading, _ in readings):
-        raise FutureError("it has readings of the future")
+        raise FutureError("some of its readings are in the future")
     if not all(isinstance(doubtful, bool) for _, doubtful in readings):
         raise ForeignError("one of its readings makes no sense")
     return History(
@@ -121,7 +121,7 @@ def parse_history(payload: bytes, source: str, now: float) -> History:
 
 def _parse_entry(entry: object) -> Reading:
     if not isinstance(entry, dict):
-        raise ForeignError("one of its readings is no object")
+        raise ForeignError("one of its readings is not an object")
     mg_dl, direction, date, offset = (entry.get(key) for key in ("mg_dl", "direction", "date", "offset_min"))
     if not (type(mg_dl) is type(date) is type(offset) is int and isinstance(direction, str)):
         raise ForeignError("one of its readings lacks a value")

@@ -1,8 +1,8 @@
-"""Home Assistant's discovery: which entities an account has there. Pure.
+"""Discovery: which entities an account has in Home Assistant. Pure.
 
 One message describes one account as a device, with a component for each entity. The rules come from Home
-Assistant's documentation of MQTT discovery and from what its release 2026.11 takes and rejects; a ``unique_id`` or an
-entity id that changes would cost users their history, so both are public and stay as they are.
+Assistant's documentation of MQTT discovery and from what its release 2026.11 accepts; a changed ``unique_id`` or
+entity id would cost users their history, so both are public and never change.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _ORIGIN: Final = "dexcom2mqtt"
 _Component = dict[str, object]
 
 _GONE: Final[_Component] = {"p": "sensor"}
-"""Takes an entity away that is there from before. Home Assistant keeps what a discovery leaves out."""
+"""Removes an entity from an earlier discovery. Home Assistant keeps those that a discovery leaves out."""
 
 
 def discovery_topic(prefix: str, topics: Topics, account: str) -> str:
-    """Name the topic of an account's discovery."""
+    """Return the topic of an account's discovery."""
     return f"{prefix}/device/{_device_id(topics, account)}/config"
 
 
 def discovery_topics(prefix: str) -> str:
-    """Name the filter for the discovery of all devices, of others, too."""
+    """Return the filter for the discovery of all devices, including other programs'."""
     return f"{prefix}/device/+/config"
 
 
 def account_of(prefix: str, topics: Topics, topic: str, payload: bytes) -> str | None:
-    """Return which account below these topics a retained discovery describes; None where it is somebody else's."""
+    """Return the account below these topics that a retained discovery describes; None if it is somebody else's."""
     try:
         device = json.loads(payload)
         origin, component = device["o"]["name"], device["cmps"]["glucose_value"]
@@ -52,7 +52,7 @@ def account_of(prefix: str, topics: Topics, topic: str, payload: bytes) -> str |
 
 
 def discovery_messages(settings: Settings, topics: Topics, version: str) -> list[Message]:
-    """Describe every account to Home Assistant."""
+    """Return the discovery of every account."""
     prefix, stale_after = settings.home_assistant.discovery_prefix, settings.stale_after_seconds
     return [
         discovery_message(
@@ -68,7 +68,7 @@ def discovery_messages(settings: Settings, topics: Topics, version: str) -> list
     ]
 
 
-def discovery_message(  # noqa: PLR0913  # by name, and each has its place in the message
+def discovery_message(  # noqa: PLR0913  # passed by name, and each is part of the message
     prefix: str,
     topics: Topics,
     key: str,
@@ -78,7 +78,7 @@ def discovery_message(  # noqa: PLR0913  # by name, and each has its place in th
     version: str,
     statistics: Statistics = "90d",
 ) -> Message:
-    """Describe an account to Home Assistant; ``stale_after`` is in seconds."""
+    """Return the discovery of an account; ``stale_after`` is in seconds."""
     device_id = _device_id(topics, key)
     day, long = _of_a_day(topics, key, account), _of_14_days(topics, key, account)
     components = _current(topics, key, account, stale_after) | _lasting(topics, key)
@@ -102,7 +102,7 @@ def discovery_message(  # noqa: PLR0913  # by name, and each has its place in th
 
 
 def _current(topics: Topics, key: str, account: Account, stale_after: int) -> dict[str, _Component]:
-    """Describe what is there only while the newest reading is current."""
+    """Return the entities that are available only while the newest reading is current."""
     state = topics.of(key, "state")
     precision = 0 if account.unit == "mg/dL" else 1
     common: _Component = {
@@ -110,7 +110,7 @@ def _current(topics: Topics, key: str, account: Account, stale_after: int) -> di
         "state_topic": state,
         "availability": [_available(topics.bridge_state), _available(topics.of(key, "availability"))],
         "availability_mode": "all",
-        "expire_after": stale_after,  # should all else fail
+        "expire_after": stale_after,  # if all else fails
     }
     measured: _Component = {
         "unit_of_measurement": account.unit,
@@ -125,7 +125,7 @@ def _current(topics: Topics, key: str, account: Account, stale_after: int) -> di
             "device_class": "blood_glucose_concentration",
             "value_template": "{{ value_json.value }}",
             "json_attributes_topic": state,
-            "force_update": True,  # for those who count readings: an equal value is a new one
+            "force_update": True,  # for automations that count readings: an equal value is a new reading
         },
         "glucose_trend": common
         | {
@@ -148,7 +148,7 @@ def _current(topics: Topics, key: str, account: Account, stale_after: int) -> di
 
 
 def _lasting(topics: Topics, key: str) -> dict[str, _Component]:
-    """Describe what is there as long as the daemon is."""
+    """Return the entities that are available as long as the daemon runs."""
     status = topics.of(key, "status")
     common: _Component = {"availability": [_available(topics.bridge_state)]}
     return {
@@ -193,7 +193,7 @@ def _lasting(topics: Topics, key: str) -> dict[str, _Component]:
 
 
 def _of_a_day(topics: Topics, key: str, account: Account) -> dict[str, _Component]:
-    """Describe what the last 24 hours were like."""
+    """Return the statistics of the last 24 hours."""
     figure, window = _figure(topics, key), _window("24h")
     percent = figure | {"unit_of_measurement": "%", "suggested_display_precision": 1}
     attributes = {"json_attributes_topic": figure["state_topic"], "json_attributes_template": _attributes("24h")}
@@ -211,7 +211,7 @@ def _of_a_day(topics: Topics, key: str, account: Account) -> dict[str, _Componen
 
 
 def _of_14_days(topics: Topics, key: str, account: Account) -> dict[str, _Component]:
-    """Describe what 14 days were like, unless too few of their readings are there to tell: then there is no GMI."""
+    """Return the statistics of 14 days. They are unknown if there is no GMI, because too many readings are missing."""
     figure, window = _figure(topics, key), _window("14d", "w.gmi is not none")
     figure |= {"json_attributes_topic": figure["state_topic"], "json_attributes_template": _attributes("14d")}
     percent = figure | {"unit_of_measurement": "%", "suggested_display_precision": 1}
@@ -257,7 +257,7 @@ def _glucose(account: Account) -> _Component:
 
 
 def _window(name: str, also: str = "") -> str:
-    """Return a template of one figure of a window, unknown if there is none; the figure goes into the ``{}``."""
+    """Return a template for one figure of a window, unknown if there is none; the figure goes into the ``{}``."""
     there = f"w and {also}" if also else "w"
     return f"{{{{% set w = value_json['{name}'] %}}}}{{{{{{{{ ({{}}) if {there} else none }}}}}}}}"
 
@@ -267,7 +267,7 @@ def _attributes(name: str) -> str:
 
 
 def _available(topic: str) -> dict[str, str]:
-    return {"topic": topic}  # online and offline are what Home Assistant expects anyway
+    return {"topic": topic}  # online and offline are Home Assistant's defaults
 
 
 def _device_id(topics: Topics, account: str) -> str:

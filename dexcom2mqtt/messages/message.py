@@ -1,4 +1,4 @@
-"""What one topic is to hold; and of what a broker retained, whether it can be read, and is plainly ours. Pure."""
+"""What one topic should hold; and whether a retained message can be read and is clearly ours. Pure."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MARKS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a topic is to hold. At ``expires_at`` (a time of the clock) it turns into its successor.
+    """What a topic should hold. At ``expires_at`` (a time of the clock) its successor replaces it.
 
-    MQTT 5 tells the broker the same time, so that it drops the message even if the daemon is gone by then.
+    With MQTT 5 the broker gets the same expiry, so that it drops the message even if the daemon has stopped.
     """
 
     topic: str
@@ -37,20 +37,20 @@ class Message:
 
 
 def cleared(topic: str) -> Message:
-    """Take away what the broker keeps at a topic."""
+    """Return the message that removes what the broker retains on a topic."""
     return Message(topic, "")
 
 
 class ForeignError(ValueError):
-    """A retained message that is not plainly ours; the text says why, and quotes nothing of it."""
+    """A retained message that is not clearly ours; the text says why, and quotes nothing from it."""
 
 
 class FutureError(ForeignError):
-    """A retained message with times of the future; or the present time is wrong."""
+    """A retained message with times in the future; or the present time is wrong."""
 
 
 def is_ours(account: str, leaf: str, payload: bytes) -> bool:
-    """Return whether a retained message is plainly ours, such as a status or a history, by its keys."""
+    """Return whether the keys of a retained message, such as a status or a history, show that it is ours."""
     if leaf not in _MARKS or not re.fullmatch(ACCOUNT_KEY, account):
         return False
     try:
@@ -60,20 +60,20 @@ def is_ours(account: str, leaf: str, payload: bytes) -> bool:
 
 
 def parse_object(payload: bytes) -> dict[str, object]:
-    """Read a JSON object that a broker retained. Raises ForeignError."""
+    """Parse a JSON object that a broker retained. Raises ForeignError."""
     if len(payload) > _MAX_SIZE:
-        raise ForeignError("it is absurdly large")
+        raise ForeignError("it is far too large")
     try:
         parsed = json.loads(payload)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise ForeignError("it is no JSON object")
+        raise ForeignError("it is not a JSON object")
     return parsed
 
 
 def parse_owned(payload: bytes, version: int, source: str) -> dict[str, object]:
-    """Read a JSON object of this version that belongs to this person (``source``). Raises ForeignError."""
+    """Parse a JSON object of this version that belongs to this person (``source``). Raises ForeignError."""
     found = parse_object(payload)
     if found.get("version") != version:
         raise ForeignError("it has another version")
@@ -83,5 +83,5 @@ def parse_owned(payload: bytes, version: int, source: str) -> dict[str, object]:
 
 
 def to_json(payload: Mapping[str, object]) -> str:
-    """Write a payload, with arrows and names as they are. Raises ValueError for what JSON cannot say."""
+    """Return a payload as JSON, with characters unescaped. Raises ValueError for what JSON cannot express."""
     return json.dumps(payload, ensure_ascii=False, allow_nan=False)

@@ -1,10 +1,10 @@
-"""What the broker should hold: topic by topic, and what has to be sent for it to be so.
+"""The picture of what the broker should hold, topic by topic, and what has to be sent to get there.
 
-The broker is a mirror of this picture, not a queue of what happened: after a reconnect the picture is sent
-anew, so that nothing old can follow something new. Messages expire into their successors here, so staleness,
-sending again and the expiry that MQTT 5 tells the broker are one mechanism, without timers.
+The broker mirrors this picture; it is not a queue of events. After a reconnect the whole picture is sent again, so that
+nothing old can follow something new. An expired message is replaced by its successor here. So staleness, resending and
+the expiry in MQTT 5 are one mechanism, without timers.
 
-It neither connects nor knows the time: it is asked what is to be sent now.
+It neither connects nor knows the time: its caller asks what to send now.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.messages.message import Message
 
-_SAME_EXPIRY: Final = 1.0  # second: the finest that MQTT can express
+_SAME_EXPIRY: Final = 1.0  # second: the resolution of MQTT
 
 
 class Mirror:
     """The picture of all retained messages. Any thread may put; one thread takes.
 
-    ``last`` is the topic that is sent only when all others are. ``changed`` is called after a put that
-    gave something to send. ``guard`` says what takes a message's place while the broker does not take some topics, so
-    that nothing stays current there by mistake; mostly that is the message itself.
+    ``last`` is the topic that is sent only after all others. ``changed`` is called after a put that left something
+    to send. ``guard`` returns what to send in place of a message while the broker refuses some topics, so that
+    nothing stays current there by mistake; mostly that is the message itself.
     """
 
     def __init__(
@@ -41,45 +41,45 @@ class Mirror:
         self._changed = changed
         self._guard = guard
         self._lock = threading.Lock()
-        self._picture: dict[str, Message] = {}  # in the order in which it was put
-        self._announced: dict[str, Message] = {}  # as they were when they were last to be sent
-        self._unsent: dict[str, None] = {}  # topics, in the order in which they are to go
-        self._held: dict[str, float] = {}  # topics that are not to be sent before that time
+        self._picture: dict[str, Message] = {}  # in the order of the puts
+        self._announced: dict[str, Message] = {}  # as last queued to be sent
+        self._unsent: dict[str, None] = {}  # topics, in the order of sending
+        self._held: dict[str, float] = {}  # topics that must not be sent before that time
         self._aside: frozenset[str] = frozenset()
         self._closed = False
         self._next_expiry = math.inf  # no message expires before that
 
     def put(self, messages: Iterable[Message], *, only_missing: bool = False) -> None:
-        """Change the picture, and send what is different in the order given.
+        """Change the picture, and queue what is different, in the order given.
 
-        With ``only_missing``, topics that the picture already has are left as they are.
+        With ``only_missing``, topics that the picture already has stay unchanged.
         """
         self._put(messages, only_missing=only_missing, last=False)
 
     def close(self, messages: Iterable[Message]) -> None:
-        """Put the last messages; whatever is put after them is ignored."""
+        """Put the last messages; later puts are ignored."""
         self._put(messages, only_missing=False, last=True)
 
     @property
     def unsent(self) -> bool:
-        """Whether there is something to send that was put but not taken, and that is not held."""
+        """Whether something is left to send that is not held back."""
         with self._lock:
             return bool(self._unsent.keys() - self._held.keys())
 
     def hold(self, topic: str, until: float) -> None:
-        """Send this once more, but not before that: the broker did not take it."""
+        """Send this topic again, but not before ``until``: the broker refused it."""
         with self._lock:
             if topic in self._picture:
                 self._held[topic] = until
                 self._unsent[topic] = None
 
     def size(self, topic: str) -> int:
-        """Return how many bytes the payload of a topic has, 0 if there is none."""
+        """Return the size of a topic's payload in bytes, 0 if there is none."""
         with self._lock:
             return len(self._picture[topic].payload.encode()) if topic in self._picture else 0
 
     def set_aside(self, topics: frozenset[str]) -> None:
-        """Guard the picture against what the broker does not take now, and send what that changes."""
+        """Guard the picture against the topics that the broker refuses now, and send what that changes."""
         with self._lock:
             before, self._aside = self._aside, topics
             if before == topics:
@@ -89,12 +89,12 @@ class Mirror:
                     self._unsent[topic] = None
 
     def send_all(self) -> None:
-        """Send the whole picture anew, as after a connect; whatever was under way may have been lost."""
+        """Send the whole picture again, as after a connect; anything in flight may have been lost."""
         with self._lock:
             self._unsent = dict.fromkeys(self._picture)
 
     def send_again(self, topics: Iterable[str]) -> None:
-        """Send these once more although nothing changed, as far as the picture has them."""
+        """Send these topics again although nothing changed, if the picture has them."""
         with self._lock:
             again = [topic for topic in topics if topic in self._picture and not self._closed]
             self._unsent |= dict.fromkeys(again)
@@ -102,19 +102,19 @@ class Mirror:
             self._changed()
 
     def release(self, topics: Collection[str]) -> None:
-        """Hold these no longer."""
+        """Stop holding these topics back."""
         with self._lock:
             for topic in topics:
                 self._held.pop(topic, None)
 
     @property
     def only_last_is_left(self) -> bool:
-        """Whether there is nothing to send but the last topic, and what is held."""
+        """Whether the last topic is all that is left to send, apart from held ones."""
         with self._lock:
             return self._unsent.keys() - self._held.keys() == {self._last}
 
     def take(self, now: float, most: int, *, last: bool = True) -> list[Message]:
-        """Return at most that many messages to send now, the last topic only with ``last``, and take them for sent."""
+        """Return at most that many messages to send now, the last topic only with ``last``, and count them as sent."""
         with self._lock:
             self._expire(now)
             held = self._still_held(now)
@@ -127,11 +127,11 @@ class Mirror:
             for topic in topics:
                 del self._unsent[topic]
             if not self._unsent:
-                self._unsent.clear()  # else it keeps the room of the largest picture, and every take walks through it
+                self._unsent.clear()  # else it keeps the size of the largest picture, and every take walks through it
             return [self._guard(self._picture[topic], self._aside) for topic in topics]
 
     def next_at(self) -> float:
-        """Return when to take again even if nothing was put: nothing expires, and nothing held is due, before that."""
+        """Return when to take again even without a put: nothing expires and nothing held is due before that."""
         with self._lock:
             return min(self._next_expiry, min(self._held.values(), default=math.inf))
 
@@ -157,7 +157,7 @@ class Mirror:
             self._changed()
 
     def _show(self, message: Message) -> None:
-        """Take a message into the picture, behind all others; those put together expire in their order."""
+        """Add a message to the picture, behind all others; those put together expire in their order."""
         self._picture.pop(message.topic, None)
         self._picture[message.topic] = message
         if message.expires_at is not None:

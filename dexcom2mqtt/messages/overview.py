@@ -1,4 +1,4 @@
-"""What there is to see of an account at a time, for readers within the process. Pure."""
+"""What an account shows at a time, for readers within the process. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What there is to see of an account. Nothing of it changes: a new one takes its place. Times are of the clock.
+    """What an account shows. It never changes; a new one replaces it. Times are of the clock.
 
     ``state`` is the newest reading, which is current until ``fresh_until`` and was taken at ``taken_at``. ``readings``
-    are those of the last 24 hours, oldest first, without any that is doubtful.
+    are those of the last 24 hours, oldest first, without the doubtful ones.
     """
 
     state: State
@@ -31,7 +31,7 @@ class Overview:
     taken_at: float | None = None
     readings: tuple[Reading, ...] = ()
     number: int = field(default_factory=itertools.count().__next__, compare=False)
-    """Which it is of all that this process made."""
+    """Its number among all that this process made."""
 
 
 def overview_of(
@@ -43,8 +43,8 @@ def overview_of(
 ) -> Overview:
     """Make an overview of the readings whose date is after that (Unix milliseconds).
 
-    ``shown`` is what is published as the newest, and until when it is current. ``at`` turns Unix seconds into a time of
-    the clock.
+    ``shown`` is the reading published as the newest, and until when it is current. ``at`` turns Unix seconds into a
+    time of the clock.
     """
     readings = tuple(reading for reading in kept if reading.date > after)
     if not readings or shown is None or shown[0] is not readings[-1]:

@@ -1,4 +1,4 @@
-"""Shares of a whole in percent, to one decimal, which add up to 100.0. Pure."""
+"""Percentages with one decimal that add up to 100.0. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def percentages(counts: Sequence[int]) -> list[float]:
-    """Return how many percent of the sum each count is, rounded by largest remainder; zeros if all are zero."""
+    """Return each count as a percentage of the sum, rounded by largest remainder; zeros if all are zero."""
     whole = sum(counts)
     if not whole:
         return [0.0] * len(counts)

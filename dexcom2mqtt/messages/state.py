@@ -23,7 +23,7 @@ _LASTING: Final = ("measurement_timestamp", "date", "unit")
 
 
 class State(TypedDict):
-    """A reading as subscribers get it, or what is left of one; the keys are ``STATE_KEYS``, in that order."""
+    """A reading as subscribers get it; if stale, most keys are null. The keys are ``STATE_KEYS``, in that order."""
 
     value: float | None
     unit: Unit
@@ -42,7 +42,7 @@ class State(TypedDict):
 
 
 def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> State:
-    """Write a reading with every key that subscribers get; the keys and their order are public."""
+    """Return a reading with every key that subscribers get; the keys and their order are public."""
     return {
         "value": reading.value(account.unit),
         "unit": account.unit,
@@ -68,24 +68,24 @@ def state_of(reading: Reading, delta_mg_dl: int | None, account: Account) -> Sta
 
 
 def summary(reading: Reading, unit: Unit) -> str:
-    """Write a reading for a person, such as ``85 mg/dL →``."""
+    """Return a reading in words, such as ``85 mg/dL →``."""
     return " ".join(filter(None, (str(reading.value(unit)), unit, reading.arrow)))
 
 
 def without_reading(account: Account) -> State:
-    """Write the state of an account of which no reading is known."""
+    """Return the state of an account without any reading."""
     return cast("State", dict.fromkeys(STATE_KEYS) | {"unit": account.unit})
 
 
 def stale(state: State) -> State:
-    """Write a state whose reading is no longer current: every key is null except the unit and when it was taken."""
+    """Return a state whose reading is no longer current: every key is null except the unit and when it was taken."""
     return cast("State", {key: value if key in _LASTING else None for key, value in state.items()})
 
 
 def fresh_messages(topics: Topics, account: str, state: State, expires_at: float) -> list[Message]:
-    """Publish a state that is current until ``expires_at``: first the values, then that they are there.
+    """Return the messages of a state that is current until ``expires_at``: first the values, then the availability.
 
-    When they expire it is the other way round: first that they are gone, then the values.
+    When they expire, the order is the reverse: first the availability goes offline, then the values become null.
     """
     nulls = {message.topic: message for message in _values(topics, account, stale(state))}
     values = [
@@ -97,14 +97,14 @@ def fresh_messages(topics: Topics, account: str, state: State, expires_at: float
 
 
 def stale_messages(topics: Topics, account: str, state: State) -> list[Message]:
-    """Publish that no reading is current, with what remains of ``state``."""
+    """Return the messages that say that no reading is current, with what remains of ``state``."""
     return [unavailable(topics, account), *_values(topics, account, stale(state))]
 
 
 def guarded(topics: Topics, message: Message, aside: Collection[str]) -> Message:
-    """Return what is to take a message's place while the broker does not take the topics ``aside``.
+    """Return what to send in place of a message while the broker refuses the topics ``aside``.
 
-    A value is current only with its ``availability``: so if one of the two may hold something old, the other says that
+    A value is current only if ``availability`` says so. If one of the two may hold something old, the other says that
     nothing is current.
     """
     account, leaf = _account_and_leaf(topics, message.topic) if aside else ("", "")
@@ -116,13 +116,13 @@ def guarded(topics: Topics, message: Message, aside: Collection[str]) -> Message
 
 
 def unprotected(topics: Topics, aside: Collection[str]) -> bool:
-    """Return whether only ``bridge/state``, as the last will has it, can still say that nothing is current."""
+    """Return whether only the last will on ``bridge/state`` can still say that nothing is current."""
     accounts = {_account_and_leaf(topics, topic)[0] for topic in aside if topic.endswith("/availability")}
     return topics.bridge_state in aside or any(_values_of(topics, account) & set(aside) for account in accounts)
 
 
 def _account_and_leaf(topics: Topics, topic: str) -> tuple[str, str]:
-    """Return the last two levels of a topic below the base, two empty texts for others."""
+    """Return the two levels below the base of an account's topic, two empty texts for other topics."""
     levels = topic.removeprefix(f"{topics.base}/").split("/")
     return (levels[0], levels[1]) if len(levels) == 2 and topic.startswith(f"{topics.base}/") else ("", "")  # noqa: PLR2004
 
@@ -132,17 +132,17 @@ def _values_of(topics: Topics, account: str) -> set[str]:
 
 
 def unavailable(topics: Topics, account: str) -> Message:
-    """Say that an account has no current reading."""
+    """Return the message that an account has no current reading."""
     return Message(topics.of(account, "availability"), "offline")
 
 
 def account_cleared(topics: Topics, account: str) -> list[Message]:
-    """Take away everything that the broker keeps of an account; first, that anything of it is current."""
+    """Return the messages that remove everything retained for an account, its availability first."""
     return [cleared(topics.of(account, leaf)) for leaf in RETAINED]
 
 
 def reading_message(topics: Topics, account: str, state: State, *, backfill: bool) -> Message:
-    """Write one reading of the stream, which is not retained."""
+    """Return the message for one reading of the stream, which is not retained."""
     return Message(topics.of(account, "reading"), to_json({**state, "backfill": backfill}), retain=False)
 
 
@@ -152,7 +152,7 @@ def _values(topics: Topics, account: str, state: State) -> list[Message]:
 
 
 def _text(value: object) -> str:
-    """Write one value bare, as it stands in the JSON but for the quotes; null is ``unknown``."""
+    """Return one value as in the JSON, but without quotes; null is ``unknown``."""
     if value is None:
         return "unknown"
     return value if isinstance(value, str) else json.dumps(value)

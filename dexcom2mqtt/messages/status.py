@@ -1,7 +1,7 @@
-"""How an account is doing: one table from each state to what happened and what to do about it.
+"""How an account is doing: one table that says for each state what happened and what to do.
 
-The log, the topic ``status``, systemd's status line and ``check`` all speak from this table. Nothing here
-quotes what Share said, and nothing holds a secret.
+The log, the topic ``status``, systemd's status line and ``check`` all use this table. Nothing here quotes Share's
+answers or contains a secret.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ShareState = Literal[
     "locked_out",
     "unexpected_response",
 ]
-"""How an account is doing, in a word."""
+"""How an account is doing, in one word."""
 
 REMEDIES: Final[dict[ShareState, str]] = {
     "starting": "Waiting for the first answer from Share.",
@@ -93,7 +93,7 @@ MALFORMED: Final = (
     "Share sends records that make no sense ({} in the last answer). They are ignored; all others count. Please report "
     "it if it lasts."
 )
-"""For the log, with their number; so is the next one."""
+"""For the log, with the number of records; so is ``DRIFTED``."""
 DRIFTED: Final = (
     "Share sends readings in a new form: the value as text, or only DT as the time ({} in the last answer). They are "
     "read. Please report it."
@@ -107,7 +107,7 @@ NO_NAME: Final = (
     "keeps trying."
 )
 NO_NAME_FOR_LONG: Final = "In a container: restart it; it only knows the name servers it found when it started."
-"""What else to do once that has lasted for an hour."""
+"""What else to do after an hour without names."""
 UNTRUSTED: Final = (
     "Something on this machine's network answers in place of Share: a filter, a virus scanner, or the sign-in page of "
     "a guest network. Use another network. If it is intended, name its authority's file in SSL_CERT_FILE. The password "
@@ -125,13 +125,13 @@ _MAX_TIME: Final = 4_102_444_800  # the year 2100
 _CLOCK_IS_RIGHT: Final[frozenset[object]] = frozenset(
     {"ok", "no_readings", "sensor_error"}
 )  # else it would be phone_clock
-_ROUNDING: Final = 2.0  # times are written in whole seconds, and Share tells the time in them
+_ROUNDING: Final = 2.0  # seconds: times are written in whole seconds, and Share's time comes in them
 _WELL: Final = frozenset({"starting", "ok"})
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How an account is doing. Times are Unix seconds as Share tells them, or None while it has not."""
+    """How an account is doing. Times are Unix seconds by Share's clock, or None while that is unknown."""
 
     share: ShareState = "starting"
     message: str = REMEDIES["starting"]
@@ -140,13 +140,13 @@ class Status:
     last_success_at: float | None = None
     next_poll_at: float | None = None
     delay: float | None = None
-    """How many seconds after it was taken a reading becomes readable, as learned; None until then."""
+    """How many seconds after it was taken a reading can be read from Share; None until that is learned."""
     requests_24h: int = 0
     logins_24h: int = 0
     rejected: tuple[int, ...] = ()
     """When sign-ins were rejected in the last 24 hours, in Unix seconds."""
     ahead_until: int | None = None
-    """The latest stamp of the last 24 hours that was first seen in the future, in Unix milliseconds."""
+    """The latest stamp of the last 24 hours that was in the future when first seen, in Unix milliseconds."""
 
     @property
     def well(self) -> bool:
@@ -155,18 +155,18 @@ class Status:
 
 
 def tell(happened: str, remedy: str = "") -> str:
-    """Join what happened and what to do about it, if that is not said yet."""
+    """Join what happened and what to do, if there is more to say."""
     end = "" if happened.endswith("?") else "."
     return f"{happened[:1].upper()}{happened[1:]}{end} {remedy}".rstrip()
 
 
 def phone_clock(seconds_ahead: float) -> str:
-    """Say by how much the phone's clock is ahead, and what to do."""
+    """Say how far the phone's clock is ahead, and what to do."""
     return f"The wearer's phone seems to be {math.ceil(seconds_ahead / 60)} min ahead. {REMEDIES['phone_clock']}"
 
 
 def status_message(topics: Topics, account: str, status: Status) -> Message:
-    """Publish how an account is doing."""
+    """Return the message that says how an account is doing."""
     payload = {
         "share": status.share,
         "message": status.message,
@@ -184,7 +184,7 @@ def status_message(topics: Topics, account: str, status: Status) -> Message:
 
 
 class Past(NamedTuple):
-    """What a status tells about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
+    """What a status says about stamps after a restart. Times are Unix seconds; ``ahead_until`` is Unix milliseconds.
 
     ``right`` is whether the phone's clock was known to be right when it was written.
     """
@@ -195,16 +195,16 @@ class Past(NamedTuple):
 
 
 class PastSignIns(NamedTuple):
-    """What a status tells after a restart: of sign-ins and readings, in Unix seconds, and of stamps."""
+    """What a status says after a restart: about sign-ins and readings, in Unix seconds, and about stamps."""
 
     rejected: tuple[int, ...] = ()
     locked_until: float | None = None
     last_reading: float | None = None
-    stamps: Past = Past()  # it is frozen
+    stamps: Past = Past()  # immutable
 
 
 def parse_status(payload: bytes) -> PastSignIns:
-    """Read back from a status what still matters after a restart. Raises ForeignError."""
+    """Return what of a status still matters after a restart. Raises ForeignError."""
     status = parse_object(payload)
     rejected = status.get("rejected")
     if not isinstance(rejected, list) or len(rejected) > _MAX_COUNT:

@@ -1,10 +1,10 @@
 """What goes to ``reading``, in which order and how fast, and the ``history`` that follows it.
 
-Every reading goes out at least once: it counts as published when the broker has acknowledged it, and only then
-moves into the history, which is what a restart continues from, and into the count of its day. A reading that is still
-current goes before those that are only for the record.
+Every reading is sent at least once. It counts as published once the broker has acknowledged it; only then does it
+enter the history, from which a restart continues, and the count of its day. Readings that are still current go before
+those that are only for the record.
 
-The accounts offer readings from their threads; the broker's thread takes and acknowledges.
+The accounts' threads offer readings; the broker's thread takes and acknowledges them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
 
 BACKFILL_A_SECOND: Final = 20
-"""How many readings that are not current are published in one second at most, of all accounts together.
+"""The most readings that are published as backfill in one second, for all accounts together.
 
-It is also how many may be out before a history has them: so many are repeated where all ends at that moment.
+It is also the most that may be sent before a history has them: so many are repeated if everything stops just then.
 """
 
 _HISTORY_EVERY: Final = 1.0
 _LEAST: Final = 2048
-"""Bytes, which are two hours, or two weeks: if the broker does not take so little either, size is not the problem."""
+"""Bytes: two hours of history, or two weeks of days. If the broker refuses so little, size is not the problem."""
 _SHORTENED: Final = ("history", "days")
-"""What is written as long as the broker takes it."""
+"""The topics whose payload is shortened to the size that the broker accepts."""
 _DAY_MS: Final = DAY * 1000
 _T = TypeVar("_T")
 Key = tuple[int, bool]
@@ -51,11 +51,11 @@ Key = tuple[int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A reading to publish: what its payload is made of, and until when (by the clock) it is current."""
+    """A reading to publish: the parts of its payload, and until when (by the clock) it is current."""
 
     reading: Reading
     delta: int | None
-    """How many mg/dL it is above the one before it."""
+    """How many mg/dL it is above the reading before it."""
     account: Account
     fresh_until: float
     doubtful: bool = False
@@ -63,23 +63,23 @@ class Offer:
 
     @property
     def key(self) -> Key:
-        """What tells it from all others of its account."""
+        """Identifies it within its account."""
         return self.reading.date, self.doubtful
 
     def state(self) -> State:
-        """Write the reading, which is done when it is sent: the states of a day take a quarter of a megabyte."""
+        """Return its state. Made only for sending, because the states of a day take a quarter of a megabyte."""
         return state_of(self.reading, self.delta, self.account)
 
 
 @dataclass(slots=True)
 class _Room:
-    """How much the broker takes on one topic."""
+    """How much the broker accepts on one topic."""
 
     most_bytes: float = math.inf
-    may_shorten: bool = True  # until it has shown that this does not help
+    may_shorten: bool = True  # until shortening has proved useless
 
     def shorten(self, most_bytes: float) -> bool:
-        """Take no more than that; return whether it is of use. Where it is not, it is whole again, and remains so."""
+        """Limit the size; return whether that may help. If not, the full size is sent from now on."""
         self.may_shorten = most_bytes >= _LEAST
         self.most_bytes = most_bytes if self.may_shorten else math.inf
         return self.may_shorten
@@ -89,11 +89,11 @@ class _Room:
 class _Account:
     source: str
     published: dict[Key, Reading]  # in order
-    unsaved: int  # how many of them the history, as it was last sent, has not
+    unsaved: int  # how many of them are missing from the history as last sent
     waiting: dict[Key, Offer] = field(default_factory=dict)  # in order
-    sent: set[Key] = field(default_factory=set)  # those on their way
+    sent: set[Key] = field(default_factory=set)  # sent, but not yet acknowledged
     not_before: float = 0.0
-    since: int = 0  # what is older than this date counts as published
+    since: int = 0  # older readings count as published
     tally: Tally | None = None
     counted: Callable[[], None] = lambda: None
     rooms: dict[str, _Room] = field(default_factory=lambda: {leaf: _Room() for leaf in _SHORTENED})
@@ -106,12 +106,12 @@ class _Account:
         return self.history_sent + _HISTORY_EVERY if self.changed else math.inf
 
     def split(self) -> tuple[list[Reading], list[Reading]]:
-        """Return what was published, the right readings and the doubtful ones."""
+        """Return the published readings: the right ones and the doubtful ones."""
         right = [reading for (_, doubtful), reading in self.published.items() if not doubtful]
         return right, [reading for (_, doubtful), reading in self.published.items() if doubtful]
 
     def save(self, topics: Topics, key: str, now: float) -> list[Message]:
-        """Write what has changed, as much of it as the broker takes."""
+        """Write what has changed, no larger than the broker accepts."""
         changed, self.changed, self.unsaved, self.history_sent = self.changed, set(), 0, now
         messages, (most, most_days) = [], (self.rooms[leaf].most_bytes for leaf in _SHORTENED)
         if "history" in changed:
@@ -130,12 +130,12 @@ class _Account:
         self.counted()
 
     def note_days(self) -> None:
-        """Have the days sent, unless it is not known yet what was counted before."""
+        """Mark the days for sending, unless an earlier count may still arrive."""
         if self.tally is not None and self.tally.waiting is None:
             self.changed.add("days")
 
     def write_again(self, leaf: str) -> None:
-        """Write it at once, since it is to have another size; not before it was written at all."""
+        """Write a history or the days again at once, because their size must change."""
         if leaf == "history":
             self.changed.add(leaf)
         else:
@@ -144,13 +144,13 @@ class _Account:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to publish or to save, be it later."""
+        """Whether there is something to publish or to save, now or later."""
         return bool(self.waiting or self.changed)
 
     def first(self, key: str, now: float) -> tuple[bool, Key, str] | None:
-        """Return what of it may go first, as ``_in_order`` has it; None if nothing may.
+        """Return its first reading to send, as ``_in_order`` yields it; None if nothing may be sent.
 
-        What is backfill once remains that, however late it is: so it need not be looked for again.
+        Backfill never becomes current again, so that result is kept.
         """
         if not self.waiting or self.not_before > now:
             return None
@@ -161,18 +161,18 @@ class _Account:
 
 
 class Stream:
-    """The readings on their way to the broker, of all accounts. ``changed`` is called when there are new ones."""
+    """The readings of all accounts on their way to the broker. ``changed`` is called when there are new ones."""
 
     def __init__(self, topics: Topics, changed: Callable[[], None] = lambda: None) -> None:
         self._topics = topics
         self._changed = changed
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
-        self._busy: dict[str, _Account] = {}  # of a thousand, few have something to do at a time
-        self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two may be the same to the letter
+        self._busy: dict[str, _Account] = {}  # of a thousand, only a few have something to do at a time
+        self._on_their_way: dict[Message, list[tuple[str, Offer]]] = {}  # two messages may be identical
         self._backfilled: deque[float] = deque(maxlen=BACKFILL_A_SECOND)
 
-    def open(  # noqa: PLR0913  # the last two by name
+    def open(  # noqa: PLR0913  # the last two are passed by name
         self,
         key: str,
         source: str,
@@ -183,11 +183,11 @@ class Stream:
         tally: Tally | None = None,
         counted: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin with an account, of which ``history`` and ``doubtful`` were published before. Nothing goes out earlier.
+        """Begin with an account; ``history`` and ``doubtful`` were published before. Nothing is sent before this call.
 
-        What is older than ``since`` (Unix milliseconds) counts as published as well: there was no room for it in the
-        history. That is sent once more: from then on it is in the picture that a broker gets which has forgotten it.
-        ``tally`` is what was counted before, if days are counted; ``counted`` is called when one more reading was.
+        Readings older than ``since`` (Unix milliseconds) count as published, too: the history had no room for them.
+        The history is sent again, so that the picture has it, for a broker that loses its retained messages.
+        ``tally`` is the count so far, if days are counted; ``counted`` is called for each further reading counted.
         """
         before = {(reading.date, False): reading for reading in history}
         published = _of_the_last(_DAY_MS, before | {(reading.date, True): reading for reading in doubtful})
@@ -199,14 +199,14 @@ class Stream:
             self._changed_in(key)
 
     def tally(self, key: str) -> Tally | None:
-        """Return what is counted of an account by now; None if that is not done, or not begun."""
+        """Return the count of an account so far; None if days are not counted, or the account has not begun."""
         with self._lock:
             return self._accounts[key].tally if key in self._accounts else None
 
     def settle(self, key: str, earlier: Days | None, today: int) -> None:
-        """Wait no longer for what was counted before: add what has been counted since, and send the days from now on.
+        """Stop waiting for the earlier count: add the readings counted since, and send the days from now on.
 
-        ``today`` is the number of the wearer's day. Without an ``earlier`` count they begin anew.
+        ``today`` is the number of the wearer's day. Without an ``earlier`` count, counting starts over.
         """
         with self._lock:
             account = self._accounts[key]
@@ -217,7 +217,7 @@ class Stream:
         self._changed()
 
     def offer(self, key: str, offers: Iterable[Offer]) -> None:
-        """Publish these, too. Those two days older than the newest are given up, should nothing get through."""
+        """Publish these, too. If nothing can be sent for long, those two days older than the newest are dropped."""
         with self._lock:
             account = self._accounts[key]
             new = {offer.key: offer for offer in offers if offer.reading.date >= account.since}
@@ -226,12 +226,12 @@ class Stream:
         self._changed()
 
     def take(self, now: float, most: int) -> list[Message]:
-        """Return at most that many readings to send now: the current ones first, each group oldest first."""
+        """Return at most that many readings to send now: current ones first, each group oldest first."""
         with self._lock:
             taken, backfill = [], self._backfill_at(now) <= now
             firsts = [first for key, each in self._busy.items() if (first := each.first(key, now)) is not None]
             soon = heapq.nsmallest(most, (first for first in firsts if backfill or not first[0]))
-            # Merged, not sorted: after a first start, hundreds of thousands may wait for hours.
+            # Merged, not sorted: after a first start, hundreds of thousands of readings may wait for hours.
             waiting = heapq.merge(*(_in_order(key, self._accounts[key], now) for _, _, key in soon))
             for backfill, which, key in islice(waiting, most):
                 if backfill:
@@ -242,9 +242,9 @@ class Stream:
             return taken
 
     def histories(self, now: float) -> list[Message]:
-        """Return the histories and the days that have changed and are due: at most once a second for each account.
+        """Return the changed histories and days that are due: at most once a second for each account.
 
-        They go together, so that a restart finds the same readings published and counted.
+        They are sent together, so that a restart finds the same readings published and counted.
         """
         with self._lock:
             accounts = self._busy.items()
@@ -255,7 +255,7 @@ class Stream:
             return messages
 
     def next_at(self, now: float) -> float:
-        """Return when there is something to take again, if nothing is offered or acknowledged before that."""
+        """Return when there is something to take next, if nothing is offered or acknowledged before."""
         with self._lock:
             accounts, backfill_at = self._busy.values(), self._backfill_at(now)
             times = [account.history_due for account in accounts]
@@ -267,7 +267,7 @@ class Stream:
             return min(times, default=math.inf)
 
     def acknowledged(self, message: Message) -> None:
-        """Take note that the broker has a message; those that are none of the stream's are ignored."""
+        """Record that the broker has a message; messages that are not the stream's are ignored."""
         with self._lock:
             arrived = self._arrived(message)
             if arrived is None:
@@ -282,21 +282,21 @@ class Stream:
             self._changed_in(key)
 
     def refused(self, message: Message, until: float) -> None:
-        """Record that the broker does not take a message: it stays unpublished, and is tried again after that time."""
+        """Record that the broker refused a message: it stays unpublished, and is tried again after that time."""
         with self._lock:
             arrived = self._arrived(message)
             if arrived is not None:
                 self._accounts[arrived[0]].not_before = until
 
     def hold(self, topic: str, until: float) -> None:
-        """Publish no reading on this topic before that: the broker did not take one."""
+        """Publish no reading on this topic before that time: the broker refused one."""
         with self._lock:
             for key, account in self._accounts.items():
                 if topic == self._topics.of(key, "reading"):
                     account.not_before = until
 
     def fit(self, most_bytes: Callable[[str], float]) -> None:
-        """Keep every history, and all days, as small as this broker wants the payload of their topics."""
+        """Shorten every history and all days to the size that this broker accepts on their topics."""
         with self._lock:
             for key, account in self._accounts.items():
                 for leaf, room in account.rooms.items():
@@ -307,7 +307,7 @@ class Stream:
                         self._changed_in(key)
 
     def shorten(self, topic: str, most_bytes: float) -> bool:
-        """Write a history or days of at most that many bytes; return whether the topic is one's, and that is of use."""
+        """Shorten a history or days to that many bytes; return False if it is of no use, or for other topics."""
         with self._lock:
             for key, account in self._accounts.items():
                 for leaf, room in account.rooms.items():
@@ -318,7 +318,7 @@ class Stream:
             return False
 
     def lost(self) -> None:
-        """Take note that the connection ended: what was not acknowledged is unpublished."""
+        """Record that the connection ended: unacknowledged readings count as unpublished."""
         with self._lock:
             self._on_their_way.clear()
             for key, account in self._accounts.items():
@@ -326,7 +326,7 @@ class Stream:
                 self._changed_in(key)
 
     def _changed_in(self, key: str) -> None:
-        """Look again at what an account has to do."""
+        """Update whether an account has something to do."""
         account = self._accounts[key]
         account.backfill_first = None
         if account.busy:
@@ -344,7 +344,7 @@ class Stream:
         return message
 
     def _arrived(self, message: Message) -> tuple[str, Offer] | None:
-        """Take a message off its way; return whose it is, and which reading, None if it is none of these."""
+        """Remove a message from those in flight; return its account and reading, None if it is not one of these."""
         same = self._on_their_way.get(message)
         if not same:
             return None
@@ -357,14 +357,14 @@ class Stream:
 
     def _backfill_at(self, now: float) -> float:
         if len(self._on_their_way) + sum(account.unsaved for account in self._busy.values()) >= BACKFILL_A_SECOND:
-            return math.inf  # first an acknowledgement, or a history
+            return math.inf  # wait for an acknowledgement or a history
         return now if len(self._backfilled) < BACKFILL_A_SECOND else self._backfilled[0] + 1.0
 
 
 def _in_order(key: str, account: _Account, now: float) -> Iterator[tuple[bool, Key, str]]:
-    """Yield what may be sent of an account, the current ones first: whether it is backfill, which, and whose it is.
+    """Yield the readings of an account to send, current ones first: whether it is backfill, its key, and the account.
 
-    Backfill is what is not current any more, or older than what was sent before; and whatever is doubtful.
+    Backfill is every reading that is no longer current, older than one sent before, or doubtful.
     """
     newest = max(_newest(reversed(account.published)), _newest(sorted(account.sent, reverse=True)))
     newer = takewhile(lambda which: which[0] > newest, filter(_is_right, reversed(account.waiting)))
@@ -378,11 +378,11 @@ def _is_right(which: Key) -> bool:
 
 
 def _newest(keys: Iterable[Key]) -> int:
-    """Return the date of the first that is not doubtful, 0 if there is none."""
+    """Return the date of the first reading that is not doubtful, 0 if there is none."""
     return next((date for date, doubtful in keys if not doubtful), 0)
 
 
 def _of_the_last(milliseconds: int, by_key: dict[Key, _T]) -> dict[Key, _T]:
-    """Return, in order, what is at most that much older than the newest."""
+    """Return, in order, the entries that are at most that much older than the newest."""
     oldest = max(by_key, default=(0, False))[0] - milliseconds
     return {key: by_key[key] for key in sorted(by_key) if key[0] >= oldest}

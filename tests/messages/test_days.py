@@ -223,22 +223,22 @@ def entry_of(**changes: object) -> bytes:
 
 
 FOREIGN = {
-    "garbage": (b"\xff\xfe\0", "no JSON object"),
-    "half": (days_of()[:-1], "no JSON object"),
-    "a list": (b"[]", "no JSON object"),
-    "huge": (days_of() + b" " * 262_144, "absurdly large"),
+    "garbage": (b"\xff\xfe\0", "not a JSON object"),
+    "half": (days_of()[:-1], "not a JSON object"),
+    "a list": (b"[]", "not a JSON object"),
+    "huge": (days_of() + b" " * 262_144, "far too large"),
     "no version": (days_of(version=None), "another version"),
     "the next version": (days_of(version=2), "another version"),
     "another person": (days_of(source="ffffffff"), "another person"),
-    "no days": (days_of(days=None), "no list"),
-    "a year": (days_of(days=[GOOD] * 181), "no list of a sensible length"),
-    "a day that is none": (days_of(days=[7]), "no object"),
+    "no days": (days_of(days=None), "not a list"),
+    "a year": (days_of(days=[GOOD] * 181), "not a list of a sensible length"),
+    "a day that is none": (days_of(days=[7]), "not an object"),
     "a day twice": (days_of(days=[GOOD, GOOD]), "not in order"),
     "no order": (days_of(days=[GOOD, GOOD | {"day": "2025-04-18"}]), "not in order"),
-    "no date": (entry_of(day=None), "no date"),
-    "a date in words": (entry_of(day="today"), "no date"),
-    "a date in short": (entry_of(day="20250419"), "no date"),
-    "before all time": (entry_of(day="1969-12-31"), "no date"),
+    "no date": (entry_of(day=None), "not a date"),
+    "a date in words": (entry_of(day="today"), "not a date"),
+    "a date in short": (entry_of(day="20250419"), "not a date"),
+    "before all time": (entry_of(day="1969-12-31"), "not a date"),
     "no count": (entry_of(n=None), "lacks a number"),
     "a count that is true": (entry_of(n=True, bands=[0, 0, 1, 0, 0]), "lacks a number"),
     "a broken sum": (entry_of(sum=300.0), "lacks a number"),
@@ -254,7 +254,7 @@ FOREIGN = {
     "a sum too large": (entry_of(sum=4001, squares=10**7), "makes no sense"),
     "squares too small": (entry_of(squares=44_999), "makes no sense"),
     "squares too large": (entry_of(squares=600_001), "makes no sense"),
-    "the future": (entry_of(day="2025-04-21"), "of the future"),
+    "the future": (entry_of(day="2025-04-21"), "in the future"),
 }
 
 
