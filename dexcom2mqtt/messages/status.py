@@ -47,8 +47,8 @@ REMEDIES: Final[dict[ShareState, str]] = {
         "unknown. Look at the Dexcom app meanwhile."
     ),
     "unavailable": (
-        "Share cannot be reached or is down. There is nothing to do unless it lasts. If there is still no answer then, "
-        "check this machine's network and name resolution."
+        "Share cannot be reached or is down. There is nothing to do for the first hour. If there is still no answer "
+        "after that, check this machine's network and name resolution."
     ),
     "rate_limited": (
         "Share asks for fewer requests. The daemon waits before it asks again. If this repeats, stop other programs "

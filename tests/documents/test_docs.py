@@ -441,6 +441,21 @@ def test_commands_do_what_they_should(document: str, world: World) -> None:
             world.say(block)
 
 
+def test_run_prints_what_is_shown(world: World) -> None:
+    """With the README's configuration, ``run`` logs the lines shown on the page for troubleshooting."""
+    page = section_of(text_of("docs/troubleshooting.md"), "## What run prints")
+    (configuration,) = [block for block in blocks_of("README.md") if block.language == "yaml"]
+    (shown,) = blocks_of("docs/troubleshooting.md", page)
+    world.configure(configuration)
+    world._run_and_end("exec dexcom2mqtt run", re.compile("earlier readings").search)  # noqa: SLF001  # of this module
+
+    def shape(line: str) -> str:
+        return re.sub(r"[↑↗→↘↓]+", "→", re.sub(r"\d+", "0", re.sub(r"at \S+:\d+", "at …", line)))
+
+    lines = (world.folder / "output").read_text("utf-8").splitlines()
+    assert [shape(line) for line in lines[:4]] == [shape(line) for line in shown.text.splitlines()]
+
+
 def test_the_broker_is_secured_as_shown(world: World, start_mosquitto: Callable[..., Mosquitto]) -> None:
     """The commands on the security page leave a broker that admits only its users."""
     block, _ = [block for block in blocks_of("docs/security.md") if block.language == "sh"]

@@ -110,9 +110,10 @@ def links_of(text: str) -> list[str]:
 
 
 def anchors_of(text: str) -> set[str]:
-    """Return the anchors that Markdown viewers make from the headings."""
+    """Return the anchors in a text, and those that Markdown viewers make from the headings."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    own = re.findall(r'<a id="([\w-]+)"></a>', text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(own)
 
 
 def section_of(text: str, heading: str) -> str:
