@@ -1,1 +1,1 @@
-"""One person, for ever: ask Share, keep what is new, hand it over, say how it is going."""
+"""One account: poll Share, keep new readings, hand them to the broker's side, report the status."""

@@ -1,7 +1,6 @@
-"""What is counted of one account: going on from the days that the broker retained, and when ``statistics`` goes out.
+"""Counting one account's readings by day: resuming from the retained days, and when to publish ``statistics``.
 
-It owns neither the formulas (``statistics``) nor the counts, which grow where a reading counts as published
-(``stream``).
+The formulas are in ``statistics``. The counts are in ``stream``, which adds each reading when it counts as published.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SETTLES: Final = 2.0
-"""Seconds: of several new readings, the broker acknowledges one after the other."""
+_SETTLE_SECONDS: Final = 2.0
+"""How long to wait for more changes: the broker acknowledges several new readings one by one."""
 _EVERY: Final = 60.0
 _AT_LEAST_EVERY: Final = 3600.0
 
 
 class Counting:
-    """Counts one account's readings by day and publishes its statistics, as far as ``kind`` wants them.
+    """Counts one account's readings by day and publishes its statistics, depending on ``kind``.
 
-    The account's own thread alone calls it, but for ``restore`` and ``take_late``. ``counted`` is called, from any
-    thread, when one more reading was counted.
+    Only the account's own thread calls it, except for ``restore`` and ``take_late``. ``counted`` is called, from any
+    thread, whenever a reading has been counted.
     """
 
-    def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
+    def __init__(  # noqa: PLR0913  # by name, and each is a part that this class connects
         self,
         key: str,
         account: Account,
@@ -64,27 +63,27 @@ class Counting:
         self._kind = kind
         self._clock = clock
         self.retained = Retained(key, source_of(account.region, account.user.get_secret_value()), time)
-        """What reads whatever the broker retained of this account."""
+        """Reads the payloads that the broker retained for this account."""
         self._topics = topics
         self._put = put
         self._stream = stream
         self.counted = counted
         self._days: bytes | None = None  # as the broker retained them
-        self._awaited = False  # whether they may still come
+        self._awaited = False  # whether they may still arrive
         self._settled = True  # whether they are known, or given up
-        self._seen: tuple[object, ...] = ()  # what the statistics depend on, when it was last looked at
+        self._seen: tuple[object, ...] = ()  # the inputs of the statistics at the last check
         self._changed_at = math.inf
         self._published_at = -math.inf
 
     def restore(self, days: bytes | None, *, awaited: bool) -> None:
-        """Hand over the days that the broker retained, for any thread, once.
+        """Hand over the days that the broker retained; from any thread, once.
 
-        ``awaited`` is whether it should have some that did not come.
+        ``awaited`` is whether the broker should have some that did not arrive.
         """
         self._days, self._awaited = days, awaited
 
     def take_late(self, days: bytes | None) -> None:
-        """Hand over days that came late after all; None if they are given up. For any thread."""
+        """Hand over days that arrived late; None if they are given up. From any thread."""
         if days is None:
             _log.warning(
                 "%s: the broker did not send the days that were counted before the restart, so counting starts over",
@@ -93,7 +92,7 @@ class Counting:
         self._days, self._awaited = days, False
 
     def begin(self, history: History | None, today: float, offset_min: int) -> Tally | None:
-        """Return with what to go on counting; None if days are not counted.
+        """Return the tally to continue from; None if days are not counted.
 
         ``today`` is in Unix seconds, ``offset_min`` the wearer's offset from UTC. Raises NotYetError.
         """
@@ -106,30 +105,30 @@ class Counting:
         self._settled = not waits
         return replace(tally, waiting=(known, ())) if waits else tally
 
-    def tell(self, readings: Sequence[Reading], today: float | None) -> float:
-        """Publish the statistics if that is due; return after how many seconds it will be.
+    def publish(self, readings: Sequence[Reading], today: float | None) -> float:
+        """Publish the statistics if they are due; return the seconds until they are due next.
 
-        ``readings`` are those of the last 24 hours, ``today`` is in Unix seconds; None if nobody knows the time.
+        ``readings`` are those of the last 24 hours. ``today`` is in Unix seconds, or None while the time is unknown.
         """
         if self._kind == "off" or today is None:
             return math.inf
         offset_min = readings[-1].offset_min if readings else 0
-        days = self._go_on(today, offset_min)
+        days = self._current_days(today, offset_min)
         now, seen = self._clock.now(), (len(readings), readings[-1:], days)
         if seen != self._seen:
             self._seen, self._changed_at = seen, min(self._changed_at, now)
-        due = max(self._changed_at + _SETTLES, self._published_at + _EVERY)
+        due = max(self._changed_at + _SETTLE_SECONDS, self._published_at + _EVERY)
         if self._published_at != -math.inf:
             due = min(due, self._published_at + _AT_LEAST_EVERY)
         if now < due:
             return due - now
         self._changed_at, self._published_at = math.inf, now
-        said = statistics_of(readings, days, self._account, today, offset_min)
-        self._put([Message(self._topics.of(self._key, "statistics"), to_json(said))])
+        payload = statistics_of(readings, days, self._account, today, offset_min)
+        self._put([Message(self._topics.of(self._key, "statistics"), to_json(payload))])
         return _AT_LEAST_EVERY
 
-    def _go_on(self, today: float, offset_min: int) -> Days | None:
-        """Return what is counted by now, joined to the days that came late, if they did."""
+    def _current_days(self, today: float, offset_min: int) -> Days | None:
+        """Return the days counted so far, joined with those that arrived late, if any."""
         if not self._settled and not self._awaited:
             try:
                 days = self._read(today)

@@ -1,7 +1,7 @@
-"""From what Share lists to what the broker holds: the readings of one account, and which of them is current.
+"""Turn Share's answers into messages for the broker: the readings of one account, and which of them is current.
 
-It joins the ledger (what is new), the stamps (what can be believed), the stream (every reading, once), the mirror (the
-newest one) and the counting. It knows neither the session nor the schedule, and does not say how it is going.
+It connects the ledger (what is new), the stamps (what can be trusted), the stream (every reading, once), the mirror
+(the newest one) and the counting. It knows neither the session nor the schedule, and does not report the status.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_AN_HOUR: Final = 12  # readings
+_READINGS_PER_HOUR: Final = 12
 _SEEN_LATELY: Final = 4 * 3600.0
-_SAME: Final = 5.0  # seconds: each answer tells the time a little more exactly
+_SAME_WITHIN: Final = 5.0  # seconds: each answer of Share refines the time a little
 
 
 class _Published(NamedTuple):
-    """What was published before the start: the history, unread, and what the status told of stamps."""
+    """What was published before the start: the history, not yet parsed, and what the status said about stamps."""
 
     history: bytes | None
     stamps: Past
 
 
 class Feed:
-    """The readings of one account. Its own thread alone uses it, but for ``restore``, ``summary`` and ``overview``.
+    """The readings of one account. Only its own thread uses it, except for ``restore``, ``summary`` and ``overview``.
 
-    ``stale_after`` is in seconds. Nothing goes to the stream until it is known what was published before the start.
+    ``stale_after`` is in seconds. Nothing goes to the stream until the past before the start is known.
     """
 
-    def __init__(  # noqa: PLR0913  # by name, and each is a part that this one joins
+    def __init__(  # noqa: PLR0913  # by name, and each is a part that this class connects
         self,
         key: str,
         account: Account,
@@ -80,21 +80,21 @@ class Feed:
         self._stale_after = stale_after
         self._ledger = Ledger()
         self._stamps = Stamps(stale_after)
-        self._first_seen: dict[int, float] = {}  # by date: when, of the latest
+        self._first_seen: dict[int, float] = {}  # by date, of the latest readings only
         self._latest_seen: Reading | None = None
-        self._late_at = -math.inf  # when a new reading came last that was too old to be current
-        self._listed = False  # whether Share has listed what there is
+        self._late_at = -math.inf  # when a new reading last arrived too old to be current
+        self._listed = False  # whether Share has answered with a list yet
         self._published: _Published | None = None
         self._streaming = False
-        self._shown: tuple[Reading, float] | None = None  # and until when it is current
-        self._unproven: int | None = None  # the newest date that Share listed first, after which stamps are judged
+        self._shown: tuple[Reading, float] | None = None  # with the time until which it is current
+        self._unproven: int | None = None  # the newest date in the first list; later stamps are judged
         self.overview = Overview(without_reading(account))
-        """What there is to see; for any thread, since it is replaced as a whole."""
+        """What the page shows; safe to read from any thread, since it is replaced as a whole."""
         self.published_before = False
         """Whether readings of the last 24 hours were published before the start."""
 
     def summary(self) -> str | None:
-        """Say what the current reading is, such as ``85 mg/dL → 2 min ago``; None if there is none. For any thread."""
+        """Return the current reading in words, such as ``85 mg/dL → 2 min ago``, or None. From any thread."""
         shown = self._shown
         if shown is None or self._clock.now() >= self._fresh_until(shown[0]):
             return None
@@ -102,7 +102,7 @@ class Feed:
         return f"{summary(shown[0], self._account.unit)} {age // 60:.0f} min ago"
 
     def kept(self) -> Kept:
-        """Return what the status tells of the readings."""
+        """Return what the status reports about the readings."""
         newest = self._ledger.newest
         return Kept(
             newest_at=None if newest is None else newest.date / 1000,
@@ -111,21 +111,21 @@ class Feed:
         )
 
     def minutes_to_read(self) -> int | None:
-        """Return how far back Share has to be asked so that every gap may still be filled; None if nobody can tell."""
+        """Return how many minutes to read so that every gap can still be filled; None while the time is unknown."""
         today = self._time.now()
         return None if today is None else self._ledger.minutes_to_read(today)
 
     def restore(self, history: bytes | None, stamps: Past) -> None:
-        """Hand over what was published before the start, to go on from it; for any thread, once."""
+        """Hand over what was published before the start, to resume from it; from any thread, once."""
         self._published = _Published(history, stamps)
 
     def take(self, batch: Batch) -> Found:
-        """Publish what is new in an answer of Share."""
+        """Publish the new readings in an answer of Share."""
         now, first, self._listed = self._clock.now(), not self._listed, True
         if batch.readings:
             self._latest_seen = batch.readings[-1]
             self._unproven = batch.readings[-1].date if self._unproven is None else self._unproven
-        self.go_on()
+        self.resume()
         today = self._today() or 0.0
         known = self._ledger.newest
         settled = self._time.settled or not self._time.known
@@ -137,7 +137,7 @@ class Feed:
         self._offer(new)
         self._offer_doubtful(today)
         fresh = newest is not None and now < self._fresh_until(newest)
-        _say_new(self._key, self._account, newest if newest_is_new else None, len(new) - newest_is_new, fresh=fresh)
+        _log_new(self._key, self._account, newest if newest_is_new else None, len(new) - newest_is_new, fresh=fresh)
         if newest_is_new and not first:
             self._late_at = -math.inf if fresh else now
         if new or not self._is_shown(newest):
@@ -152,8 +152,8 @@ class Feed:
             late=now < self._late_at + self._stale_after,
         )
 
-    def go_on(self) -> None:
-        """Go on from what was published before the start, as soon as it is there and the time is known."""
+    def resume(self) -> None:
+        """Resume from what was published before the start, once that is read back and the time is known."""
         today, published = self._today(), self._published
         if today is None or published is None or self._streaming:
             return
@@ -168,7 +168,7 @@ class Feed:
         )
         self._stamps.restore(history.doubtful, published.stamps, today)
         dates = {reading.date for reading in history.readings}
-        if self._ledger.newest is not None:  # Share was faster than the broker
+        if self._ledger.newest is not None:  # Share answered before the broker
             fresh = [reading for reading in self._ledger.readings if reading.date not in dates]
             self._ledger.drop(self._stamps.doubt(fresh))
             self._show(self._ledger.newest)
@@ -181,24 +181,24 @@ class Feed:
         self._offer([reading for reading in kept if reading.date not in dates])
         self.overview = self._overview()
 
-    def tell_statistics(self) -> float:
-        """Publish the statistics if that is due; return after how many seconds it will be."""
-        return self._counting.tell(self._ledger.readings, self._time.now()) if self._streaming else math.inf
+    def publish_statistics(self) -> float:
+        """Publish the statistics if they are due; return the seconds until they are due next."""
+        return self._counting.publish(self._ledger.readings, self._time.now()) if self._streaming else math.inf
 
     def _today(self) -> float | None:
-        """Return the time of day in Unix seconds; until Share tells it, that of its newest reading."""
+        """Return the time of day in Unix seconds; until Share has sent it, the stamp of its newest reading."""
         latest = self._latest_seen
         return self._time.now() or (None if latest is None else latest.date / 1000)
 
     def _note_first_seen(self, new: list[Reading], now: float) -> None:
-        """Record when the latest were first seen: they are current from then on at most, whatever their stamps say."""
+        """Record when the latest readings were first seen; that limits how long they are current."""
         self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - _SEEN_LATELY}
-        self._first_seen |= {reading.date: now for reading in new[-_AN_HOUR:]}
+        self._first_seen |= {reading.date: now for reading in new[-_READINGS_PER_HOUR:]}
 
     def _fresh_until(self, reading: Reading) -> float:
         """Return until when (by the clock) a reading is current.
 
-        Never, until Share has told the time, or while the phone's clock is known to be wrong.
+        None is current until Share has sent the time, or while the phone's clock is known to be wrong.
         """
         taken = self._time.at(reading.date / 1000)
         if taken is None or self._stamps.ahead is not None:
@@ -206,32 +206,32 @@ class Feed:
         return min(taken, self._first_seen.get(reading.date, math.inf)) + self._stale_after
 
     def _offer(self, readings: list[Reading]) -> None:
-        """Hand readings to the stream, once it is known what was published before."""
+        """Hand readings to the stream, once the past before the start is known."""
         if readings and self._streaming:
             self._stream.offer(self._key, [self._offer_of(reading) for reading in readings])
 
     def _offer_of(self, reading: Reading) -> Offer:
-        """Offer a reading with the delta that it has now."""
+        """Make the offer of a reading, with its present delta."""
         offer = Offer(reading, self._ledger.delta(reading), self._account, self._fresh_until(reading))
-        offer.state()  # a bug in it is to show here, in the account's own thread: in the broker's, it ends the daemon
+        offer.state()  # a bug in it should fail here, in the account's thread: in the broker's, it ends the daemon
         return offer
 
     def _offer_doubtful(self, today: float) -> None:
-        """Hand over the doubtful readings whose stamp has passed: they are only for the record."""
+        """Hand over the doubtful readings whose stamp is now past; they only complete the history."""
         passed = self._stamps.passed(today) if self._streaming else []
         if passed:
             offers = [Offer(reading, None, self._account, -math.inf, doubtful=True) for reading in passed]
             self._stream.offer(self._key, offers)
 
     def _is_shown(self, newest: Reading | None) -> bool:
-        """Return whether a reading is what is published, current for as long: Share's time may have changed."""
+        """Return whether a reading is the published one and current for as long; Share's time may have changed."""
         if self._shown is None or newest is None or self._shown[0] is not newest:
             return self._shown is None and newest is None
         before, now = self._shown[1], self._fresh_until(newest)
-        return before == now or abs(before - now) <= _SAME * self._clock.speed
+        return before == now or abs(before - now) <= _SAME_WITHIN * self._clock.speed
 
     def _show(self, newest: Reading | None) -> None:
-        """Publish the newest reading; the mirror turns it into its stale form when, or if already, it is that.
+        """Publish the newest reading, as stale if it already is; the mirror makes it stale later.
 
         ``newest`` is None if the one shown has turned out to be doubtful and there is no other.
         """
@@ -247,18 +247,18 @@ class Feed:
             self._put(stale_messages(self._topics, self._key, state))
 
     def _overview(self) -> Overview:
-        # Until what was published before is known, some of what Share listed first may be doubtful.
+        # Until the past before the start is known, some readings of the first list may be doubtful.
         after = 0 if self._streaming else self._unproven or 0
         return overview_of(self._account, self._ledger.readings, after, self._shown, self._time.at)
 
 
 def _offset_min(history: History | None, listed: Reading | None) -> int:
-    """Return the wearer's offset from UTC, as the newest reading has it."""
+    """Return the wearer's offset from UTC in minutes, as in the newest reading."""
     known = [*(history.readings[-1:] if history else ()), *([listed] if listed else ())]
     return max(known, key=attrgetter("date")).offset_min if known else 0
 
 
-def _say_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:
+def _log_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:
     if newest is not None:
         when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
         _log.info("%s: %s%s", key, summary(newest, account.unit), when)

@@ -1,7 +1,7 @@
-"""One account, for ever: wait until it is due, ask Share, publish, say how it is going.
+"""The loop of one account: wait until a poll is due, ask Share, publish, report the status.
 
-This is the only place where Share, the readings, the schedule and the status meet; each of them knows nothing of the
-others. It runs in a thread of its own, so that no account waits for another.
+Only here do Share, the readings, the schedule and the status meet; none of them knows the others. Each account has
+its own thread, so that none waits for another.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _log = logging.getLogger(__name__)
 
 _WAIT_FOR_BROKER: Final = 10.0
 _AFTER_A_BUG: Final = 300.0
-_BUGS_AN_HOUR: Final = 3
+_BUGS_PER_HOUR: Final = 3
 
 
-def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
+def poller_for(  # noqa: PLR0913  # by name, and each is a part that it connects
     key: str,
     account: Account,
     client: ShareClient,
@@ -57,11 +57,10 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
     statistics: Statistics = "90d",
     back_by: Callable[[float], None] = lambda _: None,
 ) -> Poller:
-    """Make the poller of an account, and the parts that are its own.
+    """Make the poller of an account, and the parts that only it uses.
 
-    ``client`` is used by nobody else. ``rate_limits`` is shared by the accounts. ``stale_after`` is in seconds. What is
-    to be published goes through ``put``. ``back_by`` is called before each wait and each request, with the time when it
-    should be over.
+    ``client`` is for this account alone; all accounts share ``rate_limits``. ``stale_after`` is in seconds. ``put``
+    publishes messages. ``back_by`` is called before each wait and each request, with the time when it should be over.
     """
     alarm = clock.alarm(back_by)
     counting = Counting(
@@ -93,7 +92,7 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part of what it joins
 class Poller:
     """Polls one account until the clock stops."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # it is made by poller_for alone
+    def __init__(  # noqa: PLR0913, PLR0917  # only poller_for makes it
         self,
         key: str,
         clock: Clock,
@@ -106,7 +105,7 @@ class Poller:
         self.key = key
         self.time = client.time
         self.answered = threading.Event()
-        """Set once the first poll is over, however it went."""
+        """Set once the first poll is over, whether it succeeded or failed."""
         self._clock = clock
         self._alarm = alarm
         self._client = client
@@ -121,25 +120,25 @@ class Poller:
         self._read_back = _ReadBack(clock)
 
     def refresh(self) -> None:
-        """Ask for a poll now; for any thread. It comes as soon as the limits allow."""
+        """Request a poll as soon as the limits allow; from any thread."""
         self._refresh_asked = True
         self._alarm.ring()
 
     @property
     def well(self) -> bool:
-        """Whether there is nothing to worry about; for any thread."""
+        """Whether the account works; from any thread."""
         return self._report.well
 
     def summary(self) -> str:
-        """Say how the account is doing, such as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; for any thread."""
+        """Return the status in words, as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; from any thread."""
         return self._report.summary(self._feed.summary())
 
     def seen(self) -> tuple[Overview, Status]:
-        """Return what there is to see of the account, and how it is doing; for any thread."""
+        """Return what the page shows of the account, and its status; from any thread."""
         return self._feed.overview, self._report.status
 
     def expect_read_back(self) -> None:
-        """Wait for what the broker retained, since it is being read now; for any thread."""
+        """Wait longer for the retained messages, since the broker is sending them now; from any thread."""
         self._read_back.has_begun = True
         self._alarm.ring()
 
@@ -151,9 +150,9 @@ class Poller:
         *,
         days_awaited: bool = False,
     ) -> None:
-        """Take what the broker retained of this account before the start; for any thread, once.
+        """Hand over what the broker retained for this account before the start; from any thread, once.
 
-        ``days_awaited`` is whether there should be days, and none came; then they may still come, see ``take_days``.
+        ``days_awaited`` is whether there should be days, but none arrived; they may still arrive, see ``take_days``.
         """
         before = _read(self.key, retained_status)
         self._counting.restore(days, awaited=days_awaited)
@@ -164,9 +163,9 @@ class Poller:
         self._alarm.ring()
 
     def take_days(self, days: bytes | None) -> None:
-        """Take the days that the broker had before the start and that came late; None if they are given up.
+        """Hand over the days of before the start that arrived late; None if they are given up.
 
-        For any thread, once.
+        From any thread, once.
         """
         self._counting.take_late(days)
         self._alarm.ring()
@@ -174,8 +173,8 @@ class Poller:
     def run(self) -> None:
         """Poll until the clock stops, then raise Stopped.
 
-        An exception that nobody expected is a bug: it is logged without its text, which might hold a secret, and
-        the account is restarted after five minutes. The third within an hour is raised.
+        An unexpected exception is a bug: it is logged without its text, which might contain a secret, and
+        the account restarts after five minutes. The third one within an hour is raised.
         """
         bugs: list[float] = []
         while True:
@@ -185,7 +184,7 @@ class Poller:
                 now = self._clock.now()
                 bugs = [at for at in bugs if at > now - 3600] + [now]
                 _log.error("%s: a bug in dexcom2mqtt; please report it:\n%s", self.key, redacted_traceback(error))
-                if len(bugs) >= _BUGS_AN_HOUR:
+                if len(bugs) >= _BUGS_PER_HOUR:
                     raise
                 self._report.become(verdict.Verdict("unexpected_response", status.BUG))
                 self._publish_status(now + _AFTER_A_BUG)
@@ -208,30 +207,30 @@ class Poller:
         return max(self._due, self._client.not_before())
 
     def _wait(self) -> None:
-        """Wait for the next poll, or for a refresh as far as it is allowed."""
+        """Wait until the next poll is due, or a refresh is allowed."""
         while self.due > self._clock.now():
-            told_again = self._feed.tell_statistics()  # of a thousand accounts that start, this takes seconds
-            self._alarm.wait(min(self.due - self._clock.now(), told_again))
+            statistics_due = self._feed.publish_statistics()  # takes seconds when a thousand accounts start
+            self._alarm.wait(min(self.due - self._clock.now(), statistics_due))
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)
             if self._read_back.is_over and not self._feed.kept().restored:
-                self._go_on()
-                self._publish_status(self._due)  # also if it cannot go on yet: what came may have brought limits
+                self._resume()
+                self._publish_status(self._due)  # even if it cannot resume yet: there may be new limits
 
     def poll(self) -> float:
-        """Ask Share, and publish what came of it. Return when the next poll is due, without the limits."""
+        """Ask Share and publish the result. Return when the next poll is due, regardless of the limits."""
         began, timetable = self._clock.now(), self._timetable
         minutes = timetable.minutes(began, self._feed.minutes_to_read())
         try:
             batch = self._client.fetch(minutes, timetable.tries)
         except ShareError as error:
-            return self._take_failure(error)
+            return self._handle_failure(error)
         timetable.succeeded(began, self._clock.now())
-        _say_fetched(self.key, minutes, batch)
-        self._oddities.tell(batch, whole=minutes == WHOLE_DAY)
+        _log_fetched(self.key, minutes, batch)
+        self._oddities.report(batch, whole=minutes == WHOLE_DAY)
         found = self._feed.take(batch)
-        self._go_on()
+        self._resume()
         self._report.become(verdict.of_batch(batch, found))
         return timetable.after_batch(
             asked=self._client.asked_at,
@@ -241,8 +240,8 @@ class Poller:
             settles_at=self.time.settles_at if found.withheld or self.time.jumped else None,
         )
 
-    def _take_failure(self, error: ShareError) -> float:
-        self._go_on()
+    def _handle_failure(self, error: ShareError) -> float:
+        self._resume()
         self._report.become(verdict.of_error(error, untried=not self._client.tried))
         return self._timetable.after_failure(
             self._clock.now(),
@@ -251,14 +250,14 @@ class Poller:
             sign_in_at=self._client.signs_in_at,
         )
 
-    def _go_on(self) -> None:
-        """Go on from what was published before the start, once that is possible."""
-        self._feed.go_on()
+    def _resume(self) -> None:
+        """Resume from what was published before the start, once that is possible."""
+        self._feed.resume()
         if self._feed.published_before:
             self._client.worked_before()
 
     def _publish_status(self, due: float) -> None:
-        self._due = max(due, self._client.not_before())  # once a limit is known it is kept, whatever follows
+        self._due = max(due, self._client.not_before())  # a limit that is known applies, whatever follows
         self._report.publish(
             next_poll=self._due,
             last_success=self._timetable.last_success,
@@ -269,10 +268,10 @@ class Poller:
 
 
 class _ReadBack:
-    """What the broker retained, to be waited for: sign-ins that were rejected before a restart count on.
+    """The wait for what the broker retained: sign-ins rejected before a restart still count.
 
-    Until then nothing is sent that carries the password. A broker that cannot be reached is waited for 10 s, one that
-    is being read as long again.
+    Until it is over, the password is not sent. It takes at most 10 s if the broker cannot be reached, and 20 s while
+    the broker sends its retained messages.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -281,13 +280,13 @@ class _ReadBack:
         self.is_over = False
 
     def left(self, began: float) -> float:
-        """Return for how many seconds of the clock to wait, if that began then."""
+        """Return how many more seconds of the clock to wait, if the wait began at ``began``."""
         most = _WAIT_FOR_BROKER * self._clock.speed * (2 if self.has_begun else 1)
         return 0.0 if self.is_over else began + most - self._clock.now()
 
 
 def _read(key: str, retained_status: bytes | None) -> PastSignIns:
-    """Read a status back, if there is one that is ours."""
+    """Parse a retained status; return an empty past if there is none, or if it is not ours."""
     try:
         return parse_status(retained_status) if retained_status else PastSignIns()
     except ForeignError as why:
@@ -295,7 +294,7 @@ def _read(key: str, retained_status: bytes | None) -> PastSignIns:
         return PastSignIns()
 
 
-def _say_fetched(key: str, minutes: int, batch: Batch) -> None:
+def _log_fetched(key: str, minutes: int, batch: Batch) -> None:
     _log.debug(
         "%s: the last %s min hold %s readings, %s error codes, %s malformed records",
         key,

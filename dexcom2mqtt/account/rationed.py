@@ -1,8 +1,8 @@
-"""Asking Share for one account, within every limit; nobody else asks.
+"""Asking Share for one account within every limit; nothing else sends requests to Share.
 
-It owns what was asked, and what that allows next: sign-ins are rationed, since trying a wrong password again and again
-locks the account. It knows nothing of what readings mean. A few quick retries belong to one fetch (tenacity's); what
-lasts longer than seconds is the schedule's.
+It records the requests and decides when the next one is allowed: sign-ins are rationed, since repeated tries with a
+wrong password lock the account. It does not know what readings mean. A fetch includes a few quick retries (with
+tenacity); longer waits are up to the schedule.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class Usage(NamedTuple):
 
     requests: int = 0
     logins: int = 0
-    """How many of them carried the password."""
+    """How many of them contained the password."""
     rejected: tuple[int, ...] = ()
     """When sign-ins were rejected, in Unix seconds."""
     restored: bool = False
-    """Whether what the status before the start tells counts in it, if there was one."""
+    """Whether the status of before the start, if there was one, is included."""
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
-    """Return whether trying again within seconds may help and cannot harm: only if Share stumbled."""
+    """Return whether trying again within seconds may help and can do no harm: only if Share is unavailable."""
     return isinstance(error, UnavailableError) and not error.wrong_clock
 
 
 class RationedClient:
-    """Fetches for one account. Its own thread alone calls it, but for ``restore``.
+    """Fetches for one account. Only its own thread calls it, except for ``restore``.
 
-    ``rate_limits`` is shared by the accounts. ``back_by`` is called before each wait and each request, with the time
+    All accounts share ``rate_limits``. ``back_by`` is called before each wait and each request, with the time
     when it should be over.
     """
 
@@ -70,35 +70,35 @@ class RationedClient:
         self._sleep = clock.alarm(back_by).sleep
         self._sign_ins = SignIns()
         self._session = DeadSession()
-        self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, of them with the password
-        self._before: PastSignIns | None = None  # the start, until it counts
+        self._calls: deque[tuple[float, int, int]] = deque()  # when, requests, those with the password
+        self._before: PastSignIns | None = None  # from before the start, until it counts
         self._restored = False
         self.time = client.time
-        """The time of day, as this account's server tells it."""
+        """The time of day by this account's server."""
         self.asked_at = 0.0
         """When the last request was sent, by the clock."""
 
     @property
     def signs_in_at(self) -> float:
-        """When to fetch although the schedule would wait for longer, since the session seems dead; or infinity."""
+        """When to fetch at the latest because the session seems dead; infinity if it does not."""
         return self._session.sign_in_at
 
     @property
     def tried(self) -> bool:
-        """Whether the credentials were sent since the start."""
+        """Whether the credentials have been sent since the start."""
         return self._client.logins > 0
 
     def not_before(self) -> float:
-        """Return before when (by the clock) nothing may be fetched, whoever asks for it."""
-        self._restore_when_told()
+        """Return the earliest time (by the clock) for a fetch within every limit."""
+        self._restore_if_time_known()
         sign_ins, requests = self._sign_ins, self._client.sign_in_requests
         sign_in = 0.0 if self._client.signed_in else sign_ins.allowed_at(requests)
         return max(sign_in, sign_ins.locked_until, self._rate_limits.until(self._client.host))
 
     def fetch(self, minutes: int, tries: int) -> Batch:
-        """Return the readings of the last ``minutes``, after at most so many tries. Raises ShareError and Stopped.
+        """Return the readings of the last ``minutes``, after at most ``tries`` tries. Raises ShareError and Stopped.
 
-        One sign-in is enough for a fetch, and limits are limits: then it is left at that.
+        It does not retry after a sign-in, or while a limit is in force.
         """
         try:
             self._learn_the_time()
@@ -107,11 +107,11 @@ class RationedClient:
             self._rate_limits.limit(self._client.host, self._clock.now(), error.retry_after)
             raise
         finally:
-            self._restore_when_told()
+            self._restore_if_time_known()
         return batch
 
     def _fetch_with_retries(self, minutes: int, tries: int) -> Batch:
-        import tenacity  # noqa: PLC0415  # the first poll has one try alone, and starts sooner without it
+        import tenacity  # noqa: PLC0415  # the first poll has a single try, and starts faster without it
 
         logins = self._client.logins
 
@@ -130,16 +130,16 @@ class RationedClient:
         return batch
 
     def restore(self, before: PastSignIns) -> None:
-        """Count how signing in went before a restart, as soon as Share has told the time; for any thread, once."""
+        """Count the sign-ins of before a restart, as soon as Share has sent the time; from any thread, once."""
         self._before = before
 
     def worked_before(self) -> None:
         """Record that these credentials opened a session in the last 24 hours, before a restart."""
-        self._restore_when_told()  # first: what was rejected after they worked counts, and would not behind this
+        self._restore_if_time_known()  # first: rejections since then count, and would not if restored later
         self._sign_ins.worked_before()
 
     def usage(self) -> Usage:
-        """Return what was asked in the last 24 hours."""
+        """Return the requests of the last 24 hours."""
         now = self._clock.now()
         while self._calls and self._calls[0][0] <= now - DAY:
             self._calls.popleft()
@@ -147,21 +147,21 @@ class RationedClient:
         return Usage(
             requests=sum(requests for _, requests, _ in self._calls),
             logins=sum(logins for _, _, logins in self._calls),
-            # Rounded, since cutting off would make them a second older at each restart.
+            # Rounded: truncating would make them a second older at each restart.
             rejected=tuple(round(at) for at in rejected if at is not None),
             restored=self._restored,
         )
 
     def _learn_the_time(self) -> None:
-        """Ask Share for just the time, if that decides whether the password may be sent after a restart."""
+        """Ask Share for just the time, if it decides whether the password may be sent after a restart."""
         before, client = self._before, self._client
         rationed = before is not None and (before.rejected or before.locked_until is not None)
         if rationed and not client.time.known and not client.signed_in:
             self._calls.append((self._clock.now(), 1, 0))
             client.ask_time()
-        self._restore_when_told()
+        self._restore_if_time_known()
 
-    def _restore_when_told(self) -> None:
+    def _restore_if_time_known(self) -> None:
         before, time = self._before, self._client.time
         if before is None or not time.known:
             return
@@ -171,7 +171,7 @@ class RationedClient:
         self._before, self._restored = None, True
 
     def _fetch_once(self, minutes: int) -> Batch:
-        """Fetch, and record what it took: sign-ins are rationed, so each one counts."""
+        """Fetch, and record the requests and sign-ins that it took."""
         client, now = self._client, self._clock.now()
         self._back_by(now)
         may_sign_in = self._sign_ins.allowed_at(client.sign_in_requests) <= now
@@ -209,7 +209,7 @@ class RationedClient:
         return batch
 
     def _too_early(self) -> ShareError:
-        """Say why no sign-in may be made, although the loop did not wait for it: after a restart, or a bug."""
+        """Return the error that no sign-in is allowed yet, if the loop did not wait for it after a restart or a bug."""
         if self._sign_ins.locked_until > self._clock.now():
             return LockedOutError(f"{self._client.host} has locked the account for a while after failed sign-ins")
         if self._sign_ins.rejected:

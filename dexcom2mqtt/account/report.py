@@ -1,6 +1,7 @@
-"""How one account is doing: the one status, what the log says of its changes, and a summary for systemd.
+"""The status of one account: what is published on ``status``, its changes in the log, and a summary for systemd.
 
-It owns what the topic ``status`` holds. It judges nothing itself, asks nobody, and does not know the schedule.
+It owns the payload of the topic ``status``. It neither judges answers nor sends requests, and does not know the
+schedule.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FOR_LONG: Final = 3600.0
-"""Seconds after which what lasts is told once more, if there is more to say then."""
+"""Seconds after which a lasting problem is logged once more, if there is more to say."""
 
 
 class Kept(NamedTuple):
-    """What is known of an account's readings."""
+    """The facts about an account's readings that the status contains."""
 
     newest_at: float | None = None
-    """When the newest was taken, in Unix seconds."""
+    """When the newest one was taken, in Unix seconds."""
     ahead_until: int | None = None
     """The latest stamp of the last 24 hours that was first seen in the future, in Unix milliseconds."""
     restored: bool = False
-    """Whether what was published before the start counts in it."""
+    """Whether what was published before the start is included."""
 
 
 class StatusReport:
     """The status of one account. The account's thread changes it; any thread may read it, and restore it once.
 
-    What a restart must not forget, such as rejected sign-ins, is carried over into the first status after it. So
-    nothing is published until it is known what the last one said. From then on that is added for as long as ``Usage``
-    and ``Kept`` do not count it yet.
+    Facts that must survive a restart, such as rejected sign-ins, go into the first status after it. So nothing is
+    published until the last status of before the start has been read. Its facts are added until ``Usage`` and ``Kept``
+    include them.
     """
 
     def __init__(
@@ -57,28 +58,28 @@ class StatusReport:
         self._time = time
         self._topics = topics
         self._put = put
-        self._status = self._told = Status()
+        self._status = self._full = Status()
         self._usage = Usage()
         self._kept = Kept()
         self._since = clock.now()
-        self._lasts = False  # whether it was logged that it lasts
+        self._lasts = False  # whether the lasting problem was logged again
         self._before: PastSignIns | None = None  # until it is read
-        self._lock = threading.Lock()  # held while it is put, so that no older one follows
+        self._lock = threading.Lock()  # held while publishing, so that no older status follows a newer one
 
     @property
     def status(self) -> Status:
-        """How the account is doing, with what was so before the start; for any thread."""
-        return self._told
+        """The status, including the facts from before the start; from any thread."""
+        return self._full
 
     @property
     def well(self) -> bool:
-        """Whether there is nothing to worry about; for any thread."""
+        """Whether the account works; from any thread."""
         return self._status.well
 
     def summary(self, reading: str | None) -> str:
-        """Say how the account is doing, such as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; for any thread.
+        """Return the status in words, as ``anna: 85 mg/dL → 2 min ago, next poll 14:03:12``; from any thread.
 
-        ``reading`` is the current one in words; None if there is none.
+        ``reading`` is the current reading in words; None if there is none.
         """
         status, words = self._status, list[str]()
         if status.share != "ok" or reading is None:
@@ -90,7 +91,7 @@ class StatusReport:
         return f"{self._key}: {', '.join(words)}"
 
     def become(self, verdict: Verdict) -> None:
-        """Take on a state, and log it if it is another one."""
+        """Change to a state, and log it if it differs from the last one."""
         before, now = self._status, self._clock.now()
         self._status = replace(before, share=verdict.share, message=verdict.message)
         if verdict.share != before.share:
@@ -112,13 +113,13 @@ class StatusReport:
     def publish(
         self, *, next_poll: float, last_success: float | None, delay: float | None, usage: Usage, kept: Kept
     ) -> None:
-        """Publish the status with these facts; times are of the clock, ``delay`` is in seconds."""
+        """Publish the status with these facts; times are by the clock, ``delay`` is in seconds."""
         unix = self._time.unix
         with self._lock:
             self._usage, self._kept = usage, kept
             self._status = replace(
                 self._status,
-                since=self._status.since or unix(self._since),  # once, for Share's time is told ever more exactly
+                since=self._status.since or unix(self._since),  # only once: Share's time becomes more precise later
                 last_reading_at=kept.newest_at,
                 last_success_at=None if last_success is None else unix(last_success),
                 next_poll_at=unix(next_poll),
@@ -131,9 +132,9 @@ class StatusReport:
             self._put_status()
 
     def restore(self, before: PastSignIns) -> None:
-        """Go on from the status that was published before the start, and publish at once; for any thread, once.
+        """Resume from the status published before the start, and publish immediately; from any thread, once.
 
-        The account's own thread may be in a call to Share, which can take a while.
+        It does not wait for the account's own thread, which may be busy with a call to Share.
         """
         with self._lock:
             self._before = before
@@ -142,7 +143,7 @@ class StatusReport:
     def _put_status(self) -> None:
         before, full = self._before, self._status
         if before is None:
-            self._told = full
+            self._full = full
             return
         full = replace(
             full,
@@ -156,22 +157,22 @@ class StatusReport:
             if before.locked_until is not None:
                 locked = REMEDIES["locked_out"]
                 full = replace(full, share="locked_out", message=locked, next_poll_at=before.locked_until)
-        self._told = full
+        self._full = full
         self._put([status_message(self._topics, self._key, full)])
 
 
 class Oddities:
-    """What is odd about the records of Share: said once, until a whole day has none."""
+    """Warns of odd records: once, and again only after a whole day of records had none."""
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self._told = set[str]()
+        self._reported = set[str]()
 
-    def tell(self, batch: Batch, *, whole: bool) -> None:
-        """Warn of odd records; ``whole`` is whether a day was read, since most polls look back but a few minutes."""
+    def report(self, batch: Batch, *, whole: bool) -> None:
+        """Warn of odd records; ``whole`` is whether a whole day was read, since most polls read only minutes."""
         for words, count in ((MALFORMED, batch.malformed), (DRIFTED, batch.drifted)):
-            if count and words not in self._told:
-                self._told.add(words)
+            if count and words not in self._reported:
+                self._reported.add(words)
                 _log.warning("%s: %s", self._key, words.format(count))
             elif whole and not count:
-                self._told.discard(words)
+                self._reported.discard(words)

@@ -1,6 +1,6 @@
-"""What the broker retained of one account before the start, and whether it is taken over.
+"""Reading what the broker retained for one account before the start, and deciding whether to use it.
 
-It knows no payload: how each is read is told by ``messages``.
+It knows no payload: ``messages`` parses each.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _T = TypeVar("_T")
 
 
 class NotYetError(Exception):
-    """It cannot be judged before the next answer of Share, since it is the time that may be wrong."""
+    """The payload cannot be judged before the next answer of Share, since the time may be wrong."""
 
 
 class Retained:
-    """Reads what belongs to ``source``, the person of this account."""
+    """Reads the retained payloads that belong to ``source``, which identifies this account at Share."""
 
     def __init__(self, key: str, source: str, time: ShareTime) -> None:
         self._key = key
@@ -34,7 +34,7 @@ class Retained:
     def read(
         self, what: str, payload: bytes | None, parse: Callable[[bytes, str, float], _T], today: float
     ) -> _T | None:
-        """Return what a payload says; None if there is none, or if it is not ours, which is logged.
+        """Return the parsed payload; None if there is none, or if it is not ours, which is logged.
 
         ``today`` is in Unix seconds. Raises NotYetError.
         """
@@ -42,6 +42,6 @@ class Retained:
             return parse(payload, self.source, today) if payload else None
         except ForeignError as why:
             if isinstance(why, FutureError) and self._time.known and not self._time.settled:
-                raise NotYetError from None  # the next answer of Share tells more
+                raise NotYetError from None  # the next answer of Share may settle the time
             _log.warning("%s: ignoring the retained %s: %s", self._key, what, why)
             return None

@@ -1,7 +1,7 @@
-"""Whether a reading's stamp can be believed: it is made by the wearer's phone, whose clock may be wrong.
+"""Whether a reading's stamp can be trusted: the wearer's phone makes it, and the phone's clock may be wrong.
 
-Pure: it is told what time it is, and neither fetches nor publishes. It decides which new readings are right and which
-are doubtful. What is doubtful stays so, and is never current: rather nothing than an old value that looks new.
+Pure: the time is a parameter; it neither fetches nor publishes. It decides which new readings are right and which
+are doubtful. A doubtful reading stays doubtful and is never current: no value is better than an old one that looks new.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 _DOUBLE_MS: Final = 30_000
 _SLACK: Final = 300.0
 _ONE_SLOT: Final = 240.0
-"""Seconds within which all readings lie that are uploaded as soon as they are taken, whoever uploads them."""
+"""Readings that are uploaded as soon as they are taken, by any device, lie within this many seconds."""
 _LATE: Final = 360.0
-"""Seconds by which a reading may usually be late when it is seen."""
+"""How many seconds late a reading usually is at most when it is first seen."""
 _MOST: Final = 2 * 288
-_Like = tuple[int, int]
-"""What tells one record of Share from another: its date and its mg/dL."""
+_Identity = tuple[int, int]
+"""What distinguishes one record of Share from another: its date and its mg/dL."""
 
 
 class Judged(NamedTuple):
-    """What one answer of Share brought that was not seen before, oldest first."""
+    """The new readings in one answer of Share, oldest first."""
 
     right: tuple[Reading, ...] = ()
     doubtful: tuple[Reading, ...] = ()
     withheld: int = 0
-    """How many are left for the next answer, since the time is not settled and some look like the future."""
+    """How many are left for the next answer, since the time is not settled and some seem to be in the future."""
 
 
 class Stamps:
@@ -47,16 +47,16 @@ class Stamps:
         self._stale_after = stale_after
         self._doubtful: dict[int, list[Reading]] = {}  # by date
         self._waiting: list[Reading] = []
-        self._past: Past | None = None  # until the first answer is judged
+        self._past: Past | None = None  # from before the start, until the first answer is judged
         self._ahead_until = 0
         self._seen_ahead = 0.0
         self._last_false = 0  # the latest stamp of the last answer that had some in the future
-        self._suspicious = False  # whether that may still be hidden among right ones
+        self._suspicious = False  # whether false stamps may hide among right ones
         self.ahead: float | None = None
-        """By how many seconds the phone's clock was ahead when that was last seen; None while its stamps are right."""
+        """How many seconds the phone's clock was last seen to be ahead; None while its stamps are right."""
 
     def restore(self, doubtful: Iterable[Reading], past: Past, now: float) -> None:
-        """Go on from what was published before a restart: its doubtful readings, and what its status tells."""
+        """Resume from what was published before a restart: the doubtful readings, and the stamps in the status."""
         for reading in doubtful:
             self._remember(reading)
         if past.ahead_until is None or past.ahead_until <= (now - 2 * DAY) * 1000:
@@ -72,19 +72,19 @@ class Stamps:
     def judge(
         self, readings: Iterable[Reading], now: float, *, settled: bool, known: Callable[[Reading], bool]
     ) -> Judged:
-        """Sort out what is new in an answer; ``now`` is the time in Unix seconds, ``settled`` whether it is certain.
+        """Sort the new readings of an answer; ``now`` is the time in Unix seconds, ``settled`` whether it is certain.
 
-        ``known`` tells which readings were found right before. While the phone's clock is known to be wrong, a phone
-        that was off may upload false stamps that have passed together with right ones: then all of those later than the
-        last false one are doubtful, once, since such a phone uploads all that it missed.
+        ``known`` returns whether a reading was found right before. While the phone's clock is known to be wrong, a
+        phone that was off may upload readings with false stamps, by now in the past, together with right ones. Then
+        all readings after the last false stamp are doubtful, once, since such a phone uploads everything it missed.
         """
         given = tuple(readings)
-        new = [reading for reading in self._not_doubtful(given) if not known(reading)]
+        new = [reading for reading in self._without_doubtful(given) if not known(reading)]
         ahead = max((reading.date / 1000 - now for reading in new), default=0.0)
         if ahead > TOLERANCE and not settled:
             return Judged(withheld=len(new))
         past = self._past
-        self._past = None if given else past  # an answer without readings told nothing
+        self._past = None if given else past  # an answer without readings proves nothing
         suspected = ahead <= TOLERANCE and self._suspicious and _span(new) > _ONE_SLOT
         doubtful = [
             reading
@@ -103,25 +103,25 @@ class Stamps:
         elif past is None and any(now - reading.date / 1000 < self._stale_after for reading in right):
             self.ahead, self._suspicious = None, False
         elif suspected:
-            self._suspicious = False  # what was hidden came with this answer: a phone uploads all that it missed
+            self._suspicious = False  # any false ones were in this answer: a phone uploads everything it missed
         return Judged(tuple(right), tuple(doubtful))
 
     def _measured(self, ahead: float) -> float:
-        """Return by how much the phone is ahead: a reading that is seen late tells too little, but never too much."""
+        """Return how many seconds the phone is ahead: a reading seen late gives too little, but never too much."""
         if self.ahead is None or abs(ahead - self.ahead) > _LATE:
             return ahead
         return max(ahead, self.ahead)
 
     def doubt(self, readings: Iterable[Reading]) -> list[Reading]:
-        """Return which readings, found right before the past was known, were doubtful before a restart."""
+        """Return those readings, found right before the past was known, that were doubtful before a restart."""
         past, self._past = self._past, None
-        found = [each for each in readings if self._is_like_a_doubtful(each) or _was_doubtful(each, past)]
-        unknown = [reading for reading in found if not self._is_like_a_doubtful(reading)]
+        found = [each for each in readings if self._matches_doubtful(each) or _was_doubtful(each, past)]
+        unknown = [reading for reading in found if not self._matches_doubtful(reading)]
         self._waiting += [reading for reading in unknown if self._remember(reading)]
         return found
 
     def passed(self, now: float) -> list[Reading]:
-        """Return, once, the doubtful readings whose stamp has passed by now, oldest first."""
+        """Return the doubtful readings whose stamp is now past, oldest first, each of them once."""
         due = sorted((each for each in self._waiting if each.date <= now * 1000), key=attrgetter("date"))
         self._waiting = [reading for reading in self._waiting if reading.date > now * 1000]
         return due
@@ -130,25 +130,26 @@ class Stamps:
         """Return the latest stamp, in Unix milliseconds, that was first seen in the future in the last 24 hours."""
         return self._ahead_until if self._ahead_until and now - self._seen_ahead <= DAY else None
 
-    def _not_doubtful(self, readings: Iterable[Reading]) -> list[Reading]:
-        """Leave out what was found doubtful before. A right reading may have the same stamp and value as one of those.
+    def _without_doubtful(self, readings: Iterable[Reading]) -> list[Reading]:
+        """Return the readings without those already found doubtful.
 
-        So each doubtful one takes one record away, and not all that are like it.
+        A right reading may have the stamp and value of a doubtful one. So each doubtful reading removes one record, not
+        every record that matches it.
         """
-        left = Counter(_like(reading) for same in self._doubtful.values() for reading in same)
+        left = Counter(_identity(reading) for same in self._doubtful.values() for reading in same)
         others = []
         for reading in readings:
-            if left[_like(reading)]:
-                left[_like(reading)] -= 1
+            if left[_identity(reading)]:
+                left[_identity(reading)] -= 1
             else:
                 others.append(reading)
         return others
 
-    def _is_like_a_doubtful(self, reading: Reading) -> bool:
-        return any(_like(reading) == _like(each) for each in self._doubtful.get(reading.date, ()))
+    def _matches_doubtful(self, reading: Reading) -> bool:
+        return any(_identity(reading) == _identity(each) for each in self._doubtful.get(reading.date, ()))
 
     def _remember(self, reading: Reading) -> bool:
-        """Keep a doubtful reading; return whether it is new, and no double of one that is kept."""
+        """Keep a doubtful reading; return whether it is new, and not a double of a kept one."""
         double = any(
             abs(date - reading.date) <= _DOUBLE_MS and any(each.mg_dl == reading.mg_dl for each in same)
             for date, same in self._doubtful.items()
@@ -157,29 +158,29 @@ class Stamps:
         return not double
 
     def _forget(self, now: float) -> None:
-        """Keep a day, and no more than Share can give twice: stamps that are years ahead never pass."""
-        # Not by the time alone: if Share tells one that is far ahead for a while, nothing is forgotten.
+        """Keep one day, and at most twice as many as Share can return: stamps years ahead never pass."""
+        # Not by the time alone: if Share sends one far ahead for a while, nothing is forgotten.
         oldest = min(max(self._doubtful, default=0), now * 1000) - (DAY + _SLACK) * 1000
         kept = sorted(date for date in self._doubtful if date >= oldest)[-_MOST:]
         self._doubtful = {date: self._doubtful[date] for date in kept}
         self._waiting = sorted(self._waiting, key=attrgetter("date"))[-_MOST:]
 
 
-def _like(reading: Reading) -> _Like:
+def _identity(reading: Reading) -> _Identity:
     return reading.date, reading.mg_dl
 
 
 def _is_doubtful(reading: Reading, now: float, ahead: float) -> bool:
-    """Return whether a stamp is certainly false, or may be as false as another one that lies so far ahead."""
+    """Return whether a stamp is certainly false, or may be as false as one that is ``ahead`` seconds ahead."""
     behind = now - reading.date / 1000
     return behind < -TOLERANCE or (ahead > TOLERANCE and behind < ahead)
 
 
 def _was_doubtful(reading: Reading, past: Past | None) -> bool:
-    """Return whether a reading may be one that was doubtful before the restart, and was not yet published.
+    """Return whether a reading may be a doubtful one of before the restart that was not yet published.
 
-    That is any stamped later than the last answer before it. If the phone's clock was known to be right by then, only
-    those up to the latest false stamp.
+    That is any reading stamped after the last answer before the restart. If the phone's clock was known to be right by
+    then, it is only those up to the latest false stamp.
     """
     if past is None or past.ahead_until is None:
         return False

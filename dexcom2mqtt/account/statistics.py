@@ -1,14 +1,14 @@
-"""What the last 24 hours and the last 7 to 90 days were like, as ``statistics`` has it. Pure.
+"""The statistics of the last 24 hours and the last 7 to 90 days, as published on ``statistics``. Pure.
 
 Where each figure comes from:
 
 - Time in range and its five bands, the coefficient of variation as the measure of variability, and 70 % of 14 days as
-  what is needed for a report: the international consensus on time in range (Battelino and others, Diabetes Care 2019,
+  the data needed for a report: the international consensus on time in range (Battelino and others, Diabetes Care 2019,
   volume 42, pages 1593 to 1603).
 - The glucose management indicator (GMI), in percent and in mmol/mol: Bergenstal and others, Diabetes Care 2018, volume
   41, pages 2275 to 2280.
 
-All is computed from whole numbers of mg/dL and rounded once, at the end: half up, to one decimal.
+Everything is computed from whole numbers of mg/dL and rounded once, at the end: half up, to one decimal.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from dexcom2mqtt.readings import Reading
 
 STATISTICS_VERSION: Final = 1
-"""Of the payload."""
+"""The version of the payload."""
 LONG_WINDOWS: Final = (7, 14, 30, 90)
-"""The windows that are made of whole days."""
+"""The windows of whole days, in days."""
 ENOUGH: Final = 70
-"""Percent of the readings to be expected: with fewer, a window of 14 days tells too little (consensus 2019)."""
+"""Percent of the expected readings: with fewer, a window of 14 days is not reliable (consensus 2019)."""
 
 _CADENCE_MIN: Final = 5
 _DAY_MIN: Final = DAY // 60
@@ -45,7 +45,7 @@ Window = dict[str, Any]
 
 
 class _Sums(NamedTuple):
-    """What some days add up to; ``bands`` only of those that were counted with today's ranges."""
+    """The sums over some days; ``bands`` only over those counted with today's ranges."""
 
     days: int
     readings: int
@@ -75,9 +75,9 @@ def last_day(readings: Iterable[Reading], account: Account, now: float) -> Windo
 
 
 def last_days(count: int, days: Days, account: Account, now: float, offset_min: int) -> Window | None:
-    """Return the figures of today so far and the days before, ``count`` in all; None without a reading there.
+    """Return the figures of today so far and the days before, ``count`` in all; None if they have no readings.
 
-    ``now`` is in Unix seconds, ``offset_min`` the wearer's offset from UTC, which says what today is. A day on which
+    ``now`` is in Unix seconds, ``offset_min`` the wearer's offset from UTC, which decides what today is. A day on which
     the offset changed counts as 24 hours.
     """
     today = day_of(now, offset_min)
@@ -89,9 +89,9 @@ def last_days(count: int, days: Days, account: Account, now: float, offset_min: 
 def statistics_of(
     readings: Iterable[Reading], days: Days | None, account: Account, now: float, offset_min: int
 ) -> dict[str, object]:
-    """Return what ``statistics`` says; ``now`` is in Unix seconds, ``offset_min`` the wearer's offset from UTC.
+    """Return the payload of ``statistics``; ``now`` is in Unix seconds, ``offset_min`` the wearer's offset from UTC.
 
-    ``readings`` are those of the last 24 hours, at least. Without ``days`` the longer windows are null.
+    ``readings`` cover at least the last 24 hours. Without ``days`` the longer windows are null.
     """
     return {
         "version": STATISTICS_VERSION,
@@ -137,9 +137,9 @@ def gmi_mmol_mol(mean_mg_dl: Decimal) -> Decimal:
 
 
 def _deviation(sums: _Sums) -> Decimal | None:
-    """Return the sample standard deviation (n - 1) in mg/dL; one reading has none."""
+    """Return the sample standard deviation (n - 1) in mg/dL; None for a single reading."""
     n = sums.readings
-    if n < 2:  # noqa: PLR2004  # it divides by n - 1
+    if n < 2:  # noqa: PLR2004  # divided by n - 1
         return None
     return (Decimal(n * sums.squares - sums.total**2) / (n * (n - 1))).sqrt()
 

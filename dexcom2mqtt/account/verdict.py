@@ -1,6 +1,6 @@
-"""What an answer of Share, or the lack of one, means for an account: one state, and what to do about it. Pure.
+"""What an answer of Share, or the lack of one, means for an account: a state, and what to do about it. Pure.
 
-The daemon and ``check`` speak from here, so that both say the same of the same.
+The daemon and ``check`` both use it, so that both say the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATES: Final[dict[type[ShareError], ShareState]] = {
     RateLimitedError: "rate_limited",
     UnexpectedResponseError: "unexpected_response",
 }
-"""What an account becomes by each error of Share."""
+"""The state of an account after each error of Share."""
 
 
 class Verdict(NamedTuple):
@@ -39,29 +39,29 @@ class Verdict(NamedTuple):
     share: ShareState
     message: str
     if_it_lasts: str = ""
-    """What more to say once it has been so for an hour."""
+    """What to add once the state has lasted for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known of an account's readings after an answer."""
+    """What is known about an account's readings after an answer."""
 
     newest: Reading | None = None
-    """Of all, and not only of those in this answer."""
+    """The newest of all, not only of those in this answer."""
     new: bool = False
-    """Whether it came with this answer."""
+    """Whether the newest came with this answer."""
     fresh: bool = False
-    """Whether that one is current."""
+    """Whether the newest is current."""
     ahead: float | None = None
-    """By how many seconds the phone's clock is ahead; None if it is not known to be wrong."""
+    """How many seconds the phone's clock is ahead; None if it is not known to be wrong."""
     withheld: bool = False
-    """Whether some are left for the next answer, since the time is not settled and they look like the future."""
+    """Whether some are left for the next answer, since the time is not settled and they seem to be in the future."""
     late: bool = False
-    """Whether new readings came lately, but too old to be current."""
+    """Whether new readings arrived recently, but too old to be current."""
 
 
 def of_batch(batch: Batch, found: Found) -> Verdict:
-    """Judge an answer that brought a list, be it empty."""
+    """Return the verdict on an answer with a list, even an empty one."""
     last = 0 if found.newest is None else found.newest.date
     verdicts: tuple[tuple[bool, ShareState, str | None], ...] = (
         (found.ahead is not None, "phone_clock", status.phone_clock(found.ahead or 0.0)),
@@ -79,7 +79,7 @@ def of_batch(batch: Batch, found: Found) -> Verdict:
 
 
 def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
-    """Judge a failure; ``untried`` is whether the present credentials have not been sent since the start."""
+    """Return the verdict on a failure; ``untried`` is whether the credentials have not been sent since the start."""
     share = STATES[type(error)]
     if isinstance(error, UnavailableError):
         if_it_lasts = status.NO_NAME_FOR_LONG if error.missing == "name" else ""
@@ -89,7 +89,7 @@ def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
 
 
 def _remedy(error: UnavailableError) -> str:
-    """Return what to do if Share cannot be reached; nothing if the error says it."""
+    """Return what to do if Share cannot be reached; empty if the error already says it."""
     if error.at_proxy:
         return ""
     if error.wrong_clock:

@@ -206,7 +206,7 @@ def test_a_poll_is_in_time_although_the_statistics_take_seconds(
         late.append(world.clock.now() - poller.due)
         return poll(poller)
 
-    monkeypatch.setattr(Feed, "tell_statistics", tell)
+    monkeypatch.setattr(Feed, "publish_statistics", tell)
     monkeypatch.setattr(Poller, "poll", watched)
     world.live(HOUR)
     assert len(late) > 12
