@@ -209,7 +209,7 @@ class MemoryShare:
             self.sessions += 1
             self._session_ends = now + SESSION
         self.requests += 1
-        self.time.tell(http_date(unix(now)), now)
+        self.time.update(http_date(unix(now)), now)
         by_now = bisect_right(self._readable, now)
         recent = self._readings[max(0, by_now - 400) : by_now]
         oldest = (unix(now) - minutes * 60) * 1000

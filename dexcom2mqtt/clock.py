@@ -1,8 +1,8 @@
-"""Time: what it is, and waiting for it to pass.
+"""Reading the time, and waiting.
 
-Two times are kept apart. ``Clock.now()`` counts seconds since the machine started and never jumps; everything
-is scheduled by it. The time of day is Share's (``ShareTime``), since a Raspberry Pi has no clock of its own
-and the system's may be years off. No other module reads a clock or sleeps.
+There are two kinds of time. ``Clock.now()`` counts the seconds since the machine started and never jumps; everything
+is scheduled by it. The time of day is Share's (``ShareTime``), since a Raspberry Pi has no battery-backed clock, and
+the system time may be years off. No other module reads a clock or sleeps.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DAY: Final = 24 * 3600
-"""Seconds in a day, which is also how long Share remembers."""
+"""Seconds in a day, which is also how long Share keeps readings."""
 
 _SLICE: Final = 10.0
-"""Real seconds after which a wait looks at the clock again: waiting itself does not count suspended time."""
+"""Real seconds after which a wait checks the clock again: a wait of the system does not count suspended time."""
 
 
 _REAL_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Stopped(BaseException):
-    """The program is to end. It derives from BaseException so that no handler of errors takes it for one."""
+    """The program should end. Derived from BaseException so that no handler of errors catches it."""
 
 
 class Clock:
-    """The time since the machine started, suspended time included, and the stop that ends every wait.
+    """The time since the machine started, including suspended time, and a stop that ends every wait.
 
-    ``speed`` makes a whole program run faster than real time, for demonstration and tests.
+    ``speed`` makes the whole program run faster than real time, for demonstrations and tests.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
@@ -45,13 +45,13 @@ class Clock:
         return time.clock_gettime(_REAL_CLOCK) * self.speed
 
     def real(self, seconds: float) -> float:
-        """Return how many real seconds ``seconds`` of this clock take."""
+        """Return how many real seconds ``seconds`` of this clock last."""
         return seconds / self.speed
 
     def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
-        """Return a new alarm, for one thread to wait on.
+        """Return a new alarm that one thread can wait on.
 
-        ``back_by`` is called before each wait, with the time of the clock when it will be over.
+        ``back_by`` is called before each wait, with the time (by the clock) when it will be over.
         """
         alarm = Alarm(self, back_by)
         self._alarms.append(alarm)
@@ -61,7 +61,7 @@ class Clock:
 
     @property
     def stopped(self) -> bool:
-        """Whether the program is to end."""
+        """Whether the program should end."""
         return self._stopped
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Clock:
 
 
 class Alarm:
-    """A wait of one thread, which ends by time, by ``ring`` from another thread, or by the stop."""
+    """Lets one thread wait until its time is over, another thread calls ``ring``, or the clock stops."""
 
     def __init__(self, clock: Clock, back_by: Callable[[float], None] = lambda _: None) -> None:
         self._clock = clock
@@ -84,7 +84,7 @@ class Alarm:
         self._rung.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for ``seconds`` of the clock; return whether it was rung before that. Raises Stopped."""
+        """Wait for ``seconds`` of the clock; return whether a ring ended the wait. Raises Stopped."""
         end = self._clock.now() + seconds
         self._back_by(end)
         rung = self._rung.is_set()
@@ -97,7 +97,7 @@ class Alarm:
         return rung
 
     def sleep(self, seconds: float) -> None:
-        """Wait for ``seconds`` whatever rings, for a library that wants to sleep. Raises Stopped."""
+        """Wait for ``seconds`` regardless of rings, for a library that sleeps. Raises Stopped."""
         end = self._clock.now() + seconds
         rung = False
         while (left := end - self._clock.now()) > 0:
@@ -107,17 +107,17 @@ class Alarm:
 
 
 def growing_pause(failures: int, chance: Callable[[], float], *, first: float, most: float, spread: float) -> float:
-    """Return how many seconds to wait after that many failures in a row: ``first``, and twice as long after each more.
+    """Return how many seconds to wait after that many failures in a row: ``first``, doubled after each further failure.
 
-    It is never above ``most``. ``chance`` gives a number from 0 to 1; it takes off up to ``spread`` of the pause, as a
-    part of it, so that those who failed at the same moment do not try again at the same moment.
+    It is at most ``most``. ``chance`` returns a number from 0 to 1, which shortens the pause by up to the fraction
+    ``spread`` of it, so that clients that failed at the same moment do not try again at the same moment.
     """
     pause = min(first * 2.0 ** min(failures - 1, 10), most)
     return pause * (1 - spread + spread * chance())
 
 
 def parse_iso(text: object) -> float | None:
-    """Turn ISO 8601 with an offset into Unix seconds; None where it is none."""
+    """Convert ISO 8601 with an offset to Unix seconds; None for anything else."""
     try:
         parsed = datetime.fromisoformat(text) if isinstance(text, str) else None
         return parsed.timestamp() if parsed is not None and parsed.tzinfo else None
@@ -126,20 +126,20 @@ def parse_iso(text: object) -> float | None:
 
 
 def system_time() -> float:
-    """Return what this machine takes for the time of day, in Unix seconds; it may be years off."""
+    """Return the system time in Unix seconds; it may be years off."""
     return time.time()
 
 
 def local(unix: float) -> str:
-    """Write Unix seconds as a time of day in this machine's zone, such as ``14:03:12``."""
+    """Format Unix seconds as a time of day in this machine's time zone, such as ``14:03:12``."""
     return f"{datetime.fromtimestamp(unix, UTC).astimezone():%H:%M:%S}"
 
 
 def day(unix: float) -> str:
-    """Write Unix seconds as a day in UTC, such as ``2027-01-31``."""
+    """Format Unix seconds as a day in UTC, such as ``2027-01-31``."""
     return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d}"
 
 
 def iso(unix: float | None) -> str | None:
-    """Write Unix seconds as ISO 8601 in UTC, in whole seconds; None stays None."""
+    """Format Unix seconds as ISO 8601 in UTC, in whole seconds; None stays None."""
     return None if unix is None else datetime.fromtimestamp(int(unix), UTC).isoformat()

@@ -1,9 +1,9 @@
 """Glucose readings: their values, trends, units and ranges, and the parsing of one record of Share.
 
-Everything here is pure. It knows nothing of HTTP, of MQTT, or of time passing.
+Everything here is pure. It knows nothing about HTTP, MQTT, or the time.
 
-Facts about the records come from answers recorded from the service and from what other clients read; the
-service is undocumented, so a parser here survives anything and raises nothing but ``MalformedRecordError``.
+Facts about the records come from recorded answers of the service and from other clients. The service is
+undocumented, so the parser handles any input and raises only ``MalformedRecordError``.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 Unit = Literal["mg/dL", "mmol/L"]
 
 MG_DL_PER_MMOL_L: Final = Decimal("18.01559")
-"""Molar mass of glucose in g/mol ÷ 10; Nightscout, LoopFollow and xDrip convert by it too."""
+"""Molar mass of glucose in g/mol ÷ 10; Nightscout, LoopFollow and xDrip use it too."""
 
 LOW_MG_DL: Final = 39
-"""What Share sends, in mg/dL, where the sensor shows LOW. Everything below is an error code, not glucose."""
+"""What Share sends, in mg/dL, when the sensor shows LOW. Every lower value is an error code, not glucose."""
 
 HIGH_MG_DL: Final = 401
-"""What Share sends, in mg/dL, where the sensor shows HIGH."""
+"""What Share sends, in mg/dL, when the sensor shows HIGH."""
 
 _LARGEST_MG_DL: Final = 2000
 _LAST_MS: Final = 4_102_444_800_000  # the year 2100
-_NOT_SPELLED: Final = re.compile(r"[\s_]|(?<=\w)-")
-_LARGEST_TREND: Final = 10**9  # Python refuses to write very large integers
+_IGNORED_IN_SPELLING: Final = re.compile(r"[\s_]|(?<=\w)-")
+_LARGEST_TREND: Final = 10**9  # Python refuses to format very large integers
 _LONGEST_WORD: Final = 64
 _WIDEST_OFFSET_MIN: Final = 14 * 60  # Kiribati
 _DATE: Final = re.compile(r"/?Date\((\d{1,15})([+-]\d{4})?\)/?", re.ASCII)
 _WHOLE: Final = re.compile(r"(-?(?:0|[1-9]\d{0,3}))(?:\.0+)?", re.ASCII)
-"""A whole number as JSON writes one, with or without zeros behind the point; 0120 might be octal."""
+"""A whole number as in JSON, with or without zeros after the decimal point; 0120 might be octal."""
 
 
 class MalformedRecordError(ValueError):
-    """A record that is no reading: the instant or the value is missing or makes no sense."""
+    """A record that is not a reading: the instant or the value is missing or makes no sense."""
 
 
 class _Direction(NamedTuple):
@@ -51,7 +51,7 @@ class _Direction(NamedTuple):
     arrow: str | None
 
 
-_DIRECTIONS: Final = (  # the index is the number that Share sends and pydexcom calls the trend
+_DIRECTIONS: Final = (  # the index is the number that Share may send, and that pydexcom calls the trend
     _Direction("None", None, None, None),
     _Direction("DoubleUp", "rising_quickly", "rising quickly", "↑↑"),
     _Direction("SingleUp", "rising", "rising", "↑"),
@@ -74,7 +74,7 @@ TRENDS: Final = tuple(direction.trend for direction in _DIRECTIONS if direction.
 """The seven trends, from rising quickly to falling quickly."""
 
 RANGES: Final = ("very_low", "low", "in_range", "high", "very_high")
-"""The five ranges of the international consensus on time in range, from below."""
+"""The five ranges of the international consensus on time in range, from lowest to highest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Reading:
 
     ``mg_dl`` is as Share sends it: 39 means LOW, 401 means HIGH. ``direction`` is Share's own word. ``date`` is
     the instant in Unix milliseconds and identifies the reading. ``offset_min`` is the wearer's UTC offset in
-    minutes, for display. ``json`` is the record as received; None where the reading did not come from Share.
+    minutes, for display. ``json`` is the record as received; None if the reading did not come from Share.
     """
 
     mg_dl: int
@@ -93,11 +93,11 @@ class Reading:
     json: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
     def checked(self) -> Reading:
-        """Return this reading. Raises MalformedRecordError where it is none that Share could have sent."""
+        """Return this reading. Raises MalformedRecordError if Share could not have sent it."""
         glucose = LOW_MG_DL <= self.mg_dl <= _LARGEST_MG_DL
         words = self.direction == self.direction[:_LONGEST_WORD].encode(errors="replace").decode()
         if not (glucose and words and 0 < self.date < _LAST_MS and abs(self.offset_min) <= _WIDEST_OFFSET_MIN):
-            raise MalformedRecordError("no reading of Share has such values")
+            raise MalformedRecordError("Share sends no reading with such values")
         return self
 
     @property
@@ -111,43 +111,43 @@ class Reading:
 
     @property
     def out_of_range(self) -> Literal["low", "high"] | None:
-        """Whether the number is the limit of what the sensor measures rather than a measurement."""
+        """``low`` or ``high`` if the number is a limit of the sensor rather than a measurement, else None."""
         if self.mg_dl <= LOW_MG_DL:
             return "low"
         return "high" if self.mg_dl >= HIGH_MG_DL else None
 
     @property
     def trend(self) -> str | None:
-        """One of ``TRENDS``, or None where Share knows none."""
+        """One of ``TRENDS``, or None if there is no trend."""
         direction = self._known_direction
         return direction and direction.trend
 
     @property
     def trend_number(self) -> int:
-        """0 to 9 as in pydexcom; 8 for a word that nobody knows, 0 where it was missing."""
+        """0 to 9 as in pydexcom; 8 for an unknown word, 0 if it was missing."""
         return _NUMBER_OF_WORD.get(self.direction, _UNKNOWN_DIRECTION)
 
     @property
     def description(self) -> str | None:
-        """The trend in words, such as ``rising slightly``; None where Share sends none or an unknown word."""
+        """The trend in words, such as ``rising slightly``; None if Share sent none or an unknown word."""
         direction = self._known_direction
         return direction and direction.description
 
     @property
     def arrow(self) -> str | None:
-        """The trend as an arrow, such as ``↗``; None where Share sends none or an unknown word."""
+        """The trend as an arrow, such as ``↗``; None if Share sent none or an unknown word."""
         direction = self._known_direction
         return direction and direction.arrow
 
     @property
     def time(self) -> datetime:
-        """The instant, aware, in the wearer's zone."""
+        """The instant as an aware datetime, in the wearer's time zone."""
         instant = datetime.fromtimestamp(self.date // 1000, UTC) + timedelta(milliseconds=self.date % 1000)
         return instant.astimezone(timezone(timedelta(minutes=self.offset_min)))
 
     @property
     def drifted(self) -> bool:
-        """Whether the record came in a form that Share did not use before: see ``parse_record``."""
+        """Whether the record has a format that Share did not use before: see ``parse_record``."""
         if self.json is None:
             return False
         return isinstance(self.json.get("Value"), str) or _parse_instant(self.json.get("WT")) is None
@@ -171,9 +171,9 @@ def convert_delta(mg_dl: int, unit: Unit) -> int | float:
 
 
 def range_of(mg_dl: int, *, very_low: int, low: int, high: int, very_high: int) -> str:
-    """Name the range (one of ``RANGES``) of a value, given the four limits in mg/dL.
+    """Return the range (one of ``RANGES``) of a value, given the four limits in mg/dL.
 
-    A limit belongs to the range nearer to the target: low is below ``low``, high is above ``high``.
+    A limit itself belongs to the range nearer to the target: low is below ``low``, high is above ``high``.
     """
     if mg_dl < low:
         return "very_low" if mg_dl < very_low else "low"
@@ -183,16 +183,16 @@ def range_of(mg_dl: int, *, very_low: int, low: int, high: int, very_high: int) 
 
 
 def parse_record(record: object) -> Reading:
-    """Make a reading of one record of Share, in today's format or the one before December 2021.
+    """Parse one record of Share, in today's format or the one before December 2021, and return its reading.
 
-    WT is the instant; DT repeats it with the wearer's zone, for display; ST has differed by an hour and is not
-    read. Values below 39 come out as they are: the caller tells error codes from glucose.
+    WT is the instant; DT repeats it with the wearer's time zone, for display; ST has been off by an hour and is not
+    used. Values below 39 are returned unchanged: the caller separates error codes from glucose.
 
-    Two forms that were never seen are read nevertheless, since they leave no doubt: a value as decimal text, and
-    DT with its zone as the instant if WT is missing or makes no sense. The reading is ``drifted`` then.
+    Two formats that were never seen are accepted too, since they are unambiguous: a value as decimal text, and
+    DT with its zone as the instant if WT is missing or makes no sense. Such a reading is ``drifted``.
 
-    Raises MalformedRecordError, and nothing else, where the instant or the value makes no sense. A trend or a
-    zone that makes none costs only itself.
+    Raises only MalformedRecordError, if the instant or the value makes no sense. If the trend or the zone makes none,
+    only that is lost.
     """
     if not isinstance(record, dict):
         raise MalformedRecordError("the record is not an object")
@@ -217,7 +217,7 @@ def _parse_value(value: object) -> int:
 
 def _parse_date(wt: object, dt: object) -> int:
     date = _parse_instant(wt)
-    if date is None and _parse_offset(dt) is not None:  # without its zone it might be the time of the wearer's clock
+    if date is None and _parse_offset(dt) is not None:  # without a zone it might be local time
         date = _parse_instant(dt)
     if date is None:
         raise MalformedRecordError("neither WT nor DT with its zone is an instant")
@@ -245,8 +245,8 @@ def _parse_direction(trend: object) -> str:
         trend = str(trend) if abs(trend) < _LARGEST_TREND else "unknown"
     if not isinstance(trend, str) or not trend.strip():
         return _DIRECTIONS[_NO_DIRECTION].word
-    spelling = _NOT_SPELLED.sub("", trend.casefold())
+    spelling = _IGNORED_IN_SPELLING.sub("", trend.casefold())
     number = _NUMBER_OF_SPELLING.get(spelling)
     if number is not None:
         return _DIRECTIONS[number].word
-    return trend[:_LONGEST_WORD].encode(errors="replace").decode()  # what cannot be sent cannot stay as it is
+    return trend[:_LONGEST_WORD].encode(errors="replace").decode()  # replace what UTF-8 cannot encode

@@ -1,6 +1,6 @@
-"""The name of every topic, and what a name may look like. Pure.
+"""The names of all topics, and the patterns of valid names. Pure.
 
-It owns no payload: what goes to a topic is the business of the messages.
+It owns no payload: those are up to ``messages``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ ACCOUNT_KEY: Final = "(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*"
 """The pattern of an account's key, which is its level in the topics."""
 
 TOPIC: Final = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
-"""The pattern of ``base_topic`` and of a discovery prefix; Home Assistant takes no other characters."""
+"""The pattern of ``base_topic`` and of a discovery prefix; Home Assistant accepts no other characters."""
 
 STATE_KEYS: Final = (
     "value",
@@ -32,7 +32,7 @@ STATE_KEYS: Final = (
 """The keys of ``state``, each with a topic of its own."""
 
 RETAINED: Final = ("availability", "state", "history", "status", "statistics", "days", *STATE_KEYS)
-"""The topics of an account that the broker keeps."""
+"""The retained topics of an account."""
 
 
 class Topics(NamedTuple):
@@ -51,9 +51,9 @@ class Topics(NamedTuple):
         return f"{self.base}/bridge/info"
 
     def sync(self, client_id: str) -> str:
-        """Name the topic of the probe that ends the read-back: what was retained has arrived before it returns."""
+        """Return the topic of the probe that ends the read-back: it arrives after all retained messages."""
         return f"{self.base}/bridge/sync/{client_id}"
 
     def of(self, account: str, leaf: str) -> str:
-        """Name a topic of one account."""
+        """Return the topic of one account."""
         return f"{self.base}/{account}/{leaf}"

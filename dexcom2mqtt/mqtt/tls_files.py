@@ -37,7 +37,7 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
-        raise TlsFileError(f"mqtt.tls.ca_file: {ca_file} holds no certificate in PEM ({error})") from None
+        raise TlsFileError(f"mqtt.tls.ca_file: {ca_file} contains no PEM certificate ({error})") from None
     except OSError as error:
         raise TlsFileError(f"mqtt.tls.ca_file: {ca_file} cannot be read ({error.strerror})") from None
     if ca_file is not None:

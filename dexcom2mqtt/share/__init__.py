@@ -1,7 +1,7 @@
-"""A client of the Dexcom Share service. Useful on its own; docs/library.md describes what is public here.
+"""A client of the Dexcom Share service. It can be used on its own; docs/library.md describes the public names.
 
-It owns HTTP and the translation of every answer, good, bad or broken, into readings or into one small family of errors,
-each of which says what the caller does next. The service is unofficial: nothing is taken for granted.
+It handles HTTP and translates every answer, good, bad or broken, into readings or into one small family of errors,
+each of which says what the caller should do next. The service is unofficial, so it assumes nothing about the answers.
 """
 
 from __future__ import annotations

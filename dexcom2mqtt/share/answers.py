@@ -1,6 +1,6 @@
-"""What the bytes of Share's answers mean: an id, readings, or one of the errors. Pure.
+"""Parsing the bytes of Share's answers into an id, readings, or one of the errors. Pure.
 
-It trusts nothing: the service is unofficial, and gateways answer in its place.
+It trusts nothing: the service is unofficial, and gateways may answer in its place.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CALL_BYTES: Final = 1024 * 1024
-"""How long one answer may be, both as sent and unpacked."""
+"""The maximum size of an answer, both as sent and unpacked."""
 
 _MOST_BRACKETS: Final = 20_000
-"""How many arrays and objects an answer may have; 288 readings and their list are 289."""
+"""How many arrays and objects an answer may contain; 288 readings and their list are 289."""
 NO_ID: Final = str(uuid.UUID(int=0))
-"""What Share sends in place of an id if it does not accept the credentials."""
+"""What Share sends instead of an id if it rejects the credentials."""
 _REJECTED: Final = frozenset(
     {"AccountPasswordInvalid", "SSO_AuthenticateAccountNotFound", "SSO_AuthenticatePasswordInvalid"}
 )
@@ -44,7 +44,7 @@ _GATEWAY: Final = frozenset({502, 503, 504})
 
 
 class Reply(NamedTuple):
-    """An answer, whatever it says; of its headers, the two that matter."""
+    """An answer of any kind, with the two headers that matter."""
 
     status: int
     content: bytes
@@ -54,17 +54,17 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one read brought: the readings, oldest first, and what was none."""
+    """The result of one read: the readings, oldest first, and counts of the other records."""
 
     readings: tuple[Reading, ...] = ()
     error_codes: tuple[int, ...] = ()
     """When the sensor sent error codes (values below 39, no glucose), in Unix milliseconds."""
     malformed: int = 0
-    """How many records made no sense."""
+    """How many records were malformed."""
     newest_malformed: bool = False
-    """Whether the newest record, which Share sends first, made no sense while others did."""
+    """Whether the newest record, which Share sends first, was malformed while others were not."""
     drifted: int = 0
-    """How many readings and error codes came in a form that Share did not use before: see ``Reading.drifted``."""
+    """How many readings and error codes came in a format that Share did not use before: see ``Reading.drifted``."""
     nothing_shared: bool = False
     """Whether Share says that nothing is shared from this account: no sensor, sharing off, or no follower."""
 
@@ -80,7 +80,7 @@ def is_id(text: str) -> bool:
 def content_of(reply: Reply, host: str, *, reading: bool) -> bytes:
     """Return the content of a good answer; raise a ShareError for any other.
 
-    ``reading`` is whether readings were asked for, and not a sign-in.
+    ``reading`` is whether the request was for readings rather than a sign-in.
     """
     if len(reply.content) > CALL_BYTES:
         raise UnexpectedResponseError(f"{host} answered more than 1 MiB")
@@ -93,7 +93,7 @@ def content_of(reply: Reply, host: str, *, reading: bool) -> bytes:
 
 
 def id_of(content: bytes, host: str) -> str:
-    """Return the id that a sign-in is answered with. Raises ShareError."""
+    """Return the id in the answer to a sign-in. Raises ShareError."""
     answer = _parse_json(content, host)
     if answer == NO_ID:
         raise CredentialsRejectedError(f"{host} rejected the credentials")
@@ -103,8 +103,8 @@ def id_of(content: bytes, host: str) -> str:
 
 
 def batch_of(content: bytes, host: str) -> Batch:
-    """Return what a read brought. Raises ShareError."""
-    if not content:  # recorded as the answer to a session id of zeros
+    """Return the readings in the answer to a read. Raises ShareError."""
+    if not content:  # the recorded answer to a session id of zeros
         raise SignedOutError
     records = _parse_json(content, host)
     if not isinstance(records, list):
@@ -120,11 +120,11 @@ def _parse_json(content: bytes, host: str) -> object:
 
 
 def _loads(content: bytes) -> object:
-    """Read JSON. Raises ValueError and RecursionError."""
-    # Some Pythons (3.14) read arrays in arrays as deep as their memory allows.
+    """Parse JSON. Raises ValueError and RecursionError."""
+    # Some Pythons (3.14) parse nested arrays until they run out of memory.
     if content.count(b"[") + content.count(b"{") > _MOST_BRACKETS:
         raise ValueError
-    # Python refuses to read very large integers; cut, one is as wrong as before, and costs its record alone.
+    # Python refuses to parse very large integers; a truncated one is just as wrong, and costs only its record.
     return json.loads(content, parse_int=lambda digits: int(digits[:20]))
 
 
@@ -148,7 +148,7 @@ def _parse(record: object) -> Reading | None:
 
 
 def _fault(host: str, status: int, content: bytes, *, reading: bool) -> ShareError:
-    """Translate an answer that is not 200. Share says nearly everything with 500 and a code."""
+    """Return the error for an answer that is not 200. Share sends 500 with a code for nearly every error."""
     try:
         fault = _loads(content)
     except (ValueError, RecursionError):
@@ -172,7 +172,7 @@ def _fault(host: str, status: int, content: bytes, *, reading: bool) -> ShareErr
 
 
 def _parse_retry_after(text: str | None, date: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, given the Date of the same answer."""
+    """Return the seconds in a Retry-After header, given the Date of the same answer; None if unknown."""
     if text is None:
         return None
     if text.strip().isdecimal():

@@ -1,7 +1,7 @@
-"""What the call that a thread is making may still use: seconds, bytes. Whatever a call reads goes through here.
+"""The seconds and bytes that a thread's current call may still use. Everything that a call reads goes through here.
 
-It knows neither what is asked nor the way. A socket's own timeout bounds one read: a server, or a proxy, that sends a
-byte each second would never time out.
+It knows neither the request nor the route. A socket's own timeout only limits a single read: a server or proxy that
+sends one byte each second would never time out.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _MOST_INTERIM: Final = 10
 
 
 class Bounds(threading.local):
-    """What the call that this thread is making may still use. Connections are shared, so they look here."""
+    """What this thread's current call may still use. Connections are shared between calls, so they look here."""
 
     def __init__(self) -> None:
         self._clock = Clock()
         self._end = 0.0
         self.bytes_left = 0
         self.proxy: Proxy | None = None
-        """Through which its connection is to be made, where there is none yet."""
+        """The proxy for a new connection of the call, or None."""
         self.sent = False
-        """Whether the call has got as far as sending something to the server."""
+        """Whether the call has sent anything to the server."""
         self.answers: list[http.client.HTTPResponse] = []
-        """What the call has begun to read."""
+        """The answers that the call has begun to read."""
 
     @contextlib.contextmanager
     def call(self, clock: Clock, seconds: float, size: int, proxy: Proxy | None) -> Iterator[None]:
-        """Begin a call of so many real seconds and bytes, and close its answers when it ends, however it ends.
+        """Limit a call to ``seconds`` real seconds and ``size`` bytes, and close its answers when it ends.
 
-        An answer that ends with its connection is all that keeps the socket open, and urllib3 drops it unclosed where
-        it finds the head at fault, as with two lengths.
+        Some sockets stay open until their answer is closed, and urllib3 does not close an answer whose head is
+        malformed, such as one with two lengths.
         """
         self._clock = clock
         self._end = clock.now() + seconds * clock.speed
@@ -56,19 +56,19 @@ class Bounds(threading.local):
                 self.answers.pop().close()
 
     def now(self) -> float:
-        """Return the time of the call's clock, in its seconds."""
+        """Return the time by the call's clock."""
         return self._clock.now()
 
     def seconds_left(self) -> float:
-        """Return how many real seconds are left. Raises TimeoutError where none is."""
+        """Return how many real seconds are left. Raises TimeoutError if there are none."""
         left = self._clock.real(self._end - self._clock.now())
         if left <= 0:
             raise TimeoutError
         return left
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leave what is done meanwhile out of the call's time, as a look-up of a name: nobody can bound it."""
+    def untimed(self) -> Iterator[None]:
+        """Stop the call's time for a block, such as a look-up of a name, which cannot be limited."""
         began = self.now()
         try:
             yield
@@ -76,7 +76,7 @@ class Bounds(threading.local):
             self._end += self.now() - began
 
     def use(self, count: int) -> int:
-        """Count bytes that were read. Raises ConnectionAbortedError where they are too many."""
+        """Count bytes read and return ``count``. Raises ConnectionAbortedError if there are too many."""
         self.bytes_left -= count
         if self.bytes_left < 0:
             raise ConnectionAbortedError
@@ -84,11 +84,11 @@ class Bounds(threading.local):
 
 
 bounds: Final = Bounds()
-"""Those of this thread's call."""
+"""The bounds of this thread's call."""
 
 
 class _BoundedFile(io.RawIOBase):
-    """A socket's file whose every read gets the time that is left of the whole call."""
+    """A socket's file whose reads each time out when the time of the whole call is over."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _BoundedFile(io.RawIOBase):
 
 
 class _BoundedSocket:
-    """What http.client wants of a socket in order to read an answer: a file."""
+    """The part of a socket that http.client needs to read an answer: a file."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -118,11 +118,11 @@ class _BoundedSocket:
 
 
 class InterimError(http.client.HTTPException):
-    """Too many interim responses (100 Continue), for which nobody asked."""
+    """Too many interim responses (100 Continue), which were not requested."""
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """An answer of the server, or of a proxy, that is read within the call's bounds. Raises InterimError."""
+    """An answer of the server or a proxy, read within the call's bounds. Raises InterimError."""
 
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(_BoundedSocket(sock), debuglevel, method)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ class BoundedResponse(http.client.HTTPResponse):
         bounds.answers.append(self)
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Read a status line. Only some Pythons limit how many interim ones they pass over."""
+        """Read a status line. Only some Pythons limit how many interim ones they skip."""
         version, status, reason = super()._read_status()  # type: ignore[misc]
         if status == http.client.CONTINUE:
             self._interim += 1

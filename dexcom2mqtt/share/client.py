@@ -1,7 +1,7 @@
 """One account of the Dexcom Share service: sign in, renew the session, fetch readings.
 
-It owns the session. It knows nothing of schedules, of MQTT, or of what is done with a reading. Never logged, and
-never part of an error's text: user names, passwords, account ids and session ids.
+It owns the session. It knows nothing about schedules, MQTT, or how readings are used. User names, passwords, account
+ids and session ids are never logged and never part of an error's text.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _APPLICATION_IDS: Final[dict[Region, str]] = {
 }
 
 MAX_MINUTES: Final = 1440
-"""How far back Share remembers, in minutes."""
+"""How far back Share keeps readings, in minutes."""
 MAX_COUNT: Final = 288
-"""How many records Share gives at most: 24 hours of one each 5 minutes, less if several devices upload each reading."""
+"""How many records Share returns at most: 24 hours of them, or less if several devices upload each reading."""
 CURRENT_MINUTES: Final = 10
-"""How old, in minutes, the reading may be that ``current_reading`` returns."""
+"""How old, in minutes, the result of ``current_reading`` may be."""
 
 _READ: Final = "Publisher/ReadPublisherLatestGlucoseValues"
 
@@ -52,15 +52,14 @@ _READ: Final = "Publisher/ReadPublisherLatestGlucoseValues"
 class ShareClient:
     """One account of the Dexcom Share service; for use by one thread at a time.
 
-    The credentials are those of the publisher, who wears the sensor, never a follower's. ``username`` is a user
-    name, an e-mail address, or a phone number written ``+11234567890``; ``account_id`` is a UUID; exactly one
-    of the two. ``base_url`` takes the place of the region's server. Nothing is sent before the first reading is
-    asked for.
+    The credentials are those of the publisher, who wears the sensor, never a follower's. Give either ``username`` (a
+    user name, an e-mail address, or a phone number written ``+11234567890``) or ``account_id`` (a UUID).
+    ``base_url`` replaces the region's server. Nothing is sent before the first request for readings.
 
-    Raises ArgumentError where these do not fit, or where the environment's proxy or authorities are no good.
+    Raises ArgumentError if an argument is invalid, or if the environment's proxy or authorities cannot be used.
     """
 
-    def __init__(  # noqa: PLR0913  # all but the password are optional, and by name
+    def __init__(  # noqa: PLR0913  # keywords only, and all but the password are optional
         self,
         *,
         password: str,
@@ -71,13 +70,13 @@ class ShareClient:
         clock: Clock | None = None,
     ) -> None:
         if (username is None) == (account_id is None):
-            raise ArgumentError("give either a user name or an account id, and not both")
+            raise ArgumentError("give either a user name or an account id, not both")
         if not password or username == "":
             raise ArgumentError("the user name and the password cannot be empty")
         if account_id is not None and not answers.is_id(account_id):
             raise ArgumentError("the account id is not a UUID")
         if region not in get_args(Region):
-            raise ArgumentError(f"the region is none of {', '.join(get_args(Region))}")
+            raise ArgumentError(f"the region must be one of {', '.join(get_args(Region))}")
         self._username = username
         self._password = password
         self._account_id = account_id
@@ -86,32 +85,32 @@ class ShareClient:
         self._clock = clock or Clock()
         self._transport = Transport(base_url or BASE_URLS[region], self._clock)
         self.host = self._transport.host
-        """The server, with its port where it has one of its own."""
+        """The server, with its port if the URL contains one."""
         self.proxy = None if self._transport.proxy is None else str(self._transport.proxy)
-        """The proxy that leads to it, as host and port, where the environment names one."""
+        """The proxy to the server, as host and port; None if the environment names none."""
         self.time = ShareTime(self._clock)
-        """The time of day, as this account's server tells it."""
+        """The time of day by this account's server."""
         self.requests = 0
-        """How many requests were made so far, answered or not."""
+        """How many requests were made so far, whether answered or not."""
         self.logins = 0
-        """How many of them carried the password: not those for which there was no connection."""
+        """How many of them sent the password; a request without a connection does not count."""
         self.sessions = 0
         """How many sessions were opened."""
 
     @property
     def signed_in(self) -> bool:
-        """Whether there is a session, as far as is known."""
+        """Whether there is a session, as far as known."""
         return self._session_id is not None
 
     @property
     def sign_in_requests(self) -> int:
-        """How many requests with the password a sign-in takes: one where the account id is known, else two."""
+        """How many requests with the password a sign-in takes: one if the account id is known, else two."""
         return 1 if self._account_id else 2
 
     def readings(self, minutes: int = MAX_MINUTES, max_count: int = MAX_COUNT) -> list[Reading]:
         """Return the readings of the last ``minutes`` (1 to 1440), at most ``max_count`` (1 to 288) of them.
 
-        They come newest first. Raises ArgumentError outside these bounds, and the rest of the ShareError family.
+        They come newest first. Raises ArgumentError outside these bounds, and the other kinds of ShareError.
         """
         return list(reversed(self.fetch(minutes, max_count).readings))
 
@@ -122,18 +121,17 @@ class ShareClient:
     def current_reading(self) -> Reading | None:
         """Return the newest reading if it is at most 10 minutes old, or None. Raises ShareError.
 
-        Its age is told by the stamp that the wearer's phone made, held against the minutes that Share looks back.
-        A phone whose clock is wrong goes unnoticed here: an old reading may pass for a current one. The daemon
-        notices.
+        Share computes its age from the stamp made by the wearer's phone. If that phone's clock is wrong, this method
+        does not notice, and an old reading may pass for a current one. The daemon does notice.
         """
         return next(iter(self.readings(CURRENT_MINUTES)), None)
 
     def fetch(self, minutes: int = MAX_MINUTES, max_count: int = MAX_COUNT, *, renew: bool = True) -> Batch:
-        """Read at most ``max_count`` (1 to 288) records of the last ``minutes`` (1 to 1440), newest first.
+        """Read at most ``max_count`` (1 to 288) of the newest records of the last ``minutes`` (1 to 1440).
 
-        Signs in where there is no session yet, else renews one that Share has forgotten, unless ``renew`` is false.
-        It signs in once at most: where that session is not accepted either, UnavailableError is raised.
-        Raises ShareError and nothing else.
+        Signs in if there is no session yet, or if Share has forgotten it and ``renew`` is true.
+        It signs in at most once: if Share does not accept the new session either, it raises UnavailableError.
+        Raises no other errors than ShareError.
         """
         _check("minutes", minutes, MAX_MINUTES)
         _check("max_count", max_count, MAX_COUNT)
@@ -152,22 +150,22 @@ class ShareClient:
             raise UnavailableError(f"{self.host} ended the new session at once") from None
 
     def sign_in(self) -> None:
-        """Open a session. A valid account id is kept, so that later only one of the two steps is needed."""
+        """Open a session. A valid account id is kept, so that later sign-ins need only one of the two steps."""
         if self._account_id is None:
             self._account_id = self._ask_for_id("General/AuthenticatePublisherAccount", {"accountName": self._username})
         try:
             session_id = self._ask_for_id("General/LoginPublisherAccountById", {"accountId": self._account_id})
         except CredentialsRejectedError:
             if self._username is not None:
-                self._account_id = None  # it may have changed, as by a migration: the next sign-in begins with the name
+                self._account_id = None  # it may have changed, as in a migration: the next sign-in looks it up again
             raise
         self._session_id = session_id
         self.sessions += 1
 
     def ask_time(self) -> None:
-        """Let Share tell the time, by a read that needs no password. Raises ShareError.
+        """Get the time from Share with a read that needs no password. Raises ShareError.
 
-        A read with a session id of zeros is answered with nothing, as was recorded.
+        Recordings show that the answer to a session id of zeros is empty.
         """
         with contextlib.suppress(SignedOutError, NothingSharedError, CredentialsRejectedError):
             self._call(_READ, {}, {"sessionId": answers.NO_ID, "minutes": 1, "maxCount": 1})
@@ -185,7 +183,7 @@ class ShareClient:
         query = {"sessionId": self._session_id, "minutes": minutes, "maxCount": max_count}
         try:
             content = self._call(_READ, {}, query)
-        except CredentialsRejectedError:  # a read carries none: it is the session that was not accepted
+        except CredentialsRejectedError:  # a read sends none: Share rejected the session
             raise SignedOutError from None
         except NothingSharedError:
             return Batch(nothing_shared=True)
@@ -196,7 +194,7 @@ class ShareClient:
         self.requests += 1
         sent = self._clock.now()
         reply = self._transport.post(path, body, query)
-        self.time.tell(reply.date, sent)
+        self.time.update(reply.date, sent)
         return answers.content_of(reply, self.host, reading=path == _READ)
 
 

@@ -1,6 +1,6 @@
-"""Connecting within a call's bounds: one address of a host after the other, and through a proxy where there is one.
+"""Connecting within a call's bounds: to one address of a host after the other, and through a proxy if there is one.
 
-It knows no TLS and no URL. What a proxy is shown of its user and password is sent, and stands nowhere else.
+It knows no TLS and no URL. A proxy's user and password are sent to it, and appear nowhere else.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SILENT_SECONDS: Final = 2.0
-"""How long an address may say nothing, in real seconds, while another one is left."""
+"""How long to wait for an address, in real seconds, while another one is left."""
 _GOOD: Final = range(200, 300)
 
 _worked: dict[tuple[str, int], Any] = {}
-"""Of each host and port the address that worked last."""
+"""For each host and port, the address that worked last."""
 
 
 class ProxyError(OSError):
-    """The proxy cannot be used: it answered with a ``status`` that is no tunnel, or its ``__cause__`` says why not."""
+    """The proxy cannot be used: it answered with a ``status`` other than success, or its ``__cause__`` says why."""
 
     def __init__(self, proxy: Proxy, status: int | None = None) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class ProxyError(OSError):
 
 
 def dial(host: str, port: int, options: Iterable[tuple[int, int, int | bytes]]) -> socket.socket:
-    """Return a connection to the first of a host's addresses that takes one; the one that worked last goes first.
+    """Return a connection to the first address of a host that accepts one, beginning with the one that worked last.
 
-    ``options`` are the socket's. Raises OSError, and ValueError where a host cannot have that name.
+    ``options`` are the socket's. Raises OSError, and ValueError if the name of the host is impossible.
     """
-    with bounds.aside():
+    with bounds.untimed():
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses.sort(key=lambda address: address[4] != _worked.get((host, port)))
     failure = OSError()
@@ -49,7 +49,7 @@ def dial(host: str, port: int, options: Iterable[tuple[int, int, int | bytes]]) 
             for option in options:
                 sock.setsockopt(*option)
             sock.connect(address)
-            sock.settimeout(bounds.seconds_left())  # for what comes next, as the TLS handshake
+            sock.settimeout(bounds.seconds_left())  # for the next step, such as the TLS handshake
         except OSError as error:
             sock.close()
             failure = error
@@ -60,7 +60,7 @@ def dial(host: str, port: int, options: Iterable[tuple[int, int, int | bytes]]) 
 
 
 def dial_through(proxy: Proxy, host: str, port: int, options: Iterable[tuple[int, int, int | bytes]]) -> socket.socket:
-    """Return a connection to a host through a proxy. Raises ProxyError: whatever fails here is the proxy's."""
+    """Return a connection to a host through a proxy. Raises ProxyError for any failure."""
     try:
         sock = dial(proxy.host, proxy.port, options)
     except (OSError, ValueError) as error:
@@ -74,9 +74,9 @@ def dial_through(proxy: Proxy, host: str, port: int, options: Iterable[tuple[int
 
 
 def _open_tunnel(proxy: Proxy, sock: socket.socket, where: str) -> None:
-    shown = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+    credentials = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     try:
-        sock.sendall(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{shown}\r\n".encode())
+        sock.sendall(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{credentials}\r\n".encode())
         answer = BoundedResponse(sock, method="CONNECT")
         answer.begin()
         sock.settimeout(bounds.seconds_left())  # for the TLS handshake

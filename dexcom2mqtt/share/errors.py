@@ -1,6 +1,6 @@
-"""Whatever can go wrong with Share, as one family: each error says what the caller does next.
+"""The errors of Share, as one family: each kind says what the caller should do next.
 
-Never part of an error's text: user names, passwords, account ids, session ids, or anything that Share said.
+User names, passwords, account ids, session ids and the words of Share are never part of an error's text.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import Literal
 
 
 class ShareError(Exception):
-    """Whatever went wrong with Share. The text names no secret and quotes nothing that Share said."""
+    """Any error of Share. Its text contains no secret and does not quote Share."""
 
 
 class ArgumentError(ShareError, ValueError):
-    """The caller passed something that Share cannot take; nothing was sent."""
+    """An argument is invalid for Share; nothing was sent."""
 
 
 class VariableError(ArgumentError):
-    """A variable of the environment about proxies or authorities cannot be used; the text names it."""
+    """An environment variable about proxies or authorities cannot be used; the text names it."""
 
 
 class UnavailableError(ShareError):
@@ -34,39 +34,39 @@ class UnavailableError(ShareError):
     ) -> None:
         super().__init__(text)
         self.wrong_clock = wrong_clock
-        """Whether the certificate is outside its dates, as when this machine's clock is wrong."""
+        """Whether the certificate is expired or not yet valid, as when this machine's clock is wrong."""
         self.answered = answered
-        """Whether Share itself answered: not if there was no answer, and not if it is a gateway's (502, 503, 504)."""
+        """Whether Share itself answered: false without an answer, and for a gateway's answer (502, 503, 504)."""
         self.at_proxy = at_proxy
-        """Whether it failed at the proxy of the environment; the text says what to do."""
+        """Whether the environment's proxy failed; the text says what to do."""
         self.missing = missing
-        """What this machine lacks: Share's address for its name, or the authority that signed what was shown to it."""
+        """What this machine lacks: the address for Share's name, or the authority behind the server's certificate."""
 
 
 class CredentialsRejectedError(ShareError):
-    """Share does not accept user name, password, or region. Trying again and again locks the account."""
+    """Share rejected the user name, password, or region. Repeated tries lock the account."""
 
 
 class LockedOutError(ShareError):
-    """Too many failed sign-ins: Share accepts none for 15 to 20 minutes, and every try renews that."""
+    """Too many failed sign-ins: Share accepts none for 15 to 20 minutes, and every try renews the lock."""
 
 
 class RateLimitedError(ShareError):
-    """Too many requests: ask nothing of this server for a while."""
+    """Too many requests: send none to this server for a while."""
 
     def __init__(self, text: str, retry_after: float | None) -> None:
         super().__init__(text)
         self.retry_after = retry_after
-        """How many seconds the server asked to wait; None where it did not say."""
+        """How many seconds the server asked to wait; None if it did not say."""
 
 
 class UnexpectedResponseError(ShareError):
-    """Share answered something that nobody understands yet."""
+    """Share sent an unknown kind of answer."""
 
 
 class SignedOutError(ShareError):
-    """The session is gone; only the client itself ever sees this."""
+    """Share does not know the session; only the client itself sees this."""
 
 
 class NothingSharedError(ShareError):
-    """A read of an account that shares nothing; only the client itself ever sees this."""
+    """The account shares nothing; only the client itself sees this."""

@@ -1,7 +1,7 @@
-"""The way to a server as the environment describes it: through which proxy, and which authorities are trusted.
+"""The route to a server as set in the environment: which proxy to use, and which authorities to trust.
 
-Pure: it is given the variables, and neither looks up a name nor opens a file. A proxy's user and password may stand in
-its variable, so no text from here quotes one.
+Pure: the variables are parameters; it looks up no name and opens no file. A variable may contain a proxy's user and
+password, so no text from here quotes its value.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-_EXEMPTING_VARIABLES: Final = ("no_proxy", "NO_PROXY")
-_SEVERAL: Final = "SSL_CERT_DIR"
-_AUTHORITY_VARIABLES: Final = ("SSL_CERT_FILE", _SEVERAL, "REQUESTS_CA_BUNDLE")
+_NO_PROXY_VARIABLES: Final = ("no_proxy", "NO_PROXY")
+_FOLDERS_VARIABLE: Final = "SSL_CERT_DIR"
+_AUTHORITY_VARIABLES: Final = ("SSL_CERT_FILE", _FOLDERS_VARIABLE, "REQUESTS_CA_BUNDLE")
 _HTTPS_PORT: Final = 443
 _HTTP_PORT: Final = 80
-_OTHER_KINDS: Final = {"https", "socks", "socks4", "socks4a", "socks5", "socks5h"}
+_UNSUPPORTED_KINDS: Final = {"https", "socks", "socks4", "socks4a", "socks5", "socks5h"}
 _NAME: Final = re.compile(r"[\w.-]+")
 _WITH_PORT: Final = re.compile(r"(\[[^]]+\]|[^:]+):([0-9]+)")
 _ALLOWED: Final = (
@@ -35,36 +35,36 @@ _ALLOWED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy of HTTP, which opens a tunnel (CONNECT). As a text it is its host and port."""
+    """An HTTP proxy, which opens a tunnel (CONNECT). Its ``str`` is host and port."""
 
     host: str
     port: int
     variable: str
-    """The variable that named it."""
+    """The environment variable that names it."""
     authorization: str | None = field(default=None, repr=False)
-    """What it is to be shown of its user and password, as the header's value; a secret."""
+    """Its user and password, as the value of the header Proxy-Authorization; a secret."""
 
     def __str__(self) -> str:
         return at(self.host, self.port)
 
 
 def at(host: str, port: int) -> str:
-    """Write a host and a port; an address of IPv6 goes into brackets."""
+    """Return ``host:port``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy that leads to a URL; None if there is none, and always for http. Raises VariableError.
+    """Return the proxy for a URL; None if there is none, and always for http. Raises VariableError.
 
-    As with curl, the first of https_proxy, HTTPS_PROXY, all_proxy and ALL_PROXY that is set counts, and an empty one
-    means no proxy.
+    As in curl, the first variable that is set of https_proxy, HTTPS_PROXY, all_proxy and ALL_PROXY counts, and an empty
+    value means no proxy.
     """
     parts = urlsplit(url)
     variable = _first_set(_PROXY_VARIABLES, environ)
     value = environ.get(variable, "").strip()
     if parts.scheme != "https" or not value:
         return None
-    exempt = environ.get(_first_set(_EXEMPTING_VARIABLES, environ), "")
+    exempt = environ.get(_first_set(_NO_PROXY_VARIABLES, environ), "")
     if is_exempt(parts.hostname or "", parts.port or _HTTPS_PORT, exempt):
         return None
     return _parsed(variable, value)
@@ -76,16 +76,16 @@ def authorities(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return [
         (variable, path)
         for variable, value in named
-        for path in (value.split(":") if variable == _SEVERAL else [value])
+        for path in (value.split(":") if variable == _FOLDERS_VARIABLE else [value])
         if path
     ]
 
 
 def is_exempt(host: str, port: int, exempt: str) -> bool:
-    """Return whether NO_PROXY, with that value, says that a host is reached directly.
+    """Return whether ``exempt``, the value of NO_PROXY, exempts a host from the proxy.
 
-    Its entries stand between commas or blanks: ``*`` for every host, a name for itself and all names that end in it
-    after a dot, an address, or a range of addresses as 192.168.0.0/16; each of them also with ``:port``.
+    Its entries are separated by commas or blanks: ``*`` for every host, a name for itself and all names below it, an
+    address, or a range of addresses such as 192.168.0.0/16; each of them also with ``:port``.
     """
     host = host.lower().rstrip(".")
     return any(_covers(entry, host, port) for entry in re.split(r"[\s,]+", exempt.lower()) if entry)
@@ -118,7 +118,7 @@ def _parsed(variable: str, value: str) -> Proxy:
     kind, marked, rest = value.partition("://")
     if not marked:
         kind, rest = "http", value
-    if kind.lower() in _OTHER_KINDS:
+    if kind.lower() in _UNSUPPORTED_KINDS:
         raise VariableError(f"{variable}: unsupported kind of proxy, {kind.lower()}://; {_ALLOWED}")
     malformed = VariableError(f"{variable}: expected a proxy's address (value hidden); {_ALLOWED}")
     if kind.lower() != "http" or not value.isprintable() or " " in value:
@@ -146,5 +146,5 @@ def _is_host(host: str) -> bool:
 def _basic(user: str | None, password: str | None) -> str | None:
     if user is None:
         return None
-    shown = f"{unquote(user)}:{unquote(password or '')}"
-    return f"Basic {base64.b64encode(shown.encode()).decode()}"
+    credentials = f"{unquote(user)}:{unquote(password or '')}"
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"

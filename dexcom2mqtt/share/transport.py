@@ -1,8 +1,8 @@
-"""One bounded POST: 20 s in all, 1 MiB, TLS that is verified, and what went wrong in words without a URL.
+"""One limited POST: 20 s in all, 1 MiB, verified TLS, and errors whose texts contain no URL.
 
-It knows no session and no reading. The URL of a read holds the session id, and so do the libraries' texts: errors
-carry the host alone and are raised ``from None``. The environment's proxy and authorities are read here (by `route`)
-and not by requests, which would also take a .netrc's credentials.
+It knows no session and no reading. The URL of a read contains the session id, and so do the libraries' texts: errors
+name only the host and are raised ``from None``. The environment's proxy and authorities are read here (by `route`)
+and not by requests, which would also use a .netrc's credentials.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
 
 CALL_SECONDS: Final = 20.0
-"""How long one call may take in real seconds, the look-up of the host's name aside."""
+"""How long one call may take in real seconds, not counting the look-up of the host's name."""
 _IDLE_SECONDS: Final = 60.0
-"""By the clock: after that, whatever is between may have forgotten a connection, and drop what comes on it."""
+"""By the clock: after that, a NAT may have forgotten an idle connection, and drop its packets."""
 _CERTIFICATE_NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 _NO_NAME: Final = "its name could not be looked up"
-_CREDENTIALS_WANTED: Final = 407
+_PROXY_AUTHENTICATION_REQUIRED: Final = 407
 _FAILURES: Final = range(500, 600)
 
 
 class Transport:
-    """The connection to one server, for one account at a time: cookies are kept.
+    """The connection to one server, for a single account, since it keeps cookies.
 
-    Raises ArgumentError, and VariableError, which is one, where the environment's proxy or authorities are no good.
+    Raises ArgumentError, or its subclass VariableError if the environment's proxy or authorities cannot be used.
     """
 
     def __init__(self, base_url: str, clock: Clock) -> None:
         self._base_url = base_url.rstrip("/")
         self._clock = clock
         self._http = _Session()
-        self._http.trust_env = False  # a .netrc would add credentials, and the daemon is to know its own way
+        self._http.trust_env = False  # a .netrc would add credentials, and `route` decides on proxies
         self.host = _host_of(self._base_url)
-        """The server, with its port where it has one of its own."""
+        """The server, with its port if the URL contains one."""
         self.proxy = proxy_for(self._base_url, os.environ)
-        """Through which the server is reached; None where directly."""
+        """The proxy to the server; None if it is reached directly."""
         encrypted = self._base_url.lower().startswith("https:")
         for scheme in ("https://", "http://"):
             self._http.mount(scheme, adapter() if encrypted else _plain_adapter())
 
     @property
     def sent(self) -> bool:
-        """Whether the last call of this thread has got as far as sending something."""
+        """Whether the last call of this thread sent anything to the server."""
         return bounds.sent
 
     def post(self, path: str, body: dict[str, str | None], query: dict[str, str | int | None] | None) -> Reply:
@@ -77,7 +77,7 @@ class Transport:
                     params=query,
                     json=body,
                     timeout=CALL_SECONDS,
-                    allow_redirects=False,  # a redirected password would be one given away
+                    allow_redirects=False,  # a redirect must not get the password
                     stream=True,
                 )
                 with response:
@@ -90,7 +90,7 @@ class Transport:
     def _raise_unreachable(self, error: BaseException) -> NoReturn:
         causes = list(_causes(error))
         if refused := next((cause for cause in causes if isinstance(cause, ProxyError)), None):
-            raise UnavailableError(_said_of_proxy(refused, self.host), at_proxy=True) from None
+            raise UnavailableError(_proxy_failure(refused, self.host), at_proxy=True) from None
         if bounds.bytes_left < 0:
             raise UnexpectedResponseError(f"{self.host} answered more than 1 MiB") from None
         for cause in causes:
@@ -98,9 +98,9 @@ class Transport:
                 raise UnexpectedResponseError(f"{self.host} kept delaying its answer") from None
             if isinstance(cause, ssl.SSLCertVerificationError):
                 dates = cause.verify_code in {_CERTIFICATE_NOT_YET_VALID, _CERTIFICATE_EXPIRED}
-                why = "outside its dates" if dates else "not one this machine trusts"
-                told = f"the certificate of {self.host} is {why}"
-                raise UnavailableError(told, wrong_clock=dates, missing=None if dates else "authority") from None
+                why = "expired or not yet valid" if dates else "not trusted by this machine"
+                text = f"the certificate of {self.host} is {why}"
+                raise UnavailableError(text, wrong_clock=dates, missing=None if dates else "authority") from None
         way = "" if self.proxy is None else f" through the proxy {self.proxy}"
         why = _describe(error)
         missing: Literal["name"] | None = "name" if why == _NO_NAME else None
@@ -115,12 +115,12 @@ def _host_of(url: str) -> str:
     except ValueError:
         host = None
     if not host:
-        raise ArgumentError("the base URL is neither https://host nor http://host")
+        raise ArgumentError("the base URL must begin with https:// or http://, followed by a host")
     return host
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:
-    """Yield an error and what led to it; urllib3 keeps causes in ``reason`` and requests in ``args``."""
+    """Return an error and all its causes; urllib3 keeps causes in ``reason``, and requests in ``args``."""
     seen: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:
@@ -131,18 +131,18 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
     return seen
 
 
-def _said_of_proxy(error: ProxyError, host: str) -> str:
-    """Say what failed at the proxy, and what to do; nothing of it is Share's fault."""
+def _proxy_failure(error: ProxyError, host: str) -> str:
+    """Return what failed at the proxy, and what to do about it."""
     proxy, status, cause = error.proxy, error.status, error.__cause__
-    # http.client has no class of its own for too many headers.
+    # http.client has no specific class for too many headers.
     endless = isinstance(cause, InterimError | http.client.LineTooLong) or type(cause) is http.client.HTTPException
     if endless or bounds.bytes_left < 0:
         return f"the proxy {proxy} sent an endless answer; is {proxy.variable} right?"
     if isinstance(cause, http.client.HTTPException) and not isinstance(cause, OSError):
         return f"the proxy {proxy} answered with something other than HTTP; is {proxy.variable} right?"
     if status is None:
-        return f"no answer from the proxy {proxy}: {_describe(error)}; does it run, and is {proxy.variable} right?"
-    if status == _CREDENTIALS_WANTED:
+        return f"no answer from the proxy {proxy}: {_describe(error)}; is it running, and is {proxy.variable} right?"
+    if status == _PROXY_AUTHENTICATION_REQUIRED:
         return (
             f"the proxy {proxy} requires a user name and a password, or different ones ({status}): write them into "
             f"{proxy.variable}, as http://user:password@{proxy}"
@@ -156,7 +156,7 @@ def _said_of_proxy(error: ProxyError, host: str) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """Say what failed in words of our own: the libraries' texts hold the URL, and so the session id."""
+    """Return what failed in our own words: the libraries' texts contain the URL, and so the session id."""
     kinds = [type(cause).__name__ for cause in _causes(error)]
     if "gaierror" in kinds:
         return _NO_NAME
@@ -174,7 +174,7 @@ class _BoundedHTTPConnection(urllib3.connection.HTTPConnection):
     used_at = 0.0
 
     def _new_conn(self) -> socket.socket:
-        """Connect within the call's bounds; urllib3 gives each address the whole time again, and each read."""
+        """Connect within the call's bounds; urllib3 would give each address and each read the full time."""
         host, port, options = self.host, int(self.port), self.socket_options or ()
         if bounds.proxy is None:
             return dial(host, port, options)
@@ -182,10 +182,10 @@ class _BoundedHTTPConnection(urllib3.connection.HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether it can be used again. A NAT tells nobody that it has forgotten a connection."""
+        """Whether the connection can be used again. A NAT may forget an idle connection silently."""
         return bounds.now() - self.used_at <= _IDLE_SECONDS and super().is_connected
 
-    def send(self, data: Any) -> None:  # noqa: ANN401  # whatever http.client takes
+    def send(self, data: Any) -> None:  # noqa: ANN401  # anything that http.client accepts
         if self.sock is None:
             self.connect()
         bounds.sent = True
@@ -207,12 +207,12 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002  # its name in requests
-        """Know of no redirect: requests would read all of its body, however much that unpacks to."""
+        """Ignore redirects: requests would read the whole body of one, however large it is when unpacked."""
         return
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections with bounds, and one TLS context for all of them: loading the CAs takes a Pi a while."""
+    """Connections with bounds, which share one TLS context: loading the CAs takes long on a Pi."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
@@ -223,12 +223,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def cert_verify(self, *_: object) -> None:
-        """Leave the verification to the context, which requires it; requests would load its CAs once more."""
+        """Do nothing: the context verifies certificates, and requests would load its CAs again."""
 
 
 @functools.cache
 def adapter() -> _Adapter:
-    """Return the one adapter for all encrypted requests, made when it is first needed. Raises VariableError."""
+    """Return the adapter for all encrypted requests, made at the first call. Raises VariableError."""
     return _Adapter(_trusting_context())
 
 
@@ -238,16 +238,16 @@ def _plain_adapter() -> _Adapter:
 
 
 def _trusting_context() -> ssl.SSLContext:
-    """Trust the machine's authorities, the usual ones, and those that the environment names. Raises VariableError.
+    """Return a context that trusts the machine's, certifi's and the environment's authorities. Raises VariableError.
 
-    OpenSSL reads two of the variables itself, and passes over what it cannot read.
+    OpenSSL reads two of the variables itself, but silently skips files that it cannot read.
     """
     context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # for a machine without CAs of its own
+    context.load_verify_locations(certifi.where())  # for a machine without CAs
     named = authorities(os.environ)
     for variable, path in named:
         _trust(context, variable, path)
-    if named:  # an authority of one's own is taken as it is, by each Python alike
+    if named:  # a private authority is accepted as it is, by every Python version
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -256,11 +256,11 @@ def _trusting_context() -> ssl.SSLContext:
 def _trust(context: ssl.SSLContext, variable: str, path: str) -> None:
     try:
         if Path(path).is_dir() and variable != "SSL_CERT_FILE":
-            next(Path(path).iterdir(), None)  # OpenSSL looks into it only when it needs to, and in silence
+            next(Path(path).iterdir(), None)  # OpenSSL reads it only when needed, and ignores errors
             context.load_verify_locations(capath=path)
         else:
             context.load_verify_locations(cafile=path)
     except ssl.SSLError:
-        raise VariableError(f"{variable}: {path} holds no certificate in PEM") from None
+        raise VariableError(f"{variable}: {path} contains no PEM certificate") from None
     except OSError as error:
         raise VariableError(f"{variable}: {path} cannot be read ({error.strerror})") from None

@@ -85,7 +85,7 @@ class ScriptedClient:
         self.tell_time()
 
     def tell_time(self) -> None:
-        self.time.tell(formatdate(NOON + self._clock.now() - BOOTED, usegmt=True), self._clock.now())
+        self.time.update(formatdate(NOON + self._clock.now() - BOOTED, usegmt=True), self._clock.now())
 
     def _sign_in(self, outcome: Batch | ShareError | None) -> None:
         self.requests += 2

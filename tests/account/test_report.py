@@ -56,7 +56,7 @@ class Desk:
 def desk() -> Desk:
     """Return a report of which the status before the start was read, and was none; Share says that it is noon."""
     desk = Desk()
-    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(PastSignIns())
     return desk
 
@@ -97,7 +97,7 @@ def test_times_are_null_until_share_tells_them() -> None:
     desk.publish(last_success=BOOTED)
     assert [desk.last[key] for key in ("since", "last_success_at", "next_poll_at")] == [None] * 3
     desk.clock.time += 60
-    desk.time.tell(HTTP_NOON, desk.clock.now())
+    desk.time.update(HTTP_NOON, desk.clock.now())
     desk.publish()
     assert desk.last["since"] == iso(NOON - 60)
 
@@ -107,7 +107,7 @@ def test_since_is_told_once(desk: Desk) -> None:
     desk.report.become(verdict("ok"))
     desk.publish()
     desk.clock.time += 600
-    desk.time.tell("Sat, 19 Apr 2025 12:10:20 GMT", desk.clock.now())
+    desk.time.update("Sat, 19 Apr 2025 12:10:20 GMT", desk.clock.now())
     desk.report.become(verdict("ok"))
     desk.publish()
     assert desk.last["since"] == iso(NOON)
@@ -205,7 +205,7 @@ BEFORE = PastSignIns(
 def test_nothing_is_published_before_the_last_status_is_read() -> None:
     """It would replace what a restart has to go on from."""
     desk = Desk()
-    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.time.update(HTTP_NOON, BOOTED)
     desk.report.become(verdict("ok"))
     desk.publish()
     assert desk.put == []
@@ -216,7 +216,7 @@ def test_nothing_is_published_before_the_last_status_is_read() -> None:
 def test_goes_on_from_the_last_status() -> None:
     """Whatever a restart must not forget is in the first status, and in each one until the account counts it."""
     desk = Desk()
-    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(BEFORE)
     desk.publish(usage=Usage(rejected=(NOON,)))
     for told, rejected in zip(desk.put, ([NOON - 60], [NOON - 60, NOON]), strict=True):
@@ -231,7 +231,7 @@ def test_goes_on_from_the_last_status() -> None:
 def test_what_the_account_counts_itself_is_not_told_twice() -> None:
     """From then on the account's own facts are all there is; when the last reading was stays until there is another."""
     desk = Desk()
-    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(BEFORE)
     desk.report.become(verdict("ok"))
     desk.publish(
@@ -250,7 +250,7 @@ def test_what_the_account_counts_itself_is_not_told_twice() -> None:
 def test_a_status_of_before_it_was_read_forgets_nothing() -> None:
     """Facts that were gathered before the last status was read, and are published after it, lose none of it."""
     desk = Desk()
-    desk.time.tell(HTTP_NOON, BOOTED)
+    desk.time.update(HTTP_NOON, BOOTED)
     facts = {"usage": Usage(requests=1), "kept": Kept()}
     desk.report.restore(BEFORE)
     desk.publish(**facts)

@@ -473,8 +473,8 @@ def test_an_invalid_certificate_of_share(bench: Bench, mosquitto: Mosquitto, tmp
     assert done.returncode == 1
     (told,) = failed(done.stdout)
     if known:
-        assert "is outside its dates. This machine's clock seems to be wrong" in told
+        assert "is expired or not yet valid. This machine's clock seems to be wrong" in told
         assert remedies(done.stdout) == [f"1. This machine thinks that today is {datetime.now(UTC):%Y-%m-%d}."]
     else:
-        assert "is not one this machine trusts" in told
+        assert "is not trusted by this machine" in told
         assert remedies(done.stdout) == []

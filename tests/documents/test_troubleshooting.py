@@ -32,7 +32,7 @@ FUNCTIONS: Final = {
     "explain",
     "_describe",
     "_description",
-    "_said_of_proxy",
+    "_proxy_failure",
     "ask",
     "look",
     "exposed",

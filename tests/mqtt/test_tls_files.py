@@ -206,7 +206,7 @@ def test_what_is_wrong_with_a_file_is_told_apart(tls: Tls, tmp_path: Path) -> No
         ("my.key", other, r"cert_file, key_file: .*my\.pem and .*my\.key do not belong together"),
         ("my.key", b"nothing", r"my\.pem and .*my\.key are no certificate with its unencrypted key in PEM"),
         ("my.key", None, r"my\.pem and .*my\.key cannot both be read \(No such file or directory\)"),
-        ("ca.pem", b"nothing", r"ca_file: .*ca\.pem holds no certificate in PEM"),
+        ("ca.pem", b"nothing", r"ca_file: .*ca\.pem contains no PEM certificate"),
         ("ca.pem", None, r"ca_file: .*ca\.pem cannot be read \(No such file or directory\)"),
     ):
         (tmp_path / which).unlink()

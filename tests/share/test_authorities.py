@@ -96,7 +96,7 @@ def test_tells_what_is_no_certificate(
     file = tmp_path / "own.pem"
     file.write_text(content)
     monkeypatch.setenv(variable, str(file))
-    with pytest.raises(VariableError, match=rf"^{variable}: .*own\.pem holds no certificate in PEM$"):
+    with pytest.raises(VariableError, match=rf"^{variable}: .*own\.pem contains no PEM certificate$"):
         transport.adapter()
 
 

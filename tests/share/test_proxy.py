@@ -174,7 +174,7 @@ def test_a_proxy_has_the_time_of_the_call(proxy: ConnectProxy, trouble: Trouble)
     with takes(0.4, 4):
         error = failure(UnavailableError, client.fetch)
     assert str(error) == (
-        f"no answer from the proxy {proxy.name}: it took too long; does it run, and is HTTPS_PROXY right?"
+        f"no answer from the proxy {proxy.name}: it took too long; is it running, and is HTTPS_PROXY right?"
     )
     assert (client.requests, client.logins) == (1, 0)
 
@@ -278,7 +278,7 @@ def test_tells_wrong_credentials_of_the_proxy(proxy: ConnectProxy) -> None:
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (at_proxy.hang_up, "no answer from the proxy {}: the connection was interrupted; does it run, and is"),
+        (at_proxy.hang_up, "no answer from the proxy {}: the connection was interrupted; is it running, and is"),
         (at_proxy.saying(b"SSH-2.0-OpenSSH_9.2\r\n"), "the proxy {} answered with something other than HTTP; is"),
         (at_proxy.saying(b"HTTP/7.0 200 OK\r\n\r\n"), "the proxy {} answered with something other than HTTP; is"),
     ],
@@ -296,7 +296,8 @@ def test_tells_a_proxy_that_is_not_there(proxy: ConnectProxy, monkeypatch: pytes
         port = gone.getsockname()[1]
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
     assert str(failure(UnavailableError, far().fetch)) == (
-        f"no answer from the proxy 127.0.0.1:{port}: the connection was refused; does it run, and is HTTPS_PROXY right?"
+        f"no answer from the proxy 127.0.0.1:{port}: the connection was refused; "
+        "is it running, and is HTTPS_PROXY right?"
     )
     for name in ("proxy.invalid", "a..b"):
         monkeypatch.setenv("HTTPS_PROXY", f"http://{name}:3128")
@@ -323,7 +324,7 @@ def test_the_certificate_is_the_servers(authority: trustme.CA, proxy: ConnectPro
     with LittleServer(authority.issue_cert("proxy.test")) as inside:
         proxy.to = inside.server_address[1]
         error = failure(UnavailableError, far().fetch)
-    assert str(error) == "the certificate of far.invalid is not one this machine trusts"
+    assert str(error) == "the certificate of far.invalid is not trusted by this machine"
     assert inside.cookies == []
 
 

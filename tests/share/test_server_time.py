@@ -78,7 +78,7 @@ class World:
         self.clock.at += there
         date = header(self.truth + self.clock.at)
         self.clock.at += back
-        self.share.tell(date, sent)
+        self.share.update(date, sent)
 
     @property
     def offset(self) -> float:
@@ -106,7 +106,7 @@ def test_turns_times_into_each_other() -> None:
     """Times of the clock become times of day and back."""
     clock = SetClock(100.0)
     share = ShareTime(clock)
-    share.tell(header(NOON), 100.0)
+    share.update(header(NOON), 100.0)
     assert share.known
     assert share.now() == pytest.approx(NOON + 0.5, abs=0.5)
     assert share.unix(42.0) == pytest.approx(NOON + 0.5 - 58, abs=0.5)
@@ -174,7 +174,7 @@ def told(*answers: tuple[float, float]) -> tuple[World, list[int]]:
     world, wrong = World(NOON), []
     for pause, off in answers:
         world.clock.at += pause
-        world.share.tell(header(world.truth + world.clock.at + off), world.clock.at)
+        world.share.update(header(world.truth + world.clock.at + off), world.clock.at)
         wrong.append(round(world.offset - world.truth))
     return world, wrong
 
@@ -259,11 +259,11 @@ def test_follows_a_clock_that_drifts() -> None:
 def test_ignores_what_cannot_be_the_time(date: str | None) -> None:
     """A header that is missing, makes no sense, or is out of this century changes nothing."""
     world = World(NOON)
-    world.share.tell(date, world.clock.at)
+    world.share.update(date, world.clock.at)
     assert not world.share.known
     world.answer((0.1, 0.1))
     before = world.offset
-    world.share.tell(date, world.clock.at)
+    world.share.update(date, world.clock.at)
     assert world.offset == before
 
 
@@ -274,7 +274,7 @@ def test_ignores_what_cannot_be_the_time(date: str | None) -> None:
 def test_survives_any_header(date: str, truth: float) -> None:
     """Whatever stands in a header, nothing is raised, and the time is known or it is not."""
     world = World(truth)
-    world.share.tell(date, world.clock.at)
+    world.share.update(date, world.clock.at)
     assert world.share.known is (world.share.now() is not None)
 
 

@@ -411,9 +411,9 @@ WEEK = timedelta(days=7)
 @pytest.mark.parametrize(
     ("name", "begins", "ends", "wrong_clock", "why"),
     [
-        pytest.param("127.0.0.1", -2 * WEEK, -WEEK, True, "outside its dates", id="expired"),
-        pytest.param("127.0.0.1", WEEK, 2 * WEEK, True, "outside its dates", id="not yet valid"),
-        pytest.param("localhost", -WEEK, WEEK, False, "not one this machine trusts", id="of another host"),
+        pytest.param("127.0.0.1", -2 * WEEK, -WEEK, True, "expired or not yet valid", id="expired"),
+        pytest.param("127.0.0.1", WEEK, 2 * WEEK, True, "expired or not yet valid", id="not yet valid"),
+        pytest.param("localhost", -WEEK, WEEK, False, "not trusted by this machine", id="of another host"),
     ],
 )
 def test_tells_a_certificate_that_is_not_good(
@@ -436,7 +436,7 @@ def test_trusts_no_other_authority() -> None:
     with LittleServer(trustme.CA().issue_cert("127.0.0.1")) as server:
         error = failure(UnavailableError, client_to(server).fetch)
     assert not error.wrong_clock
-    assert str(error) == f"the certificate of {host(server)} is not one this machine trusts"
+    assert str(error) == f"the certificate of {host(server)} is not trusted by this machine"
     assert server.cookies == []
 
 

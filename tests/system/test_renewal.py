@@ -83,7 +83,7 @@ def test_everything_is_renewed_while_it_runs(place: Place) -> None:
     place.broker.start()
     eventually(lambda: "mqtt.tls.ca_file is not the authority that signed it" in process.text())
     (place.folder / "ca.pem").write_bytes(place.authority.cert_pem.bytes()[:300])
-    eventually(lambda: "ca.pem holds no certificate in PEM" in process.text())
+    eventually(lambda: "ca.pem contains no PEM certificate" in process.text())
     place.trust(place.authority)
     eventually(lambda: "it does not accept this client's certificate (unknown ca)" in process.text())
     assert process.running
