@@ -1,4 +1,4 @@
-"""Waiting, being woken, being stopped, and how a time is written."""
+"""Waiting, rings, the stop, and how times are written."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 FAST = 1000.0
 """Milliseconds of the machine are seconds of the clock."""
 LONG = 5 * FAST
-"""Longer than any wait that is interrupted takes on a slow machine."""
+"""Longer than any interrupted wait takes on a slow machine."""
 SOON = 0.02
 
 
 def soon(do: Callable[[], None]) -> None:
-    """Let another thread do something while this one waits."""
+    """Call a function in another thread while this one waits."""
     timer = threading.Timer(SOON, do)
     timer.daemon = True
     timer.start()
@@ -34,13 +34,13 @@ def soon(do: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("speed", [1.0, 60.0])
 def test_counts_suspended_time(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
-    """The clock counts from the machine's start, suspended time included, times its speed."""
+    """The clock counts from the machine's start, including suspended time, times its speed."""
     monkeypatch.setattr("dexcom2mqtt.clock.time.clock_gettime", {time.CLOCK_BOOTTIME: 7.0}.__getitem__)
     assert Clock(speed).now() == 7 * speed
 
 
-def test_passes() -> None:
-    """The clock goes on by itself, and never back."""
+def test_advances() -> None:
+    """The clock advances by itself, and never goes back."""
     clock = Clock(FAST)
     before = time.clock_gettime(time.CLOCK_BOOTTIME) * FAST
     times = [clock.now() for _ in range(1000)]
@@ -48,7 +48,7 @@ def test_passes() -> None:
     assert times == sorted(times)
 
 
-def test_knows_how_long_it_takes_in_truth() -> None:
+def test_converts_to_real_seconds() -> None:
     """At sixty times the speed, a minute takes a second."""
     assert Clock(60.0).real(60.0) == 1.0
     assert Clock().real(60.0) == 60.0
@@ -58,7 +58,7 @@ def test_knows_how_long_it_takes_in_truth() -> None:
 
 
 def test_wait_ends_by_time() -> None:
-    """A wait that nobody interrupts lasts as long as it was asked to, and says that it was not rung."""
+    """An uninterrupted wait lasts as long as requested, and returns that it was not rung."""
     clock = Clock(FAST)
     before = clock.now()
     assert clock.alarm().wait(5.0) is False
@@ -67,12 +67,12 @@ def test_wait_ends_by_time() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_wait_for_no_time(seconds: float) -> None:
-    """A wait for no time, or for a time that is over, ends at once."""
+    """A wait for no time, or for a negative time, ends immediately."""
     assert Clock().alarm().wait(seconds) is False
 
 
 def test_ring_ends_a_wait() -> None:
-    """A ring from another thread ends the wait, which says so."""
+    """A ring from another thread ends the wait, which returns that."""
     clock = Clock(FAST)
     alarm = clock.alarm()
     before = clock.now()
@@ -83,7 +83,7 @@ def test_ring_ends_a_wait() -> None:
 
 @pytest.mark.parametrize("seconds", [LONG, 0.0])
 def test_ring_before_a_wait_is_not_lost(seconds: float) -> None:
-    """A ring while nobody waits ends the next wait, and only that one, however often it was."""
+    """A ring while nobody waits ends the next wait, and only that one, however often it rang."""
     alarm = Clock(FAST).alarm()
     alarm.ring()
     alarm.ring()
@@ -92,7 +92,7 @@ def test_ring_before_a_wait_is_not_lost(seconds: float) -> None:
 
 
 def test_each_alarm_rings_for_itself() -> None:
-    """A ring ends the waits of its own alarm only."""
+    """A ring ends only the waits of its own alarm."""
     clock = Clock(FAST)
     one, other = clock.alarm(), clock.alarm()
     one.ring()
@@ -100,8 +100,8 @@ def test_each_alarm_rings_for_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wait", "sleep"])
-def test_an_alarm_says_when_its_wait_will_be_over(kind: str) -> None:
-    """Before each wait, and before one that goes on although it rang, whoever watches the thread is told."""
+def test_an_alarm_announces_when_its_wait_will_be_over(kind: str) -> None:
+    """Before each wait, and before each continued one after a ring, the observer of the thread is informed."""
     clock, said = Clock(FAST), list[float]()
     alarm = clock.alarm(said.append)
     began = clock.now()
@@ -114,7 +114,7 @@ def test_an_alarm_says_when_its_wait_will_be_over(kind: str) -> None:
 
 
 def test_wait_notices_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait looks at the clock in between, so that hours of suspension end it."""
+    """A wait checks the clock in between, so that hours of suspension end it."""
     monkeypatch.setattr("dexcom2mqtt.clock._SLICE", SOON)
     clock = SetClock()
     before = time.monotonic()
@@ -157,16 +157,16 @@ def test_stop_ends_every_wait_from_then_on() -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_tells_whether_it_was_stopped(*, stopped: bool) -> None:
-    """Whoever does not wait can ask whether the program is to end."""
+def test_knows_whether_it_was_stopped(*, stopped: bool) -> None:
+    """Code that does not wait can check whether the program should end."""
     clock = Clock()
     if stopped:
         clock.stop()
     assert clock.stopped is stopped
 
 
-def test_stop_matters_more_than_a_ring() -> None:
-    """A wait that was rung and stopped is stopped."""
+def test_stop_takes_precedence_over_a_ring() -> None:
+    """A wait that was both rung and stopped raises Stopped."""
     clock = Clock(FAST)
     alarm = clock.alarm()
     alarm.ring()
@@ -175,8 +175,8 @@ def test_stop_matters_more_than_a_ring() -> None:
         alarm.wait(LONG)
 
 
-def test_handlers_of_errors_do_not_stop_the_stop() -> None:
-    """The stop is no Exception, so that code which survives everything does not survive it."""
+def test_handlers_of_errors_do_not_catch_the_stop() -> None:
+    """Stopped is not an Exception, so that code which handles every error does not catch it."""
     assert not issubclass(Stopped, Exception)
 
 
@@ -184,7 +184,7 @@ def test_handlers_of_errors_do_not_stop_the_stop() -> None:
 
 
 def test_sleep_ends_by_time() -> None:
-    """A sleep lasts as long as it was asked to, and leaves no ring behind."""
+    """A sleep lasts as long as requested, and leaves no ring behind."""
     clock = Clock(FAST)
     alarm = clock.alarm()
     before = clock.now()
@@ -194,7 +194,7 @@ def test_sleep_ends_by_time() -> None:
 
 
 def test_sleep_ignores_rings_but_keeps_them() -> None:
-    """Rings before and during a sleep do not shorten it, and end the wait after it."""
+    """Rings before and during a sleep do not shorten it, but end the wait after it."""
     clock = Clock(FAST)
     for ring in (lambda alarm: alarm.ring(), lambda alarm: soon(alarm.ring)):
         alarm = clock.alarm()
@@ -225,7 +225,7 @@ def test_stop_ends_a_sleep() -> None:
     [(1, 1.0, 2.0), (2, 1.0, 4.0), (3, 1.0, 8.0), (4, 1.0, 10.0), (100_000, 1.0, 10.0), (1, 0.0, 1.5), (4, 0.5, 8.75)],
 )
 def test_a_pause_grows_up_to_a_limit_and_is_spread_by_chance(failures: int, chance: float, pause: float) -> None:
-    """Each failure more doubles the pause, up to the limit, and chance takes off up to a part of it."""
+    """Each further failure doubles the pause, up to the limit, and chance shortens it by up to a fraction."""
     assert growing_pause(failures, lambda: chance, first=2.0, most=10.0, spread=0.25) == pause
 
 
@@ -239,17 +239,17 @@ def test_a_pause_grows_up_to_a_limit_and_is_spread_by_chance(failures: int, chan
     ],
 )
 def test_writes_times_in_utc(unix: float | None, text: str | None) -> None:
-    """Times are ISO 8601 in UTC, cut to whole seconds, and null where they are unknown."""
+    """Times are ISO 8601 in UTC, truncated to whole seconds, and null if unknown."""
     assert iso(unix) == text
 
 
 @pytest.mark.parametrize("unix", [0, NOON, 4_000_000_000])
 def test_reads_the_times_that_it_writes(unix: float) -> None:
-    """A time that was written as ISO 8601 comes back."""
+    """A time written as ISO 8601 is read back unchanged."""
     assert parse_iso(iso(unix)) == unix
 
 
 @pytest.mark.parametrize("text", [None, 3, [], "", "soon", "2025-04-19", "2025-04-19T12:00:00"])
-def test_reads_no_time_that_is_none(text: object) -> None:
-    """What is no time, or has no offset, is none."""
+def test_reads_nothing_that_is_not_a_time(text: object) -> None:
+    """Text that is not a time, or has no offset, gives None."""
     assert parse_iso(text) is None

@@ -1,4 +1,4 @@
-"""What a reading says of itself, and what becomes of a record that Share sends."""
+"""The properties of a reading, and the parsing of Share's records."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ NO_VALUES: list[object] = [None, "", True, False, [224], {}, 100.5, math.nan, ma
 NO_VALUES += [10**400, -(10**400), 1e300]
 
 TEXTS = {"224": 224, "224.0": 224, "224.000": 224, "39": 39, "401": 401, "38": 38, "5": 5, "0": 0, "-1": -1}
-"""Values as decimal text, and what they are."""
+"""Values as decimal text, and the numbers they mean."""
 NO_TEXTS = [" 224 ", "224 ", "224\n", "1e2", "2.24e2", "12O", "٣", "٢٢٤", "\N{FULLWIDTH DIGIT TWO}24", "224.5", "224,0"]
 NO_TEXTS += ["224.", ".0", "+224", "-", "0224", "00", "2_24", "0x64", "2001", "-2001", "22400000", "9" * 5000]
 NO_TEXTS += ["NaN", "inf", "true", "null", "224 mg/dL", "22٤", "224.\N{ARABIC-INDIC DIGIT ZERO}"]
@@ -109,13 +109,13 @@ def test_reads_todays_format() -> None:
 
 
 def test_reads_the_format_before_december_2021() -> None:
-    """A record with slashes and the trend as a number is read, and WT is its instant rather than ST or DT."""
+    """A record with slashes and a numeric trend is read, and WT is its instant rather than ST or DT."""
     taken = parse_record(BEFORE_2021_12)
     assert (taken.mg_dl, taken.direction, taken.date, taken.offset_min) == (101, "Flat", 1426292039000, -420)
 
 
 def test_keeps_the_record() -> None:
-    """A reading carries the record it was made of, which is no part of what it is."""
+    """A reading keeps the record it came from, which does not affect equality."""
     taken = parse_record(TODAYS)
     assert taken.json == TODAYS
     assert taken == parse(ST="Date(1)")
@@ -135,7 +135,7 @@ def test_keeps_the_record() -> None:
     ],
 )
 def test_reads_the_wearers_zone(zone: str, offset_min: int) -> None:
-    """DT gives the wearer's distance from UTC, in minutes."""
+    """DT gives the wearer's offset from UTC, in minutes."""
     assert parse(DT=f"Date(1745081013817{zone})").offset_min == offset_min
 
 
@@ -158,14 +158,14 @@ def test_reads_the_wearers_zone(zone: str, offset_min: int) -> None:
     ],
 )
 def test_zone_that_makes_no_sense_costs_only_itself(unusable: object) -> None:
-    """Where DT is unusable the time is told in UTC, and the reading counts."""
+    """If DT is unusable, the time is in UTC, and the reading counts."""
     taken = parse(DT=unusable)
     assert taken.offset_min == 0
     assert taken.time.isoformat(timespec="milliseconds") == "2025-04-19T16:43:33.817+00:00"
 
 
 def test_missing_zone_costs_only_itself() -> None:
-    """A record without DT is a reading whose time is told in UTC."""
+    """A record without DT is a reading whose time is in UTC."""
     assert parse_record({"WT": TODAYS["WT"], "Value": 224, "Trend": "Flat"}) == parse(DT="Date(1745081013817+0000)")
 
 
@@ -179,7 +179,7 @@ def test_missing_zone_costs_only_itself() -> None:
         (1735689599999, 840, "2025-01-01T13:59:59.999+14:00"),
     ],
 )
-def test_tells_its_time_to_the_millisecond(date: int, offset_min: int, text: str) -> None:
+def test_its_time_is_exact_to_the_millisecond(date: int, offset_min: int, text: str) -> None:
     """The time is the instant of WT, to the millisecond, in the wearer's zone."""
     assert Reading(100, "Flat", date, offset_min).time.isoformat(timespec="milliseconds") == text
 
@@ -207,26 +207,26 @@ def test_no_millisecond_is_lost(date: int, offset_min: int) -> None:
         *({**TODAYS, "Value": value} for value in [*NO_VALUES, *NO_TEXTS]),
     ],
 )
-def test_refuses_what_is_no_reading(record: object) -> None:
+def test_rejects_what_is_not_a_reading(record: object) -> None:
     """A record without an instant or a whole number of mg/dL is malformed."""
     with pytest.raises(MalformedRecordError):
         parse_record(record)
 
 
 @pytest.mark.parametrize("value", [39, 40, 224, 400, 401, 224.0])
-def test_takes_every_value_that_a_sensor_shows(value: float) -> None:
-    """From LOW to HIGH each value is taken as it is, and as a whole number."""
+def test_accepts_every_value_that_a_sensor_shows(value: float) -> None:
+    """From LOW to HIGH each value is kept unchanged, as a whole number."""
     taken = parse(Value=value)
     assert taken.mg_dl == value
     assert isinstance(taken.mg_dl, int)
 
 
-# --- a form that is new ------------------------------------------------------------------------------------
+# --- a new format ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_takes_a_value_as_decimal_text(text: str) -> None:
-    """A whole number in ASCII digits is the value that it spells, and such a form is told."""
+def test_accepts_a_value_as_decimal_text(text: str) -> None:
+    """A whole number in ASCII digits is read as that number, and the reading is drifted."""
     taken = parse(Value=text)
     assert (taken.mg_dl, taken.drifted) == (TEXTS[text], True)
     assert taken == parse(Value=TEXTS[text])
@@ -234,13 +234,13 @@ def test_takes_a_value_as_decimal_text(text: str) -> None:
 
 @pytest.mark.parametrize("wt", NO_INSTANTS)
 @pytest.mark.parametrize("dt", ["Date(1745081013817-0400)", "/Date(1745081013817-0400)/"])
-def test_takes_dt_for_a_wt_that_makes_no_sense(wt: object, dt: str) -> None:
-    """If WT is no instant, DT with its zone is the instant, and such a form is told."""
+def test_uses_dt_if_wt_makes_no_sense(wt: object, dt: str) -> None:
+    """If WT is not an instant, DT with its zone is the instant, and the reading is drifted."""
     taken = parse(WT=wt, DT=dt)
     assert (taken.date, taken.offset_min, taken.drifted) == (1745081013817, -240, True)
 
 
-def test_takes_dt_for_a_wt_that_is_missing() -> None:
+def test_uses_dt_if_wt_is_missing() -> None:
     """If there is no WT, DT with its zone is the instant."""
     taken = parse_record({key: value for key, value in TODAYS.items() if key != "WT"})
     assert taken == parse_record(TODAYS)
@@ -264,35 +264,35 @@ def test_takes_dt_for_a_wt_that_is_missing() -> None:
         "2025-04-19T12:43:33-04:00",
     ],
 )
-def test_a_dt_that_leaves_a_doubt_stands_in_for_nothing(dt: object) -> None:
-    """Without a WT, a DT without a zone that makes sense leaves the record malformed, whatever ST says."""
+def test_an_ambiguous_dt_is_not_used(dt: object) -> None:
+    """Without a WT, a DT without a valid zone leaves the record malformed, whatever ST says."""
     with pytest.raises(MalformedRecordError):
         parse(WT=None, DT=dt)
 
 
 @pytest.mark.parametrize("record", [TODAYS, BEFORE_2021_12, {**TODAYS, "DT": "x", "Value": 224.0, "Trend": 42}])
-def test_known_forms_are_not_told_as_new(record: object) -> None:
-    """Today's form and the one before it are known, and so is what costs only the zone or the trend."""
+def test_known_formats_are_not_drifted(record: object) -> None:
+    """Today's format and the one before it are not drifted, nor are records with a bad zone or trend."""
     assert not parse_record(record).drifted
 
 
-def test_a_reading_from_elsewhere_has_no_form() -> None:
-    """A reading that was made of no record came in no new form."""
+def test_a_reading_without_a_record_is_not_drifted() -> None:
+    """A reading without a record is not drifted."""
     assert not Reading(100, "Flat", 1745081013817).drifted
 
 
 @given(value=st.integers(-2000, 2000), zeros=st.integers(0, 30))
 @property_of
-def test_a_value_as_text_is_the_number_that_it_spells(value: int, zeros: int) -> None:
-    """However a whole number is written out, with zeros behind the point or without, it is read as itself."""
+def test_a_value_as_text_is_read_as_its_number(value: int, zeros: int) -> None:
+    """However a whole number is written, with or without zeros after the decimal point, it is read as itself."""
     assert parse(Value=f"{value}.{'0' * zeros}" if zeros else str(value)) == parse(Value=value)
 
 
 @given(st.from_regex(r"\A-?[0-9]{1,5}(\.[0-9]{1,3})?\Z") | st.floats().map(str) | any_text)
 @example("224\n")
 @property_of
-def test_a_text_is_no_value_unless_it_is_plain(text: str) -> None:
-    """A text becomes a value only if writing that value out, but for zeros behind the point, gives the text again."""
+def test_only_a_plain_text_is_a_value(text: str) -> None:
+    """A text is a value only if formatting the value gives the text again, except for zeros after the point."""
     try:
         taken = parse(Value=text)
     except MalformedRecordError:
@@ -309,7 +309,7 @@ def test_a_text_is_no_value_unless_it_is_plain(text: str) -> None:
     zone=st.integers(-1400, 1400).filter(lambda zone: abs(zone) % 100 < 60),
 )
 @property_of
-def test_dt_stands_in_only_where_wt_says_nothing(wt: object, date: int, zone: int) -> None:
+def test_dt_is_used_only_if_wt_is_unusable(wt: object, date: int, zone: int) -> None:
     """A record with a good DT is a reading whatever WT is, and a WT that is an instant always wins."""
     taken = parse(WT=wt, DT=f"Date({date}{zone:+05d})")
     try:
@@ -326,8 +326,8 @@ def test_dt_stands_in_only_where_wt_says_nothing(wt: object, date: int, zone: in
 @example({**TODAYS, "Trend": -(10**5000)})
 @example({**TODAYS, "DT": "Date(" + "9" * 5000 + "+0000)"})
 @property_of
-def test_survives_whatever_comes(record: object) -> None:
-    """Nothing that a parser of JSON can return makes parse_record raise anything but MalformedRecordError."""
+def test_survives_any_record(record: object) -> None:
+    """Nothing that a JSON parser can return makes parse_record raise anything but MalformedRecordError."""
     try:
         taken = parse_record(record)
     except MalformedRecordError:
@@ -342,8 +342,8 @@ def test_survives_whatever_comes(record: object) -> None:
 @example({**TODAYS, "Value": -10}, "mmol/L")
 @example({**TODAYS, "WT": "Date(1)", "DT": "Date(1-1400)"}, "mmol/L")
 @property_of
-def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> None:
-    """A record with an instant and a value becomes a state in valid JSON and UTF-8, whatever else it holds."""
+def test_every_reading_can_be_published(record: object, unit: Unit) -> None:
+    """A record with an instant and a value becomes a state in valid JSON and UTF-8, whatever else it contains."""
     state = state_of(parse_record(record), None, account(unit))
     for message in stale_messages(Topics("b"), "a", state):
         assert message.payload.encode()
@@ -355,8 +355,8 @@ def test_whatever_is_a_reading_can_be_published(record: object, unit: Unit) -> N
 
 @given(good_records)
 @property_of
-def test_what_was_parsed_can_be_restored(record: object) -> None:
-    """Whatever parse_record returns is a reading that Share could have sent, unless it is an error code."""
+def test_every_parsed_reading_can_be_restored(record: object) -> None:
+    """Every result of parse_record is a reading that Share could have sent, unless it is an error code."""
     taken = parse_record(record)
     if taken.mg_dl >= 39:
         assert taken.checked() is taken
@@ -380,7 +380,7 @@ def test_what_was_parsed_can_be_restored(record: object) -> None:
         Reading(100, "\ud800", 1745081013817),
     ],
 )
-def test_knows_what_share_could_not_have_sent(impossible: Reading) -> None:
+def test_rejects_what_share_could_not_have_sent(impossible: Reading) -> None:
     """A reading with a value, time, zone or word that cannot be Share's is malformed."""
     with pytest.raises(MalformedRecordError):
         impossible.checked()
@@ -417,20 +417,20 @@ def test_knows_every_trend(
         (" Flat ", "Flat"),
     ],
 )
-def test_brings_other_spellings_to_shares_own(spelling: str, word: str) -> None:
-    """Whatever the case and whatever parts the words, the direction is Share's own word."""
+def test_normalizes_spellings_to_shares_own(spelling: str, word: str) -> None:
+    """Whatever the case and the separators, the direction is Share's own word."""
     assert parse(Trend=spelling) == parse(Trend=word)
     assert parse(Trend=spelling).direction == word
 
 
 @pytest.mark.parametrize("missing", [None, "", "  "])
 def test_missing_trend_is_none(missing: object) -> None:
-    """Where no trend is sent, the direction is None and its number 0."""
+    """If no trend is sent, the direction is None and its number 0."""
     assert told(parse(Trend=missing)) == (0, "None", None, None, None)
 
 
 def test_record_without_trend_is_a_reading() -> None:
-    """A record that has no key Trend counts, with the direction None."""
+    """A record without the key Trend counts, with the direction None."""
     taken = parse_record({key: value for key, value in TODAYS.items() if key != "Trend"})
     assert (taken.mg_dl, told(taken)) == (224, (0, "None", None, None, None))
 
@@ -448,14 +448,14 @@ def test_record_without_trend_is_a_reading() -> None:
     ],
 )
 def test_unknown_trend_stays_as_sent(sent: object, word: str) -> None:
-    """A trend that nobody knows yet has the number 8 and stays as sent, and the value counts."""
+    """An unknown trend has the number 8 and stays as sent, and the value counts."""
     taken = parse(Trend=sent)
     assert (taken.mg_dl, told(taken)) == (224, (8, word, None, None, None))
 
 
 @pytest.mark.parametrize("sent", [4.5, math.nan, True, False, [4], {"Flat": 4}])
 def test_trend_that_makes_no_sense_costs_only_itself(sent: object) -> None:
-    """A trend that is neither word nor number names no trend, and the value counts."""
+    """A trend that is neither word nor number means no trend, and the value counts."""
     taken = parse(Trend=sent)
     assert (taken.mg_dl, taken.trend, taken.description, taken.arrow) == (224, None, None, None)
 
@@ -480,21 +480,21 @@ def test_lists_the_seven_trends() -> None:
     ("mg_dl", "mmol_l"), [(39, 2.2), (40, 2.2), (72, 4.0), (85, 4.7), (100, 5.6), (180, 10.0), (400, 22.2), (401, 22.3)]
 )
 def test_converts_to_mmol_l(mg_dl: int, mmol_l: float) -> None:
-    """A value in mmol/L is the one that other programs show."""
+    """A value in mmol/L equals the one in other programs."""
     assert Reading(mg_dl, "Flat", 1).mmol_l == mmol_l
     assert Reading(mg_dl, "Flat", 1).value("mmol/L") == mmol_l
     assert Reading(mg_dl, "Flat", 1).value("mg/dL") == mg_dl
 
 
 def test_rounds_half_up_over_the_whole_scale() -> None:
-    """Each value in mmol/L is mg/dL ÷ 18.01559 to one decimal, half up, and is written with it."""
+    """Each value in mmol/L is mg/dL ÷ 18.01559, rounded half up to one decimal, and is written so."""
     for mg_dl in FULL_SCALE:
         tenths = math.floor(Fraction(mg_dl * 10) / Fraction("18.01559") + Fraction(1, 2))
         assert json.dumps(to_mmol_l(mg_dl)) == f"{tenths // 10}.{tenths % 10}"
 
 
 def test_differs_from_pydexcom_where_its_factor_is_too_coarse() -> None:
-    """At exactly eight values mmol/L is not what pydexcom's factor of 0.0555 gives."""
+    """At exactly eight values mmol/L differs from the result of pydexcom's factor of 0.0555."""
     different = [mg_dl for mg_dl in FULL_SCALE if to_mmol_l(mg_dl) != round(mg_dl * 0.0555, 1)]
     assert different == [100, 109, 300, 309, 318, 327, 336, 345]
 
@@ -503,15 +503,15 @@ def test_differs_from_pydexcom_where_its_factor_is_too_coarse() -> None:
     ("mg_dl", "mmol_l"), [(0, "0.0"), (1, "0.1"), (-1, "-0.1"), (9, "0.5"), (-9, "-0.5"), (-10, "-0.6"), (18, "1.0")]
 )
 def test_converts_a_delta(mg_dl: int, mmol_l: str) -> None:
-    """A difference is converted and has one decimal in mmol/L, and stays as it is in mg/dL."""
+    """A difference is converted to mmol/L with one decimal, and unchanged in mg/dL."""
     assert json.dumps(convert_delta(mg_dl, "mmol/L")) == mmol_l
     assert json.dumps(convert_delta(mg_dl, "mg/dL")) == str(mg_dl)
 
 
 @given(st.integers(1, 361))
 @property_of
-def test_rounds_a_delta_alike_up_and_down(mg_dl: int) -> None:
-    """A fall is the same number as a rise by as much, but for the sign."""
+def test_rounds_a_delta_symmetrically(mg_dl: int) -> None:
+    """A fall is the same number as an equal rise, except for the sign."""
     assert convert_delta(-mg_dl, "mmol/L") == -convert_delta(mg_dl, "mmol/L")
     assert convert_delta(mg_dl, "mmol/L") == to_mmol_l(mg_dl)
 
@@ -523,7 +523,7 @@ def test_rounds_a_delta_alike_up_and_down(mg_dl: int) -> None:
     ("mg_dl", "out_of_range"), [(38, "low"), (39, "low"), (40, None), (400, None), (401, "high"), (402, "high")]
 )
 def test_knows_the_limits_of_the_sensor(mg_dl: int, out_of_range: str | None) -> None:
-    """39 and 401 are limits rather than measurements, and all between them is measured."""
+    """39 and 401 are limits rather than measurements, and all values between them are measurements."""
     assert reading(mg_dl).out_of_range == out_of_range
 
 
@@ -543,7 +543,7 @@ def test_knows_the_limits_of_the_sensor(mg_dl: int, out_of_range: str | None) ->
     ],
 )
 def test_names_the_range(mg_dl: int, name: str) -> None:
-    """Low is below the limit, high is above it, and the limit itself lies nearer to the target."""
+    """Low is below the limit, high is above it, and the limit itself belongs to the range nearer to the target."""
     assert range_of(mg_dl, very_low=54, low=70, high=180, very_high=250) == name
 
 

@@ -1,4 +1,4 @@
-"""What a real poller counts and says of it, over days on a clock that jumps: against numpy, restarts, late days."""
+"""What a real poller counts and publishes over days on a clock that jumps: against numpy, restarts, late days."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def statistics(world: World) -> dict[str, Any]:
 
 
 def days(world: World) -> dict[str, int]:
-    """Return by the day how many readings the broker has counted."""
+    """Return by day how many readings the broker has counted."""
     return {day["day"]: day["n"] for day in json.loads(world.retained[DAYS])["days"]}
 
 
-def said_at(world: World, topic: str = STATISTICS) -> list[float]:
+def published_at(world: World, topic: str = STATISTICS) -> list[float]:
     return [at for at, each in world.told if each == topic]
 
 
 def truth(world: World, since: float = BEGIN - DAY) -> list[Record]:
-    """Return what the wearer's sensor took, up to the newest that was published."""
+    """Return the records that the wearer's sensor took, up to the newest one published."""
     return list(share.series(world.account, max(since, BEGIN - DAY + 5000), max(world.published) / 1000 + 1))
 
 
@@ -59,12 +59,12 @@ def true_days(world: World) -> dict[str, int]:
 
 
 def half_up(value: float) -> float:
-    """Round to one decimal as on paper: the sixth place tells a half from what only looks like one in binary."""
+    """Round to one decimal as on paper: the sixth decimal place separates a true half from a binary near-half."""
     return float(np.floor(np.round(value * 10, 6) + 0.5) / 10)
 
 
 def by_numpy(records: Sequence[Record], world: World, minutes: float, *, gmi: bool) -> dict[str, Any]:
-    """Compute a window once more, of all its readings at once."""
+    """Compute a window again, directly from all its readings."""
     values = np.array([record.value for record in records], dtype=float)
     mmol = 18.01559 if world.configured.get("unit") == "mmol/L" else 1.0
     mean, sd = np.mean(values), np.std(values, ddof=1)
@@ -93,8 +93,8 @@ def by_numpy(records: Sequence[Record], world: World, minutes: float, *, gmi: bo
 
 
 def check_all_windows(world: World) -> None:
-    """Hold what was said last against numpy, to the decimal."""
-    now, said = said_at(world)[-1], statistics(world)
+    """Compare the last payload with numpy, to the decimal."""
+    now, said = published_at(world)[-1], statistics(world)
     records = [record for record in truth(world) if record.taken in world.published]
     day = [record for record in records if record.taken > (now - DAY) * 1000]
     assert said["24h"] == by_numpy(day, world, 1440, gmi=False)
@@ -107,16 +107,16 @@ def check_all_windows(world: World) -> None:
 
 
 def sleep(world: World, seconds: float) -> None:
-    """Let time pass while no daemon runs, and start one."""
+    """Let time pass while no daemon runs, then start one."""
     world.clock.time += seconds
     world.restart()
 
 
 @pytest.mark.parametrize(("unit", "last"), [("mg/dL", 92), ("mmol/L", 15)])
-def test_90_days_are_what_numpy_makes_of_the_truth(make_world: Callable[..., World], unit: str, last: int) -> None:
-    """Every figure of every window, to the decimal, with readings that are missing or late, and restarts.
+def test_90_days_equal_what_numpy_computes(make_world: Callable[..., World], unit: str, last: int) -> None:
+    """Every figure of every window is right to the decimal, with missing and late readings, and restarts.
 
-    On most days the daemon runs for a while only, and makes up for the rest. In the other unit, two weeks do.
+    On most days the daemon runs only for a while, and catches up later. In the other unit, two weeks suffice.
     """
     world = make_world(seed=11, zone_offset_min=-240 if unit == "mg/dL" else 330)
     world.configured = {"unit": unit}
@@ -143,10 +143,10 @@ def test_90_days_are_what_numpy_makes_of_the_truth(make_world: Callable[..., Wor
 
 
 def test_it_is_published_after_each_reading_at_most_once_a_minute(make_world: Callable[..., World]) -> None:
-    """And seconds after the reading, of which it has the newest in every window."""
+    """It is published seconds after the reading, which is then in every window."""
     world = make_world()
     world.live(6 * HOUR)
-    times = said_at(world)
+    times = published_at(world)
     assert min(later - earlier for earlier, later in pairwise(times)) >= 60
     for date, at in sorted(world.published.items())[-60:]:
         assert any(0 <= said - at <= 60 for said in times), date
@@ -156,20 +156,20 @@ def test_it_is_published_after_each_reading_at_most_once_a_minute(make_world: Ca
 
 
 def test_it_is_published_once_an_hour_whatever_happens(make_world: Callable[..., World]) -> None:
-    """Windows move by themselves: also while Share is away, or asks for an hour without requests."""
+    """Windows move by themselves: also while Share is down, or asks for an hour without requests."""
     world = make_world()
     world.live(HOUR)
     world.service.fault = share_faults.status(429, {"Retry-After": "3600"})
     world.live(30 * HOUR)
-    times = said_at(world)
+    times = published_at(world)
     assert max(later - earlier for earlier, later in pairwise(times)) <= 3602
     said = statistics(world)
     assert said["24h"] is None
     assert said["7d"]["readings"] == len(world.published)
 
 
-def test_a_first_start_has_a_day_at_once(make_world: Callable[..., World]) -> None:
-    """All 24 hours that Share has are counted for the days on which they were taken."""
+def test_a_first_start_has_a_day_immediately(make_world: Callable[..., World]) -> None:
+    """All 24 hours that Share has are counted on the days when they were taken."""
     world = make_world()
     world.live(2 * HOUR)
     assert days(world) == true_days(world)
@@ -179,8 +179,8 @@ def test_a_first_start_has_a_day_at_once(make_world: Callable[..., World]) -> No
 # --- restarts ----------------------------------------------------------------------------------------------
 
 
-def test_restarts_count_on(make_world: Callable[..., World]) -> None:
-    """Each reading once, also those that came while no daemon ran, and late ones of the day before."""
+def test_restarts_continue_to_count(make_world: Callable[..., World]) -> None:
+    """Each reading counts once, including those while no daemon ran, and late ones of the day before."""
     world = make_world()
     world.live(HOUR)
     away = BEGIN + world.clock.time
@@ -194,8 +194,8 @@ def test_restarts_count_on(make_world: Callable[..., World]) -> None:
     assert days(world) == true_days(world)
 
 
-def test_a_version_that_counts_begins_with_the_history(make_world: Callable[..., World]) -> None:
-    """What an older one has published of the last 24 hours counts, too."""
+def test_a_version_that_counts_starts_with_the_history(make_world: Callable[..., World]) -> None:
+    """The readings that an older version published in the last 24 hours count too."""
     world = make_world()
     world.statistics = "24h"
     world.restart()
@@ -210,7 +210,7 @@ def test_a_version_that_counts_begins_with_the_history(make_world: Callable[...,
 
 
 def test_statistics_that_are_off_are_not_published(make_world: Callable[..., World]) -> None:
-    """Neither they nor the days."""
+    """Neither statistics nor days are published."""
     world = make_world()
     world.statistics = "off"
     world.restart()
@@ -218,8 +218,8 @@ def test_statistics_that_are_off_are_not_published(make_world: Callable[..., Wor
     assert not {STATISTICS, DAYS} & world.retained.keys()
 
 
-def test_other_ranges_count_today_anew(make_world: Callable[..., World]) -> None:
-    """From the history; the percentages of the longer windows are null until most is counted with them."""
+def test_other_ranges_count_today_again(make_world: Callable[..., World]) -> None:
+    """It is counted from the history; percentages of longer windows are null until most readings use the new ranges."""
     world = make_world()
     world.live(4 * DAY)
     before = {day["day"]: day for day in json.loads(world.retained[DAYS])["days"]}
@@ -236,8 +236,8 @@ def test_other_ranges_count_today_anew(make_world: Callable[..., World]) -> None
     assert statistics(world)["24h"]["in_range"] is not None
 
 
-def test_a_history_that_is_lost_doubles_no_day(make_world: Callable[..., World]) -> None:
-    """Share gives its readings once more, and they are published once more, but count as before."""
+def test_a_lost_history_doubles_no_day(make_world: Callable[..., World]) -> None:
+    """Share returns its readings again, and they are published again, but count only once."""
     world = make_world()
     world.live(2 * DAY)
     del world.retained[TOPICS.of("anna", "history")]
@@ -246,10 +246,8 @@ def test_a_history_that_is_lost_doubles_no_day(make_world: Callable[..., World])
     assert days(world) == true_days(world)
 
 
-def test_days_of_another_person_are_not_taken_over(
-    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Which costs one line, and counting begins with the history."""
+def test_days_of_another_person_are_ignored(make_world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """One line reports it, and counting starts with the history."""
     world = make_world()
     world.retained[DAYS] = days_message(
         TOPICS, "anna", "ffffffff", counted({}, [Reading(100, "Flat", 10**12)], (54, 70, 180, 250))
@@ -264,8 +262,8 @@ def test_days_of_another_person_are_not_taken_over(
 
 
 @pytest.mark.parametrize("late", [MINUTE, 30 * MINUTE, 20 * HOUR])
-def test_days_that_come_late_are_joined(make_world: Callable[..., World], late: float) -> None:
-    """Until then none are published in their place, and afterwards all is as if they had come in time."""
+def test_late_days_are_joined(make_world: Callable[..., World], late: float) -> None:
+    """Until then no days are published, and afterwards everything is as if they had come in time."""
     world = make_world()
     world.live(2 * DAY)
     kept = world.retained[DAYS]
@@ -281,8 +279,8 @@ def test_days_that_come_late_are_joined(make_world: Callable[..., World], late: 
     assert statistics(world)["7d"]["readings"] == sum(days(world).values())
 
 
-def test_days_that_come_before_share_tells_the_time(make_world: Callable[..., World]) -> None:
-    """Late, but before anything was counted since."""
+def test_late_days_before_share_sends_the_time(make_world: Callable[..., World]) -> None:
+    """They arrive late, but before anything else was counted."""
     world = make_world()
     world.live(DAY)
     kept = world.retained[DAYS]
@@ -298,10 +296,10 @@ def test_days_that_come_before_share_tells_the_time(make_world: Callable[..., Wo
     assert days(world) == true_days(world)
 
 
-def test_days_that_are_given_up_begin_anew_with_one_line(
+def test_days_that_are_given_up_start_over_with_one_line(
     make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the history, and what was counted since."""
+    """Counting starts with the history, and what was counted since."""
     world = make_world()
     world.live(3 * DAY)
     world.restart(broker=False)

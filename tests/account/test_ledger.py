@@ -1,4 +1,4 @@
-"""What the ledger keeps, what it calls new, and what it finds missing."""
+"""Which readings the ledger keeps, which are new, and which are missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ledger_of(readings: Iterable[Reading], now: float = NOON) -> Ledger:
 
 
 def doubled(kept: Iterable[Reading], candidate: Reading) -> bool:
-    """Tell by the contract's own words whether a reading is already there."""
+    """Return whether a reading is already kept, by the words of the contract."""
     return any(
         other.date == candidate.date or (other.mg_dl == candidate.mg_dl and abs(other.date - candidate.date) <= 30_000)
         for other in kept
@@ -51,7 +51,7 @@ def doubled(kept: Iterable[Reading], candidate: Reading) -> bool:
 
 
 def test_knows_nothing_at_first() -> None:
-    """A new ledger holds no reading."""
+    """A new ledger contains no reading."""
     ledger = Ledger()
     assert ledger.readings == ()
     assert ledger.newest is None
@@ -59,7 +59,7 @@ def test_knows_nothing_at_first() -> None:
 
 
 def test_returns_what_is_new_oldest_first() -> None:
-    """Whatever the order in which they come, new readings are returned and kept by time."""
+    """Whatever order they arrive in, new readings are returned and kept in order of time."""
     one, two, three = (reading(100 + n, seconds=n * 300 - 900) for n in range(3))
     ledger = Ledger()
     assert ledger.add([two, three, one], NOON) == [one, two, three]
@@ -68,7 +68,7 @@ def test_returns_what_is_new_oldest_first() -> None:
 
 
 def test_returns_nothing_twice() -> None:
-    """A reading that is known is not new, in the same batch or in a later one."""
+    """A known reading is not new, in the same batch or in a later one."""
     one, two = reading(100, seconds=-600), reading(100, seconds=-300)
     ledger = Ledger()
     assert ledger.add([one, one], NOON) == [one]
@@ -77,7 +77,7 @@ def test_returns_nothing_twice() -> None:
 
 
 def test_identifies_a_reading_by_its_time() -> None:
-    """The same instant with another value is the same reading, and what was published first stays."""
+    """The same instant with another value is the same reading, and the one published first stays."""
     ledger = ledger_of([reading(100)])
     assert ledger.add([reading(150)], NOON) == []
     assert ledger.readings == (reading(100),)
@@ -99,22 +99,22 @@ def test_drops_doubles(seconds: float, is_double: bool, batches: int) -> None:
         assert ledger.add([second], NOON) == ([] if is_double else [second])
 
 
-def test_a_double_is_one_of_a_kept_reading() -> None:
-    """A reading 30 s from a dropped one, and more from every kept one, is new."""
+def test_only_a_kept_reading_makes_a_double() -> None:
+    """A reading 30 s from a dropped one, and more than that from every kept one, is new."""
     kept, dropped, new = (reading(100, seconds=seconds) for seconds in (-60, -40, -20))
     assert Ledger().add([kept, dropped, new], NOON) == [kept, new]
 
 
 def test_keeps_a_calibration() -> None:
-    """A second reading within seconds, with another value, is a reading of its own."""
+    """A second reading within seconds, with another value, is a separate reading."""
     before, after = reading(100, seconds=-10), reading(130, seconds=-1)
     ledger = Ledger()
     assert ledger.add([after, before], NOON) == [before, after]
     assert ledger.newest == after
 
 
-def test_takes_late_readings() -> None:
-    """A reading that comes after a newer one is new and takes its place by time, and the newest stays."""
+def test_keeps_late_readings() -> None:
+    """A reading that arrives after a newer one is new and takes its place in order of time; the newest stays."""
     early, late, newest = reading(100, seconds=-900), reading(110, seconds=-600), reading(120, seconds=-300)
     ledger = ledger_of([early, newest])
     assert ledger.add([late], NOON) == [late]
@@ -123,13 +123,13 @@ def test_takes_late_readings() -> None:
 
 
 @pytest.mark.parametrize(("ahead", "is_kept"), [(1, True), (300, True), (300.001, False), (DAY, False)])
-def test_drops_what_lies_in_the_future(ahead: float, is_kept: bool) -> None:
-    """A reading of more than 5 minutes from now is dropped."""
+def test_drops_readings_of_the_future(ahead: float, is_kept: bool) -> None:
+    """A reading more than 5 minutes in the future is dropped."""
     assert bool(Ledger().add([reading(100, seconds=ahead)], NOON)) is is_kept
 
 
-def test_takes_what_lay_in_the_future_once_it_is_due() -> None:
-    """A reading that was dropped for being in the future is new when its time has come."""
+def test_keeps_a_reading_of_the_future_when_it_is_due() -> None:
+    """A reading dropped for being in the future is new when its time has come."""
     early = reading(100, seconds=600)
     ledger = ledger_of([early])
     assert ledger.add([early], NOON + 600) == [early]
@@ -137,12 +137,12 @@ def test_takes_what_lay_in_the_future_once_it_is_due() -> None:
 
 @pytest.mark.parametrize(("age", "is_kept"), [(0, True), (DAY - 1, True), (DAY, True), (DAY + 900, False)])
 def test_reaches_back_24_hours(age: float, is_kept: bool) -> None:
-    """A reading of the last 24 hours is new, and one of long before is dropped."""
+    """A reading of the last 24 hours is new; a much older one is dropped."""
     assert bool(Ledger().add([reading(100, seconds=-age)], NOON)) is is_kept
 
 
 def test_forgets_what_is_older_than_a_day() -> None:
-    """Over a month no more is kept than a day's readings, so memory does not grow."""
+    """Over a month, no more than a day's readings are kept, so memory does not grow."""
     ledger = Ledger()
     for slot in range(30 * 288):
         ledger.add([reading(100, seconds=slot * 300)], NOON + slot * 300)
@@ -153,7 +153,7 @@ def test_forgets_what_is_older_than_a_day() -> None:
 @given(st.lists(st.lists(near_noon, max_size=6), max_size=6))
 @property_of
 def test_any_batches_in_any_order(batches: list[list[Reading]]) -> None:
-    """However readings are batched and ordered: each is kept or doubles a kept one, and none comes twice."""
+    """However readings are batched and ordered, each is kept or doubles a kept one, and none is new twice."""
     ledger = Ledger()
     returned: list[Reading] = []
     for batch in batches:
@@ -171,8 +171,8 @@ def test_any_batches_in_any_order(batches: list[list[Reading]]) -> None:
 
 @given(st.lists(any_time, max_size=8), st.lists(st.integers(0, 5 * HOUR), max_size=20))
 @property_of
-def test_nothing_comes_twice_while_time_goes_by(sent: list[Reading], pauses: list[int]) -> None:
-    """Over days in which Share sends the same again and again, each is new once at most, and a day's are kept."""
+def test_nothing_is_new_twice_as_time_passes(sent: list[Reading], pauses: list[int]) -> None:
+    """Over days in which Share sends the same again and again, each is new at most once, and a day's are kept."""
     ledger = Ledger()
     returned: list[int] = []
     now = NOON - 20 * HOUR
@@ -188,14 +188,14 @@ def test_nothing_comes_twice_while_time_goes_by(sent: list[Reading], pauses: lis
 
 
 def test_the_oldest_beside_an_early_one_is_new_only_once() -> None:
-    """Beside a reading that lies a little ahead, one from the very edge of what is kept is not new each time."""
+    """Next to a reading slightly in the future, one at the very limit of age is not new each time."""
     sent = [reading(100, seconds=-DAY - 200), reading(100, seconds=250)]
     ledger = ledger_of(sent)
     assert ledger.add(sent, NOON) == []
 
 
 def test_a_time_that_jumps_forgets_nothing() -> None:
-    """While Share tells a time years ahead nothing new is believed, and afterwards nothing is new that was known."""
+    """While Share sends a time years ahead, nothing new is accepted; afterwards no known reading is new."""
     ledger = Ledger()
     known = [reading(100 + number, seconds=300 * number) for number in range(4)]
     assert ledger.add(known[:3], NOON + 700) == known[:3]
@@ -207,7 +207,7 @@ def test_a_time_that_jumps_forgets_nothing() -> None:
 
 
 def test_restored_readings_are_known() -> None:
-    """What was kept before a restart is not new after it, and takes its place among what came since."""
+    """Readings kept before a restart are not new after it, and take their place among later ones."""
     before, late, since = reading(100, seconds=-900), reading(110, seconds=-600), reading(120, seconds=-300)
     ledger = ledger_of([since])
     ledger.restore([late, before], NOON)
@@ -217,8 +217,8 @@ def test_restored_readings_are_known() -> None:
     assert ledger.delta(since) == 10
 
 
-def test_restored_reading_goes_before_its_double() -> None:
-    """Of a reading from before a restart and its double that came since, the one that was published stays."""
+def test_a_restored_reading_takes_precedence_over_its_double() -> None:
+    """Of a reading from before a restart and a later double of it, the published one stays."""
     published, double = reading(100, seconds=-600), reading(100, seconds=-591)
     ledger = ledger_of([double])
     ledger.restore([published], NOON)
@@ -226,7 +226,7 @@ def test_restored_reading_goes_before_its_double() -> None:
 
 
 def test_restores_nothing_that_would_not_be_kept() -> None:
-    """What is too old, doubled, or in the future is not restored either."""
+    """Readings that are too old, doubled, or in the future are not restored either."""
     early, double, old, ahead = (reading(100, seconds=seconds) for seconds in (-60, -50, -DAY - 900, 900))
     ledger = Ledger()
     ledger.restore([ahead, early, old, double], NOON)
@@ -258,7 +258,7 @@ def test_restores_nothing_that_would_not_be_kept() -> None:
     ],
 )
 def test_delta_is_the_change_over_five_minutes(earlier: dict[float, int], delta: int | None) -> None:
-    """The delta is against the reading nearest to 300 s earlier, of 150 to 600 s, and of two the older one."""
+    """The delta is relative to the reading nearest to 300 s earlier, from 150 to 600 s; of two, the older one."""
     ledger = ledger_of([*(reading(value, seconds=-before) for before, value in earlier.items()), reading(100)])
     assert ledger.delta(reading(100)) == delta
 
@@ -267,19 +267,19 @@ def test_delta_is_the_change_over_five_minutes(earlier: dict[float, int], delta:
     ("earlier", "now", "delta"), [(39, 60, None), (60, 39, None), (401, 380, None), (380, 401, None), (40, 400, 360)]
 )
 def test_delta_needs_two_measurements(earlier: int, now: int, delta: int | None) -> None:
-    """Where either end is LOW or HIGH, a limit and no measurement, there is no delta."""
+    """If either end is LOW or HIGH, which are limits and not measurements, there is no delta."""
     ledger = ledger_of([reading(earlier, seconds=-300), reading(now)])
     assert ledger.delta(reading(now)) == delta
 
 
 def test_delta_does_not_look_for_a_better_neighbour() -> None:
-    """Where the nearest reading is out of range there is no delta, though another one is in time."""
+    """If the nearest reading is out of range there is no delta, even if another one is in time."""
     ledger = ledger_of([reading(40, seconds=-500), reading(39, seconds=-300), reading(60)])
     assert ledger.delta(reading(60)) is None
 
 
 def test_delta_of_a_late_reading() -> None:
-    """A late reading's delta is against what was before it, and it changes that of the one after it."""
+    """A late reading's delta is relative to the one before it, and it changes the delta of the next one."""
     oldest, late, newest = reading(100, seconds=-600), reading(110, seconds=-300), reading(130)
     ledger = ledger_of([oldest, newest])
     assert ledger.delta(newest) == 30
@@ -292,25 +292,25 @@ def test_delta_of_a_late_reading() -> None:
 
 
 def regular(start: float, end: float) -> list[Reading]:
-    """Make a reading each 5 minutes, between so many seconds from noon."""
+    """Make a reading every 5 minutes, between so many seconds from noon."""
     return [reading(100, seconds=seconds) for seconds in range(round(start), round(end), 300)]
 
 
-def test_asks_for_all_where_nothing_is_known() -> None:
-    """Without a reading, all 24 hours are asked for."""
+def test_reads_everything_if_nothing_is_known() -> None:
+    """Without any reading, all 24 hours are read."""
     assert Ledger().minutes_to_read(NOON) == 1440
 
 
 @pytest.mark.parametrize("since", [0, 1, 299, 300, 330, 1800])
-def test_asks_for_what_came_since_the_newest(since: float) -> None:
-    """Without a gap, what is asked for reaches back to the newest reading, and not far beyond."""
+def test_reads_what_came_since_the_newest(since: float) -> None:
+    """Without a gap, the read goes back to the newest reading, and little further."""
     ledger = ledger_of(regular(-DAY, 1))
     assert since <= ledger.minutes_to_read(NOON + since) * 60 <= since + 180
 
 
 @pytest.mark.parametrize(("distance", "is_gap"), [(300, False), (449, False), (450, False), (450.001, True)])
 def test_a_gap_is_longer_than_seven_and_a_half_minutes(distance: float, is_gap: bool) -> None:
-    """What is asked for reaches back to a gap, which is a distance of more than 7.5 minutes."""
+    """The read goes back to a gap, which is more than 7.5 minutes between readings."""
     before = [reading(100, seconds=-HOUR - distance - slot * 300) for slot in range(3)]
     minutes = ledger_of([*before, *regular(-HOUR, 1)]).minutes_to_read(NOON)
     assert (minutes * 60 >= HOUR + distance) is is_gap
@@ -318,28 +318,28 @@ def test_a_gap_is_longer_than_seven_and_a_half_minutes(distance: float, is_gap: 
 
 
 def test_reaches_back_to_the_oldest_gap() -> None:
-    """Of several gaps the oldest counts."""
+    """Of several gaps, the oldest counts."""
     ledger = ledger_of([*regular(-9 * HOUR, -6 * HOUR), *regular(-5 * HOUR, -2 * HOUR), *regular(-HOUR, 1)])
     assert 6 * 60 <= ledger.minutes_to_read(NOON) <= 6 * 60 + 8
 
 
-def test_a_gap_that_was_filled_is_none() -> None:
-    """Once late readings have filled a gap, it is no longer asked for."""
+def test_a_filled_gap_is_not_read_again() -> None:
+    """Once late readings have filled a gap, it is no longer read."""
     ledger = ledger_of([*regular(-9 * HOUR, -6 * HOUR), *regular(-5 * HOUR, 1)])
     ledger.add(regular(-6 * HOUR, -5 * HOUR), NOON)
     assert ledger.minutes_to_read(NOON) <= 3
 
 
-def test_never_asks_for_more_than_a_day() -> None:
-    """A gap of more than 24 hours ago can no longer be filled, and Share takes no more than 1440 minutes."""
+def test_never_reads_more_than_a_day() -> None:
+    """A gap of more than 24 hours ago cannot be filled any more, and Share accepts at most 1440 minutes."""
     ledger = ledger_of(regular(-DAY + 600, -DAY + 1200))
     assert ledger.minutes_to_read(NOON + HOUR) == 1440
 
 
 @given(st.lists(any_time, max_size=20), st.integers(0, 30 * HOUR))
 @property_of
-def test_asks_for_what_share_can_answer(readings: list[Reading], later: int) -> None:
-    """Whatever is known, what is asked for is 1 to 1440 whole minutes, back to the newest reading at least."""
+def test_reads_only_what_share_can_return(readings: list[Reading], later: int) -> None:
+    """Whatever is known, the read covers 1 to 1440 whole minutes, at least back to the newest reading."""
     ledger = ledger_of(readings)
     minutes = ledger.minutes_to_read(NOON + later)
     assert 1 <= minutes <= 1440
@@ -347,8 +347,8 @@ def test_asks_for_what_share_can_answer(readings: list[Reading], later: int) -> 
     assert newest is None or minutes * 60 >= min(NOON + later - newest.date / 1000, DAY)
 
 
-def test_keeps_no_record_that_a_reading_was_made_of() -> None:
-    """The record is for users of the client; over a day it would take five times the room of the readings."""
+def test_keeps_readings_without_their_records() -> None:
+    """The record is for users of the client; over a day it would take five times the memory of the readings."""
     made = parse_record({"WT": f"Date({NOON}000)", "DT": f"Date({NOON}000+0000)", "Value": 100, "Trend": "Flat"})
     assert made.json is not None
     ledger = Ledger()
@@ -357,7 +357,7 @@ def test_keeps_no_record_that_a_reading_was_made_of() -> None:
 
 
 def test_a_late_reading_is_kept_in_its_place() -> None:
-    """Readings that come after newer ones stand before them, also for the doubles in the same batch."""
+    """Readings that arrive after newer ones are ordered before them, also for doubles in the same batch."""
     ledger = ledger_of([reading(100, seconds=600)], NOON + 600)
     ledger.add([reading(90, seconds=0), reading(90, seconds=10), reading(95, seconds=300)], NOON + 600)
     assert [kept.mg_dl for kept in ledger.readings] == [90, 95, 100]

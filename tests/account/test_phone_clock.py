@@ -1,4 +1,4 @@
-"""A phone whose clock is wrong, before the real poller and real HTTP, on a clock that jumps: days in seconds."""
+"""A phone with a wrong clock, with the real poller and real HTTP, on a clock that jumps: days in seconds."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ W = TypeVar("W", bound=World)
 
 
 class Watched(World):
-    """A world that records what a subscriber would take for current, and how old that is in truth.
+    """A world that records what a subscriber would show as current, and how old that really is.
 
-    Each reading's trend is the time when it was taken in truth: a word that nobody knows stays as it was sent.
+    Each reading's trend is the time when it was really taken: an unknown word stays as it was sent.
     """
 
     def __init__(self, **options: Any) -> None:
-        self.phone: list[tuple[float, float, bool]] = [(-math.inf, 0.0, True)]  # since when, how far ahead, whether on
-        self.oldest = -math.inf  # true age in seconds of whatever was current
+        self.phone: list[tuple[float, float, bool]] = [(-math.inf, 0.0, True)]  # since when, seconds ahead, whether on
+        self.oldest = -math.inf  # the greatest true age in seconds of a current value
         self.current_for = 0.0
         self._shown: tuple[float, float, float] | None = None  # the true time of what is current, from when, until when
         super().__init__(**options)
         self.service.distort(self.upload)
 
     def set_phone(self, ahead: float = 0.0, *, on: bool = True) -> None:
-        """From now on, the phone's clock is ahead by that many seconds, and it is on or off."""
+        """From now on, the phone's clock is ahead by that many seconds, and the phone is on or off."""
         self.phone.append((self.unix, ahead, on))
 
     def restart(self, *, broker: bool = True) -> None:
@@ -45,7 +45,7 @@ class Watched(World):
 
     @property
     def current(self) -> bool:
-        """Whether something is current now."""
+        """Whether a reading is current now."""
         return self._shown is not None and self._shown[2] > self.clock.now()
 
     def upload(self, records: list[share.Record]) -> list[share.Record]:
@@ -84,14 +84,14 @@ class Watched(World):
             self._shown = None
 
     def end(self) -> None:
-        """Count what is current at the end as if nothing came after it."""
+        """Close the record: what is current at the end counts until then."""
         self.clock.time += HOUR
         self._look(None)
 
 
 @contextmanager
 def worlds(kind: Callable[..., W]) -> Iterator[Callable[..., W]]:
-    """Make worlds whose services end with this."""
+    """Make worlds, and end their services with this fixture."""
     with ExitStack() as stack:
 
         def make(**options: Any) -> W:
@@ -104,7 +104,7 @@ def worlds(kind: Callable[..., W]) -> Iterator[Callable[..., W]]:
 
 @pytest.fixture
 def watched() -> Iterator[Callable[..., Watched]]:
-    """Make worlds whose services end with the test."""
+    """Make worlds, and end their services with the test."""
     with worlds(Watched) as make:
         yield make
 
@@ -128,7 +128,7 @@ def test_a_phone_that_is_ahead_shows_nothing_old(watched: Callable[..., Watched]
 
 @pytest.mark.parametrize("minutes", [14, 60, 180])
 def test_a_phone_that_is_ahead_at_the_first_start_shows_nothing(watched: Callable[..., Watched], minutes: int) -> None:
-    """Half a minute after the first answer it is known, not before; what is an hour old is not current either."""
+    """It is detected half a minute after the first answer; a reading an hour old is not current before that either."""
     world = watched()
     world.phone = [(-math.inf, minutes * MINUTE, True)]
     world.live(25)
@@ -145,10 +145,10 @@ def test_a_phone_that_is_ahead_at_the_first_start_shows_nothing(watched: Callabl
 
 @pytest.mark.parametrize("hours", [1, 2])
 @pytest.mark.parametrize("constant", [True, False])
-def test_a_phone_that_is_set_right_again_is_current_at_once(
+def test_a_corrected_phone_is_current_immediately(
     watched: Callable[..., Watched], hours: int, *, constant: bool
 ) -> None:
-    """The first reading with the right time is shown although false stamps lie ahead; and nothing right is lost."""
+    """The first reading with the right time is shown despite later false stamps, and no right one is lost."""
     world = watched()
     if constant:
         world.service.distort(share_faults.together(share_faults.valued(100), world.upload))
@@ -169,7 +169,7 @@ def test_a_phone_that_is_set_right_again_is_current_at_once(
 
 
 @pytest.mark.parametrize("minutes", [2, 4])
-def test_a_phone_up_to_five_minutes_ahead_is_as_soon_as_any(watched: Callable[..., Watched], minutes: int) -> None:
+def test_a_phone_up_to_five_minutes_ahead_is_as_fast_as_any(watched: Callable[..., Watched], minutes: int) -> None:
     """Its readings are current, and within the hour they are shown seconds after they can be read."""
     world = watched()
     world.phone = [(-math.inf, minutes * MINUTE, True)]
@@ -191,12 +191,14 @@ def test_a_phone_up_to_five_minutes_ahead_is_as_soon_as_any(watched: Callable[..
     world.set_phone(minutes * MINUTE, on=False)
     world.live(HOUR)
     world.end()
-    assert STALE_AFTER < world.oldest <= STALE_AFTER + MINUTE  # from when it was seen, and not from its stamp
+    assert STALE_AFTER < world.oldest <= STALE_AFTER + MINUTE  # counted from when it was seen, not from its stamp
 
 
 @pytest.mark.parametrize("minutes", [16, 60])
-def test_a_phone_that_is_behind_is_told_from_one_that_is_off(watched: Callable[..., Watched], minutes: int) -> None:
-    """Readings arrive, but each is too old to be current: that is what the status says."""
+def test_a_phone_that_is_behind_is_distinguished_from_one_that_is_off(
+    watched: Callable[..., Watched], minutes: int
+) -> None:
+    """Readings arrive, but each is too old to be current, and the status says so."""
     world = watched()
     world.phone = [(-math.inf, -minutes * MINUTE, True)]
     world.live(20 * MINUTE)
@@ -208,8 +210,8 @@ def test_a_phone_that_is_behind_is_told_from_one_that_is_off(watched: Callable[.
     assert "has no new reading" in world.status["message"]
 
 
-def test_a_phone_14_minutes_behind_is_current_while_it_may_be(watched: Callable[..., Watched]) -> None:
-    """Its readings are current for the minute that is left to them."""
+def test_a_phone_14_minutes_behind_is_current_for_a_minute(watched: Callable[..., Watched]) -> None:
+    """Its readings are current for the one minute that they have left."""
     world = watched()
     world.phone = [(-math.inf, -14 * MINUTE, True)]
     world.live(2 * HOUR)
@@ -220,8 +222,10 @@ def test_a_phone_14_minutes_behind_is_current_while_it_may_be(watched: Callable[
 
 @pytest.mark.parametrize("pause", [1, 40 * MINUTE, 58 * MINUTE, 62 * MINUTE, 90 * MINUTE])
 @pytest.mark.parametrize("before", [20 * MINUTE, 3 * HOUR])
-def test_a_restart_knows_that_the_phone_was_ahead(watched: Callable[..., Watched], pause: float, before: float) -> None:
-    """What is doubtful stays so after a restart while the phone is off, however much time has passed."""
+def test_a_restart_remembers_that_the_phone_was_ahead(
+    watched: Callable[..., Watched], pause: float, before: float
+) -> None:
+    """A doubtful reading stays doubtful after a restart while the phone is off, however much time has passed."""
     world = watched()
     world.live(2 * HOUR)
     world.set_phone(HOUR)
@@ -238,8 +242,8 @@ def test_a_restart_knows_that_the_phone_was_ahead(watched: Callable[..., Watched
 
 
 @pytest.mark.parametrize("readings", ["some are right", "all are false"])
-def test_a_broker_that_comes_later_takes_back_what_is_old(watched: Callable[..., Watched], readings: str) -> None:
-    """Share may be faster than the broker; what that retains then takes back what only seemed to be current."""
+def test_a_broker_that_connects_later_corrects_what_is_old(watched: Callable[..., Watched], readings: str) -> None:
+    """If Share answers before the broker, the retained messages later correct what only seemed current."""
     world = watched()
     if readings == "some are right":
         world.live(2 * HOUR)
@@ -260,7 +264,7 @@ def test_a_broker_that_comes_later_takes_back_what_is_old(watched: Callable[...,
     assert not world.current
     assert json.loads(world.retained[TOPICS.of("anna", "state")])["value"] is None
     world.live(HOUR)
-    assert world.oldest < STALE_AFTER + HOUR  # it was never there for anybody: there was no broker
+    assert world.oldest < STALE_AFTER + HOUR  # nobody ever saw it: there was no broker
     assert world.status["share"] == "phone_clock"
     given = share.series(world.account, world.phone[-2][0], world.phone[-1][0])
     false = {record.taken + 3_600_000 for record in given if record.arrives < world.phone[-1][0]}
@@ -268,8 +272,8 @@ def test_a_broker_that_comes_later_takes_back_what_is_old(watched: Callable[...,
     assert false <= world.stream.keys()
 
 
-def test_a_restart_with_a_phone_that_is_right_is_not_held_up(watched: Callable[..., Watched]) -> None:
-    """Hours after the clock was set right, a restart shows the newest reading with its first answer."""
+def test_a_restart_with_a_corrected_phone_is_not_delayed(watched: Callable[..., Watched]) -> None:
+    """Hours after the clock was corrected, a restart shows the newest reading with its first answer."""
     world = watched()
     world.live(HOUR)
     world.set_phone(HOUR)
@@ -283,15 +287,17 @@ def test_a_restart_with_a_phone_that_is_right_is_not_held_up(watched: Callable[.
 
 @pytest.mark.parametrize("off", [-HOUR, -6 * MINUTE, 6 * MINUTE, HOUR, 5 * HOUR])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_single_wrong_date_condemns_nothing(watched: Callable[..., Watched], off: float, *, first: bool) -> None:
-    """It is Share's clock that was wrong: no reading is doubtful, and a minute later all is as it was."""
+def test_a_single_wrong_date_makes_nothing_doubtful(
+    watched: Callable[..., Watched], off: float, *, first: bool
+) -> None:
+    """Share's own clock was wrong: no reading is doubtful, and a minute later everything is as before."""
     world = watched()
     if not first:
         world.live(HOUR)
     requests = len(world.requests())
     wrong = share_faults.only(share_faults.date_offset(off), times=3 if first else 1)
     world.service.fault = wrong
-    # Readings that look old are no reason to ask again soon: then it takes until the next one is due.
+    # Readings that look old are no reason to ask again soon, so this takes until the next one is due.
     world.live(40 if first and off < 0 else 6 * MINUTE)
     assert len(world.requests()) > requests
     assert world.status["share"] == "ok"
@@ -302,8 +308,8 @@ def test_a_single_wrong_date_condemns_nothing(watched: Callable[..., Watched], o
 
 
 @pytest.mark.parametrize("off", [-HOUR, HOUR])
-def test_an_hour_of_wrong_dates_condemns_nothing(watched: Callable[..., Watched], off: float) -> None:
-    """Nothing is doubtful, nothing old is current, and within a minute of the first right answer all is well."""
+def test_an_hour_of_wrong_dates_makes_nothing_doubtful(watched: Callable[..., Watched], off: float) -> None:
+    """Nothing is doubtful, nothing old is current, and the first right answer brings recovery within a minute."""
     world = watched()
     world.live(HOUR)
     world.service.fault = share_faults.date_offset(off)
@@ -318,8 +324,8 @@ def test_an_hour_of_wrong_dates_condemns_nothing(watched: Callable[..., Watched]
     assert world.oldest <= STALE_AFTER + 1
 
 
-def test_doubtful_readings_are_for_the_record(watched: Callable[..., Watched]) -> None:
-    """Each goes out as backfill once its stamp has passed, marked in the history, and none is lost."""
+def test_doubtful_readings_complete_the_history(watched: Callable[..., Watched]) -> None:
+    """Each is published as backfill once its stamp is past, marked in the history, and none is lost."""
     world = watched()
     world.live(HOUR)
     began = world.unix

@@ -48,20 +48,20 @@ PASSWORD = "the password"
 
 
 class World:
-    """A poller, the service that it asks, and a stand-in for the broker that takes everything at once."""
+    """A poller, the service that it asks, and a stand-in for the broker that accepts everything immediately."""
 
     def __init__(self, password: str = PASSWORD, **account: Any) -> None:
         self.clock = JumpingClock(end=math.inf)
         self.account = SimulatedAccount("anna@example.com", PASSWORD, **account)
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
-        self.told: list[tuple[float, str]] = []  # when something was published on which topic
+        self.told: list[tuple[float, str]] = []  # when something was published, and on which topic
         self.statistics: Statistics = "90d"
         self.configured: dict[str, Any] = {}  # of the account, from the next restart on
         self.published: dict[int, float] = {}  # by date: when
         self.stream: dict[int, bool] = {}  # by date: whether it was backfill, when it came last
         self._back_by = math.inf
-        self.late = -math.inf  # how many seconds later than it said the poller was back
+        self.late = -math.inf  # how many seconds late the poller was back
         self._password = password
         self.clock.before_wait = self._serve
         self.service.__enter__()
@@ -73,7 +73,7 @@ class World:
         return BEGIN + self.clock.time
 
     def restart(self, *, broker: bool = True) -> None:
-        """Restart the daemon, which knows nothing but what is retained, and not even that without a broker."""
+        """Restart the daemon, which knows only what is retained, and not even that without a broker."""
         self._mirror, self.outgoing = Mirror(last=TOPICS.bridge_state), Stream(TOPICS)
         given = {"username": "anna@example.com", "password": self._password, "share_url": self.service.base_url}
         account = build(Account, given | self.configured)
@@ -94,12 +94,12 @@ class World:
             self.read_back()
 
     def read_back(self, *, days_awaited: bool = False) -> None:
-        """Tell the daemon what is retained, but not the days if they are late."""
+        """Hand the retained messages to the daemon, except the days if they are late."""
         history, before, days = (self.retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status", "days"))
         self.poller.take_read_back(history, before, None if days_awaited else days, days_awaited=days_awaited)
 
     def live(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Let that many seconds pass."""
         self.clock.end = self.clock.time + seconds
         with suppress(Stopped):
             self.poller.run()
@@ -130,7 +130,7 @@ class World:
         return found
 
     def requests(self, since: float = -math.inf, until: float = math.inf, *, password: bool = False) -> list[float]:
-        """Return when Share was asked, in Unix seconds; with `password`, only the requests that carry it."""
+        """Return when Share was asked, in Unix seconds; with `password`, only the requests that contain it."""
         log = self.service.requests
         return [each.time for each in log if since <= each.time < until and each.password >= password]
 
@@ -142,7 +142,7 @@ class World:
 
 @pytest.fixture
 def make_world() -> Iterator[Callable[..., World]]:
-    """Make worlds whose services end with the test."""
+    """Make worlds, and end their services with the test."""
     worlds: list[World] = []
 
     def make(**options: Any) -> World:
@@ -160,8 +160,8 @@ def mean(values: Iterable[float]) -> float:
 
 
 @pytest.mark.parametrize("fixed", [8.0, 25.0])
-def test_readings_come_seconds_after_they_exist(make_world: Callable[..., World], fixed: float) -> None:
-    """After half a day of learning, a reading waits seconds at hardly more than one request, and the delay is told."""
+def test_readings_arrive_seconds_after_they_exist(make_world: Callable[..., World], fixed: float) -> None:
+    """After half a day of learning, a reading waits seconds at little more than one request; the delay is published."""
     world = make_world(delay=share.usual_delay(fixed, 2.0))
     world.live(DAY / 2)
     learned_at = world.unix
@@ -173,8 +173,8 @@ def test_readings_come_seconds_after_they_exist(make_world: Callable[..., World]
     assert fixed < world.status["delay"] < fixed + 8
 
 
-def test_an_answer_may_take_seconds(make_world: Callable[..., World]) -> None:
-    """When a reading was asked for counts, and not when the answer came."""
+def test_slow_answers_do_not_shift_the_delay(make_world: Callable[..., World]) -> None:
+    """The time of the request counts, not that of the answer."""
     world = make_world()
 
     def slow(request: share.Request, respond: share.Respond) -> share.Response:
@@ -191,10 +191,8 @@ def test_an_answer_may_take_seconds(make_world: Callable[..., World]) -> None:
     assert len(world.requests(learned_at)) < 1.6 * 288
 
 
-def test_a_poll_is_in_time_although_the_statistics_take_seconds(
-    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are worked out while the poll is waited for, as where a thousand accounts start at once."""
+def test_slow_statistics_do_not_delay_a_poll(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed while waiting for the poll, as when a thousand accounts start together."""
     world = make_world()
     poll, late = Poller.poll, list[float]()
 
@@ -214,7 +212,7 @@ def test_a_poll_is_in_time_although_the_statistics_take_seconds(
 
 
 def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World]) -> None:
-    """After the first poll nothing is known of the delay."""
+    """After the first poll the delay is still unknown."""
     world = make_world()
     world.live(20)
     assert world.status["share"] == "ok"
@@ -223,7 +221,7 @@ def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World])
 
 @pytest.mark.parametrize("fault", [share_faults.status(503), share_faults.drop(), share_faults.html(200)])
 def test_a_day_without_share_is_cheap(make_world: Callable[..., World], fault: share.Fault) -> None:
-    """24 hours out of order cost 350 requests at most, teach nothing, and 5 min 10 s after it all is back."""
+    """24 hours out of order cost at most 350 requests, teach nothing, and end 5 min 10 s after Share is back."""
     world = make_world()
     world.live(DAY / 2)
     learned, began = world.status["delay"], world.unix
@@ -252,7 +250,7 @@ def test_an_outage_never_speeds_polling_up(make_world: Callable[..., World], fau
 
 
 def test_hours_without_readings_are_cheap(make_world: Callable[..., World]) -> None:
-    """A gap costs 13 requests an hour after its first reading is late, and the old rhythm is met within a minute."""
+    """A gap costs 13 requests an hour after its first late reading, and the old rhythm is met within a minute."""
     world = make_world()
     world.live(DAY / 2)
     began = world.unix
@@ -266,7 +264,7 @@ def test_hours_without_readings_are_cheap(make_world: Callable[..., World]) -> N
 
 
 def test_a_new_rhythm_is_met_within_five_minutes(make_world: Callable[..., World]) -> None:
-    """After a gap with another sensor, whose readings come at other moments, the first waits 5 minutes at most."""
+    """After a gap with another sensor, whose readings come at other times, the first one waits at most 5 minutes."""
     world = make_world()
     world.live(DAY / 2)
     began = world.unix
@@ -300,8 +298,8 @@ DISTORTIONS: dict[str, share.Distortion] = {
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)
-def test_what_is_irregular_confuses_nothing(make_world: Callable[..., World], name: str) -> None:
-    """Doubles, uneven gaps and late batches are all published, at few requests, and the delay stays sensible."""
+def test_irregular_readings_do_no_harm(make_world: Callable[..., World], name: str) -> None:
+    """Doubles, uneven gaps and late batches are all published with few requests, and the delay stays sensible."""
     world = make_world()
     world.service.distort(DISTORTIONS[name])
     world.live(DAY / 2)
@@ -314,7 +312,7 @@ def test_what_is_irregular_confuses_nothing(make_world: Callable[..., World], na
 
 
 def test_a_wrong_password_with_a_restart_every_hour(make_world: Callable[..., World]) -> None:
-    """For a day, no hour has more than 3 requests with the password, and the day no more than 12 and one a restart."""
+    """For a day, no hour has more than 3 requests with the password, and the day at most 12 and one per restart."""
     world = make_world(password="wrong")
     for _ in range(24):
         world.live(HOUR)
@@ -325,7 +323,7 @@ def test_a_wrong_password_with_a_restart_every_hour(make_world: Callable[..., Wo
 
 
 def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., World]) -> None:
-    """Somebody who asks all the time in vain does not shift when readings are first asked for."""
+    """Many requested polls in vain do not change when readings are first asked for."""
     world = make_world()
     world.live(DAY / 2)
     learned = world.status["delay"]
@@ -335,10 +333,10 @@ def test_a_refresh_that_finds_nothing_teaches_nothing(make_world: Callable[..., 
     assert abs(world.status["delay"] - learned) < 4
 
 
-def test_a_state_that_cannot_be_written_is_the_accounts_own_trouble(
+def test_a_state_that_cannot_be_composed_fails_in_the_accounts_loop(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where writing a reading down fails, it fails in the account's loop, and nothing of it gets to the broker's."""
+    """If composing a state fails, it fails in the account's loop, and nothing of it reaches the broker's."""
     world = make_world()
 
     def fail(*_: object) -> NoReturn:
@@ -360,7 +358,7 @@ def stamped(record: dict[str, Any]) -> float:
 
 
 def spoilt(is_meant: Callable[[dict[str, Any]], bool], **changes: object) -> share.Fault:
-    """Change those of the records that are meant."""
+    """Change the records for which ``is_meant`` is true."""
     return share_faults.only(
         share_faults.edited(lambda records: [{**each, **changes} if is_meant(each) else each for each in records]),
         call="read",
@@ -368,10 +366,10 @@ def spoilt(is_meant: Callable[[dict[str, Any]], bool], **changes: object) -> sha
 
 
 @pytest.mark.parametrize("change", [{"Value": "110"}, {"WT": None}, {"WT": "soon", "Value": "110.0"}])
-def test_a_form_that_is_new_is_read_and_told_once(
+def test_a_new_format_is_read_and_logged_once(
     make_world: Callable[..., World], caplog: pytest.LogCaptureFixture, change: dict[str, object]
 ) -> None:
-    """Readings in a new form are published like any other, with one warning as long as any of a day has that form."""
+    """Readings in a new format are published as usual, with one warning as long as a day contains any of them."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -392,8 +390,8 @@ def test_a_form_that_is_new_is_read_and_told_once(
     assert len(warnings(caplog)) == 2
 
 
-def test_a_malformed_record_is_told_once(make_world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
-    """One that makes no sense costs one warning in the whole day that Share keeps it, and another one later its own."""
+def test_a_malformed_record_is_logged_once(make_world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """A malformed record causes one warning in the whole day that Share keeps it; a later one causes another."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -410,17 +408,17 @@ def test_a_malformed_record_is_told_once(make_world: Callable[..., World], caplo
     assert warnings(caplog) == [line, line]
 
 
-def test_a_newest_record_that_makes_no_sense_is_told_when_nothing_is_current(
+def test_a_malformed_newest_record_is_reported_when_nothing_is_current(
     make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While a value still stands all is well; then the message says that it is the newest record that is to blame."""
+    """While a value is still current, the account works; then the message blames the newest record."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
     world.service.fault = spoilt(lambda each: stamped(each) >= began, Value=None)
     world.live(9 * MINUTE)
     assert world.status["share"] == "ok"
-    world.live(3 * HOUR)  # with polls of the whole day and of less
+    world.live(3 * HOUR)  # with polls of the whole day and shorter ones
     assert (world.status["share"], world.status["message"]) == ("unexpected_response", status.NEWEST_MALFORMED)
     kinds = [line.split(":")[1].split("(")[0].strip() for line in warnings(caplog)]
     assert kinds == ["Share sends records that make no sense", "unexpected_response"]
@@ -429,8 +427,8 @@ def test_a_newest_record_that_makes_no_sense_is_told_when_nothing_is_current(
     assert world.status["share"] == "ok"
 
 
-def test_an_older_record_that_makes_no_sense_is_not_to_blame(make_world: Callable[..., World]) -> None:
-    """If the newest record is good but old, there are no new readings, whatever lies before it."""
+def test_a_malformed_older_record_is_not_blamed(make_world: Callable[..., World]) -> None:
+    """If the newest record is good but old, there are no new readings, whatever came before it."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -440,8 +438,8 @@ def test_an_older_record_that_makes_no_sense_is_not_to_blame(make_world: Callabl
     assert (world.status["share"], world.status["message"]) == ("no_readings", status.REMEDIES["no_readings"])
 
 
-def test_only_records_that_make_no_sense_are_not_understood(make_world: Callable[..., World]) -> None:
-    """If no record at all makes sense, the message is that of an answer that is not understood."""
+def test_only_malformed_records_are_an_unexpected_response(make_world: Callable[..., World]) -> None:
+    """If all records are malformed, the message is that of an answer that is not understood."""
     world = make_world()
     world.service.fault = spoilt(lambda _: True, Value=None)
     world.live(HOUR)
@@ -449,8 +447,8 @@ def test_only_records_that_make_no_sense_are_not_understood(make_world: Callable
     assert told == ("unexpected_response", status.REMEDIES["unexpected_response"])
 
 
-def test_error_codes_before_a_newest_that_makes_no_sense(make_world: Callable[..., World]) -> None:
-    """If the sensor sends error codes, that is what is told, although the newest record makes no sense."""
+def test_error_codes_before_a_malformed_newest_record(make_world: Callable[..., World]) -> None:
+    """If the sensor sends error codes, the status says so, even if the newest record is malformed."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -460,10 +458,10 @@ def test_error_codes_before_a_newest_that_makes_no_sense(make_world: Callable[..
     assert world.status["share"] == "sensor_error"
 
 
-def test_an_account_that_shares_nothing_is_told_so(
+def test_an_account_that_shares_nothing_says_so(
     make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What Share says of sharing is no outage: few requests, one sign-in, one line, and a message of its own."""
+    """Nothing shared is not an outage: few requests, one sign-in, one line, and a message of its own."""
     world = make_world()
     world.service.fault = share_faults.only(share_faults.error("MonitoredReceiverNotAssigned"), call="read")
     began = world.unix
@@ -477,7 +475,7 @@ def test_an_account_that_shares_nothing_is_told_so(
     assert world.status["share"] == "ok"
 
 
-def test_a_value_that_stands_outlives_that_nothing_is_shared(make_world: Callable[..., World]) -> None:
+def test_a_current_value_stays_when_sharing_ends(make_world: Callable[..., World]) -> None:
     """When sharing is switched off, the newest value stays current until it is too old."""
     world = make_world()
     world.live(HOUR)
@@ -489,13 +487,13 @@ def test_a_value_that_stands_outlives_that_nothing_is_shared(make_world: Callabl
 
 
 @pytest.mark.parametrize("fault", ["nothing", "stumbles", "wrong password", "rate limit", "a bug"])
-def test_however_long_it_waits_it_is_back_by_when_it_said(
+def test_a_poller_is_back_by_the_announced_time(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Before each wait a poller says how long that is, also before those between quick retries."""
+    """Before each wait, also between quick retries, a poller announces how long it will take."""
     world = make_world(password="wrong" if fault == "wrong password" else PASSWORD)
     if fault == "stumbles":
-        world.live(3600)  # quick retries are for a poll whose predecessor succeeded
+        world.live(3600)  # quick retries need a successful poll before
         world.service.fault = share_faults.status(503)
     if fault == "rate limit":
         world.service.fault = share_faults.status(429, {"Retry-After": "3600"})
@@ -517,7 +515,7 @@ def test_however_long_it_waits_it_is_back_by_when_it_said(
     assert world.late < 1
 
 
-def test_a_limit_that_was_told_is_kept_although_another_account_is_told_a_shorter_one(
+def test_a_rate_limit_is_kept_even_if_another_account_gets_a_shorter_one(
     make_world: Callable[..., World],
 ) -> None:
     """An hour that Share asked of one account stays an hour, whatever it asks of another one a moment later."""
@@ -531,7 +529,7 @@ def test_a_limit_that_was_told_is_kept_although_another_account_is_told_a_shorte
     assert world.poller.due == due
 
 
-def test_a_bug_behind_an_answer_does_not_make_the_answer_a_failure(
+def test_a_bug_after_an_answer_does_not_make_the_answer_a_failure(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Share did answer, and the status says when; the bug is ours."""
@@ -546,10 +544,10 @@ def test_a_bug_behind_an_answer_does_not_make_the_answer_a_failure(
     assert world.status["last_success_at"] is not None
 
 
-def test_after_a_bug_the_broker_is_waited_for_again(
+def test_after_a_bug_the_account_waits_for_the_broker_again(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as it is not known what was rejected before, no start of the account asks at once."""
+    """Until the earlier rejections are known, a restart of the account sends nothing."""
     world = make_world()
     world.restart(broker=False)
     polls: list[float] = []
@@ -564,10 +562,10 @@ def test_after_a_bug_the_broker_is_waited_for_again(
     assert polls == pytest.approx([began + 10, began + 10 + 300 + 10], abs=1)
 
 
-def test_a_limit_that_is_read_back_late_is_in_the_status_although_the_history_has_to_wait(
+def test_a_limit_that_is_read_back_late_is_published_before_the_history(
     make_world: Callable[..., World],
 ) -> None:
-    """A history that seems to come from the future waits for the time to settle; what else came is told at once."""
+    """A history that seems to be in the future waits until the time is settled; the rest is published immediately."""
     world = make_world()
     world.restart(broker=False)
     ahead = Reading(100, "Flat", round((world.unix + HOUR) * 1000), 0)

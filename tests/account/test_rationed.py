@@ -1,4 +1,4 @@
-"""What may be asked of Share, and when: with a client that answers as told, on a clock that is set."""
+"""What may be asked of Share, and when: with a scripted client, on a clock that is set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAULT = UnavailableError("share.example answered with status 500", answered=True
 
 @dataclass
 class Answer:
-    """How the client takes one call: with so many requests, of them with the password."""
+    """One call's result and cost: how many requests it takes, and how many of them contain the password."""
 
     outcome: Batch | ShareError = Batch()  # noqa: RUF009  # it is frozen
     requests: int = 1
@@ -50,7 +50,7 @@ class Answer:
 
 
 class ScriptedClient:
-    """A client of Share that answers as told, with an empty list if nothing is; it signs in when it has to."""
+    """A client of Share with scripted answers, by default an empty list; it signs in when needed."""
 
     def __init__(self, clock: JumpingClock) -> None:
         self.host = HOST
@@ -97,7 +97,7 @@ class ScriptedClient:
 
 
 class Counter:
-    """A rationed client, what it asks, and the times that it says it will be back by."""
+    """A rationed client, what it asks, and the times by which it says it will be back."""
 
     def __init__(self) -> None:
         self.clock = JumpingClock(end=math.inf, begin=BOOTED)
@@ -116,7 +116,7 @@ class Counter:
 
     @property
     def wait(self) -> float:
-        """For how many seconds nothing may be fetched."""
+        """Return for how many seconds nothing may be fetched."""
         return max(self.client.not_before() - self.clock.now(), 0.0)
 
 
@@ -127,7 +127,7 @@ def counter() -> Counter:
 
 @pytest.fixture
 def signed_in(counter: Counter) -> Counter:
-    """Return a counter whose client is signed in, and knows the time."""
+    """Return a counter whose client is signed in and knows the time."""
     counter.share.tell_time()
     counter.fetch(Batch())
     return counter
@@ -137,7 +137,7 @@ def signed_in(counter: Counter) -> Counter:
 
 
 def test_fetches(counter: Counter) -> None:
-    """A fetch returns what the client does, and counts what that took."""
+    """A fetch returns the client's batch and counts its cost."""
     batch = Batch(malformed=3)
     assert counter.wait == 0
     tried = [counter.client.tried]
@@ -150,7 +150,7 @@ def test_fetches(counter: Counter) -> None:
 
 
 def test_usage_is_of_24_hours(signed_in: Counter) -> None:
-    """What was asked longer ago is not counted, and neither is what was rejected then."""
+    """Older requests and rejections are not counted."""
     assert signed_in.client.usage() == Usage(requests=3, logins=2)
     signed_in.clock.time += DAY - 1
     signed_in.fetch()
@@ -159,8 +159,8 @@ def test_usage_is_of_24_hours(signed_in: Counter) -> None:
     assert signed_in.client.usage() == Usage(requests=1)
 
 
-def test_rejected_sign_ins_are_told_in_unix_seconds(counter: Counter) -> None:
-    """Each request with the password counts, for 24 hours; without Share's time, nobody knows when it was."""
+def test_rejected_sign_ins_are_in_unix_seconds(counter: Counter) -> None:
+    """Each request with the password counts for 24 hours; without Share's time, nobody knows when it was."""
     assert counter.fetch(REJECTED) is REJECTED
     assert counter.client.usage().rejected == ()
     counter.share.tell_time()
@@ -185,8 +185,8 @@ def test_rejected_sign_ins_are_told_in_unix_seconds(counter: Counter) -> None:
         (ValueError(), False),
     ],
 )
-def test_what_is_tried_again(signed_in: Counter, error: Exception, *, worth: bool) -> None:
-    """Only if Share stumbled, trying again within seconds may help and cannot harm."""
+def test_which_errors_are_retried(signed_in: Counter, error: Exception, *, worth: bool) -> None:
+    """Only if Share is unavailable may trying again within seconds help and do no harm."""
     assert worth_a_quick_retry(error) is worth
     if isinstance(error, ShareError):
         before = signed_in.clock.now()
@@ -196,7 +196,7 @@ def test_what_is_tried_again(signed_in: Counter, error: Exception, *, worth: boo
 
 
 def test_no_more_tries_than_allowed(signed_in: Counter) -> None:
-    """The last error is what comes of it, after waits of seconds of which each is announced."""
+    """The last error is raised, after waits of seconds, each of which is announced."""
     signed_in.back_by.clear()
     assert signed_in.fetch(FAULT, FAULT, STUMBLED, Batch(), tries=3) is STUMBLED
     assert signed_in.share.calls[1:] == ["fetch 10"] * 3
@@ -205,14 +205,14 @@ def test_no_more_tries_than_allowed(signed_in: Counter) -> None:
     assert signed_in.back_by[-2] == signed_in.back_by[-1] == signed_in.clock.now()  # the wait, and then the request
 
 
-def test_one_sign_in_is_enough_for_a_fetch(counter: Counter) -> None:
-    """A try that signed in is not repeated, whatever came of the read after it."""
+def test_a_fetch_signs_in_once(counter: Counter) -> None:
+    """A try that signed in is not repeated, whatever the read after it returned."""
     assert counter.fetch(STUMBLED, Batch(), tries=3) is STUMBLED
     assert counter.share.calls == ["fetch 10"]
 
 
 def test_a_limit_ends_the_tries(signed_in: Counter) -> None:
-    """Another account's rate limit at the same server is respected between two tries."""
+    """Another account's rate limit at the same server applies between two tries."""
     signed_in.rate_limits.limit(HOST, signed_in.clock.now(), HOUR)
     assert signed_in.fetch(STUMBLED, Batch(), tries=3) is STUMBLED
 
@@ -221,8 +221,8 @@ def test_a_limit_ends_the_tries(signed_in: Counter) -> None:
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(None, 5 * MINUTE), (120.0, 120.0)])
-def test_a_server_is_left_alone(signed_in: Counter, asked: float | None, seconds: float) -> None:
-    """After a rate limit, nothing is asked of that server for as long as it said, by no account."""
+def test_a_rate_limit_applies_to_the_server(signed_in: Counter, asked: float | None, seconds: float) -> None:
+    """After a rate limit, no account asks that server for as long as it said."""
     signed_in.fetch(RateLimitedError("too often", asked))
     assert signed_in.wait == seconds
     assert signed_in.rate_limits.until(HOST) == signed_in.clock.now() + seconds
@@ -230,7 +230,7 @@ def test_a_server_is_left_alone(signed_in: Counter, asked: float | None, seconds
 
 
 def test_rejected_credentials_are_rationed(counter: Counter) -> None:
-    """After a rejection the next sign-in has to wait; one that does not is refused here, and nothing is sent."""
+    """After a rejection the next sign-in has to wait; an early one fails here, and nothing is sent."""
     counter.share.sign_in_requests = 1
     counter.fetch(REJECTED)
     assert counter.wait == 2 * MINUTE
@@ -241,8 +241,8 @@ def test_rejected_credentials_are_rationed(counter: Counter) -> None:
     assert counter.fetch() == Batch()
 
 
-def test_a_locked_account_is_left_alone(counter: Counter) -> None:
-    """After a lock-out nothing is sent for 20 minutes, and what came of it is told."""
+def test_a_locked_account_gets_no_requests(counter: Counter) -> None:
+    """After a lock-out nothing is sent for 20 minutes, and the error says so."""
     counter.fetch(LockedOutError("share.example has locked the account"))
     assert counter.wait == LOCKED_OUT
     refused = counter.fetch()
@@ -252,7 +252,7 @@ def test_a_locked_account_is_left_alone(counter: Counter) -> None:
 
 
 def test_sessions_that_keep_ending_are_rationed(counter: Counter) -> None:
-    """The thirteenth sign-in within an hour waits, and is called out of order rather than rejected."""
+    """The thirteenth sign-in within an hour waits, and counts as unavailable rather than rejected."""
     for _ in range(12):
         counter.fetch(Answer(ends_session=True))
         counter.clock.time += 1
@@ -262,18 +262,18 @@ def test_sessions_that_keep_ending_are_rationed(counter: Counter) -> None:
     assert "ended the session too often" in str(refused)
 
 
-def test_a_sign_in_answered_in_unknown_words_is_not_repeated_at_once(counter: Counter) -> None:
-    """Whether it was accepted is not known; the next one waits for a minute."""
+def test_a_sign_in_with_an_unknown_answer_is_not_repeated_immediately(counter: Counter) -> None:
+    """Whether it was accepted is unknown; the next one waits for a minute."""
     answer = Answer(UnexpectedResponseError("nonsense"), logins=2)
     counter.share.sign_in_requests = 2
-    counter.share.signed_in = True  # and the client finds, in the same call, that it is over and signs in anew
+    counter.share.signed_in = True  # in the same call, the client finds that it is over and signs in again
     assert counter.fetch(answer) is answer.outcome
     counter.share.signed_in = False
     assert counter.wait == MINUTE
 
 
-def test_a_sign_in_without_an_answer_is_no_reason_to_wait(counter: Counter) -> None:
-    """If nothing came back, nothing is known: the schedule waits, the ration does not."""
+def test_a_sign_in_without_an_answer_need_not_wait(counter: Counter) -> None:
+    """If there was no answer, nothing is known: the schedule waits, the ration does not."""
     counter.share.signed_in = True
     counter.fetch(Answer(STUMBLED, logins=2))
     counter.share.signed_in = False
@@ -281,7 +281,7 @@ def test_a_sign_in_without_an_answer_is_no_reason_to_wait(counter: Counter) -> N
 
 
 def test_a_client_may_not_renew_while_sign_ins_are_rationed(counter: Counter) -> None:
-    """A session that is there is used; but if it turns out to be over, no sign-in follows yet."""
+    """An existing session is used; but if it turns out to be over, no sign-in follows yet."""
     counter.fetch(REJECTED)
     counter.share.signed_in = True
     assert counter.fetch() == Batch()
@@ -292,7 +292,7 @@ def test_a_client_may_not_renew_while_sign_ins_are_rationed(counter: Counter) ->
 
 
 def test_a_dead_session_is_renewed(signed_in: Counter) -> None:
-    """After ten minutes of faults alone a sign-in comes first, and the read after it may not renew again."""
+    """After ten minutes of only faults a sign-in comes first, and the read after it may not renew again."""
     signed_in.fetch(FAULT)
     died = signed_in.clock.now()
     assert signed_in.client.signs_in_at == died + 10 * MINUTE
@@ -309,8 +309,8 @@ def test_a_dead_session_is_renewed(signed_in: Counter) -> None:
 
 
 @pytest.mark.parametrize("error", [STUMBLED, RateLimitedError("too often", None)])
-def test_what_says_nothing_of_the_session_does_not_end_it(signed_in: Counter, error: ShareError) -> None:
-    """A session is not suspected for what never reached it."""
+def test_errors_unrelated_to_the_session_do_not_end_it(signed_in: Counter, error: ShareError) -> None:
+    """A failure that never reached the session does not make it suspect."""
     signed_in.fetch(error)
     assert signed_in.client.signs_in_at == math.inf
 
@@ -324,8 +324,8 @@ def test_a_session_that_never_worked_is_not_suspected(counter: Counter) -> None:
 # --- restarts ----------------------------------------------------------------------------------------------
 
 
-def test_what_was_rejected_before_counts(counter: Counter) -> None:
-    """Before the password is sent, Share is asked for the time alone: only it tells whether that is allowed."""
+def test_rejections_before_a_restart_count(counter: Counter) -> None:
+    """Before the password is sent, Share is asked for just the time: only that decides whether it is allowed."""
     counter.client.restore(PastSignIns(rejected=tuple(NOON - 60 * n for n in range(1, 13))))
     assert not counter.client.usage().restored
     refused = counter.fetch()
@@ -339,8 +339,8 @@ def test_what_was_rejected_before_counts(counter: Counter) -> None:
     assert counter.wait > 0
 
 
-def test_a_lock_before_counts(counter: Counter) -> None:
-    """An account that was locked when the daemon ended stays so until then."""
+def test_a_lock_before_a_restart_counts(counter: Counter) -> None:
+    """An account that was locked when the daemon ended stays locked until the same time."""
     counter.client.restore(PastSignIns(locked_until=NOON + 600.0))
     assert isinstance(counter.fetch(), LockedOutError)
     assert counter.share.calls == ["time"]
@@ -350,8 +350,8 @@ def test_a_lock_before_counts(counter: Counter) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_nothing_rejected_before_costs_nothing(counter: Counter, *, known: bool) -> None:
-    """If there is nothing to count, Share is not asked for the time, and what was is counted as soon as it is told."""
+def test_a_past_without_rejections_costs_nothing(counter: Counter, *, known: bool) -> None:
+    """If there is nothing to count, Share is not asked for the time, and the past counts once the time is known."""
     if known:
         counter.share.tell_time()
     counter.client.restore(PastSignIns())
@@ -361,8 +361,8 @@ def test_nothing_rejected_before_costs_nothing(counter: Counter, *, known: bool)
 
 
 @pytest.mark.parametrize("ask", [lambda counter: counter.client.not_before(), lambda counter: counter.fetch(STUMBLED)])
-def test_what_comes_late_counts_with_the_next_step(signed_in: Counter, ask: Callable[[Counter], object]) -> None:
-    """A status that is read after the first poll counts as soon as anything is asked for, also if that fails."""
+def test_a_late_status_counts_with_the_next_request(signed_in: Counter, ask: Callable[[Counter], object]) -> None:
+    """A status that is read after the first poll counts with the next request, even if that fails."""
     signed_in.client.restore(PastSignIns(rejected=(NOON - 60,)))
     assert signed_in.client.usage().rejected == ()
     ask(signed_in)
@@ -370,8 +370,8 @@ def test_what_comes_late_counts_with_the_next_step(signed_in: Counter, ask: Call
     assert signed_in.share.calls.count("time") == 0
 
 
-def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> None:
-    """If the first fetch tells the time, what was before it counts in the status that follows."""
+def test_the_past_counts_with_the_first_answer(counter: Counter) -> None:
+    """If the first fetch brings the time, the past counts in the status that follows."""
     counter.client.restore(PastSignIns())
     fetch = counter.share.fetch
 
@@ -384,16 +384,16 @@ def test_what_is_told_with_the_first_answer_counts_at_once(counter: Counter) -> 
     assert counter.client.usage().restored
 
 
-def test_what_worked_before_does_not_hide_what_was_rejected_since(counter: Counter) -> None:
-    """If both come late, what was rejected before the restart counts first: the password must not be sent at once."""
+def test_earlier_success_does_not_hide_later_rejections(counter: Counter) -> None:
+    """If both arrive late, the earlier rejections count first: the password must not be sent immediately."""
     counter.share.tell_time()
     counter.client.restore(PastSignIns(rejected=(NOON - 120,) * 5))
     counter.client.worked_before()
     assert counter.wait > 20 * MINUTE
 
 
-def test_what_worked_before_is_believed_longer(counter: Counter) -> None:
-    """A rejection of what worked before the restart is followed by a try after 5 minutes, not 2."""
+def test_credentials_that_worked_before_are_trusted_longer(counter: Counter) -> None:
+    """If credentials worked before the restart, the try after a rejection follows after 5 minutes, not 2."""
     counter.client.worked_before()
     counter.fetch(REJECTED)
     assert counter.wait == 5 * MINUTE

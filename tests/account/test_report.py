@@ -1,4 +1,4 @@
-"""The one status of an account: what it holds, when it is published, what the log says; on a clock that is set."""
+"""The status of an account: its contents, when it is published, and what is logged; on a clock that is set."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OF_THE_START = {"next_poll": BOOTED, "last_success": None, "delay": None, "usage
 
 
 class Desk:
-    """A report, and what it put."""
+    """A report, and the statuses that it put."""
 
     def __init__(self) -> None:
         self.clock = JumpingClock(end=math.inf, begin=BOOTED)
@@ -54,7 +54,7 @@ class Desk:
 
 @pytest.fixture
 def desk() -> Desk:
-    """Return a report of which the status before the start was read, and was none; Share says that it is noon."""
+    """Return a report after reading back an empty past; Share says that it is noon."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(PastSignIns())
@@ -66,7 +66,7 @@ def verdict(share: ShareState, message: str | None = None) -> Verdict:
 
 
 def test_publishes_the_facts(desk: Desk) -> None:
-    """Each fact has its key, times as Share tells them, the delay in tenths."""
+    """Each fact has its key; times are by Share's clock, the delay is in tenths of a second."""
     desk.report.become(verdict("ok"))
     desk.publish(
         next_poll=BOOTED + 315,
@@ -86,12 +86,12 @@ def test_publishes_the_facts(desk: Desk) -> None:
         "requests_24h": 7,
         "logins_24h": 2,
         "rejected": [NOON - 9, NOON - 5],
-        "ahead_until": None,  # until what was published before counts
+        "ahead_until": None,  # until the past counts
     }
 
 
-def test_times_are_null_until_share_tells_them() -> None:
-    """Without Share's time there is none in the status; since when it is so is told as soon as it is known."""
+def test_times_are_null_until_share_sends_the_time() -> None:
+    """Without Share's time the status contains no times; `since` is added as soon as the time is known."""
     desk = Desk()
     desk.report.restore(PastSignIns())
     desk.publish(last_success=BOOTED)
@@ -102,8 +102,8 @@ def test_times_are_null_until_share_tells_them() -> None:
     assert desk.last["since"] == iso(NOON - 60)
 
 
-def test_since_is_told_once(desk: Desk) -> None:
-    """It stays although Share's time is told ever more exactly, until the state is another one."""
+def test_since_does_not_change_within_a_state(desk: Desk) -> None:
+    """It stays the same although Share's time becomes more precise, until the state changes."""
     desk.report.become(verdict("ok"))
     desk.publish()
     desk.clock.time += 600
@@ -116,11 +116,11 @@ def test_since_is_told_once(desk: Desk) -> None:
     assert desk.last["since"] == iso(NOON + 620)
 
 
-# --- what is said of a change ------------------------------------------------------------------------------
+# --- what is logged of a change ----------------------------------------------------------------------------
 
 
 def test_changes_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """Trouble is a warning with what to do; another message alone is no line; the end of trouble is one."""
+    """A problem is logged with what to do; a new message alone is not logged; the end of the problem is."""
     caplog.set_level(logging.INFO)
     for each in (
         verdict("ok"),
@@ -138,8 +138,8 @@ def test_changes_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -
     ]
 
 
-def test_what_lasts_for_an_hour_is_logged_once_more(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """After an hour there is more to do, which is said once, and at once again only after it was well in between."""
+def test_a_problem_that_lasts_for_an_hour_is_logged_once_more(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """After an hour there is more to do, which is logged once, and again only after a recovery in between."""
     caplog.set_level(logging.INFO)
     name, silence = Verdict("unavailable", "No name.", "Restart it."), verdict("unavailable", "No answer.")
     long = "anna: unavailable: No name. Restart it."
@@ -170,8 +170,8 @@ def test_another_message_is_published(desk: Desk) -> None:
     assert (desk.last["share"], desk.last["message"]) == ("no_readings", "Another reason.")
 
 
-def test_knows_whether_all_is_well(desk: Desk) -> None:
-    """Before the first answer there is nothing to worry about, and while readings arrive."""
+def test_knows_whether_the_account_works(desk: Desk) -> None:
+    """The account counts as well before the first answer, and while readings arrive."""
     told = [desk.report.well]
     for share in ("unavailable", "ok"):
         desk.report.become(verdict(share))
@@ -180,7 +180,7 @@ def test_knows_whether_all_is_well(desk: Desk) -> None:
 
 
 def test_sums_up(desk: Desk) -> None:
-    """In one line: the state if it is not simply well, the reading if there is one, the next poll once it is known."""
+    """In one line: the state if it is not ok, the reading if there is one, the next poll once it is known."""
     assert desk.report.summary(None) == "anna: starting"
     desk.publish(next_poll=BOOTED + 60)
     soon = f"next poll {local(NOON + 60)}"
@@ -192,7 +192,7 @@ def test_sums_up(desk: Desk) -> None:
     assert desk.report.summary("85 mg/dL → 9 min ago") == f"anna: unavailable, 85 mg/dL → 9 min ago, {soon}"
 
 
-# --- going on after a restart ------------------------------------------------------------------------------
+# --- resuming after a restart -------------------------------------------------------------------------------
 
 BEFORE = PastSignIns(
     rejected=(NOON - 60,),
@@ -203,18 +203,18 @@ BEFORE = PastSignIns(
 
 
 def test_nothing_is_published_before_the_last_status_is_read() -> None:
-    """It would replace what a restart has to go on from."""
+    """It would replace the status that a restart has to resume from."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)
     desk.report.become(verdict("ok"))
     desk.publish()
     assert desk.put == []
     desk.report.restore(PastSignIns())
-    assert [each["share"] for each in desk.put] == ["ok"]  # and then at once
+    assert [each["share"] for each in desk.put] == ["ok"]  # and then immediately
 
 
-def test_goes_on_from_the_last_status() -> None:
-    """Whatever a restart must not forget is in the first status, and in each one until the account counts it."""
+def test_resumes_from_the_last_status() -> None:
+    """What must survive a restart is in the first status, and in each one until the account counts it."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(BEFORE)
@@ -228,8 +228,8 @@ def test_goes_on_from_the_last_status() -> None:
         assert told["ahead_until"] == NOON * 1000 + 7
 
 
-def test_what_the_account_counts_itself_is_not_told_twice() -> None:
-    """From then on the account's own facts are all there is; when the last reading was stays until there is another."""
+def test_what_the_account_counts_itself_is_not_added_again() -> None:
+    """From then on only the account's own facts count; the time of the last reading stays until there is another."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(BEFORE)
@@ -247,8 +247,8 @@ def test_what_the_account_counts_itself_is_not_told_twice() -> None:
     assert (desk.last["last_reading_at"], desk.last["ahead_until"]) == (iso(NOON), NOON * 1000 + 9)
 
 
-def test_a_status_of_before_it_was_read_forgets_nothing() -> None:
-    """Facts that were gathered before the last status was read, and are published after it, lose none of it."""
+def test_facts_from_before_the_read_back_lose_nothing() -> None:
+    """Facts gathered before the last status was read, and published after it, lose nothing from it."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)
     facts = {"usage": Usage(requests=1), "kept": Kept()}

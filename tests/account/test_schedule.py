@@ -28,8 +28,8 @@ START = 10_000_000.0
 times = st.floats(0, 1e8) | st.integers(0, 10**12).map(lambda part: part / 9973)  # the latter have no round digits
 
 
-def test_keeps_the_intervals_that_were_promised() -> None:
-    """A full read comes each hour, a refresh each 30 s at most, and a try each 30 s while the clock is wrong."""
+def test_keeps_the_documented_intervals() -> None:
+    """A full read comes every hour, a refresh every 30 s at most, and a try every 30 s while the clock is wrong."""
     assert schedule.FULL_READ_EVERY == HOUR
     assert schedule.REFRESH_EVERY == 30
     assert schedule.WRONG_CLOCK == 30
@@ -39,7 +39,7 @@ def test_keeps_the_intervals_that_were_promised() -> None:
 
 
 def polls_without_readings(newest: float | None, now: float, hours: float) -> list[float]:
-    """Poll for so many hours in which no reading comes."""
+    """Poll for that many hours in which no reading arrives."""
     rhythm, polls = Rhythm(), [now]
     while polls[-1] < now + hours * HOUR:
         polls.append(rhythm.next_poll(newest, polls[-1]))
@@ -53,12 +53,12 @@ DUE = START + INTERVAL + DELAY
 
 @pytest.mark.parametrize("since", [0.5, 10, 20, 200, 299, 314])
 def test_asks_for_a_reading_when_it_is_due(since: float) -> None:
-    """The next poll comes 300 s and the delay after the newest reading was taken."""
+    """The next poll comes 300 s plus the delay after the newest reading was taken."""
     assert Rhythm().next_poll(START, START + since) == DUE
 
 
-def test_tries_a_few_times_where_a_reading_is_late() -> None:
-    """A late reading is asked for at once again, twice, then every few tens of seconds, until the next one is due."""
+def test_tries_a_few_times_if_a_reading_is_late() -> None:
+    """A late reading is asked for twice in quick succession, then every 45 s until the next one is due."""
     tries = [at for at in polls_without_readings(START, START + 20, 1) if DUE <= at <= DUE + INTERVAL]
     gaps = [after - before for before, after in pairwise(tries)]
     assert tries[0] == DUE
@@ -68,21 +68,21 @@ def test_tries_a_few_times_where_a_reading_is_late() -> None:
     assert len(gaps) <= 10
 
 
-def test_calms_down_where_readings_stay_away() -> None:
-    """After the first late reading, one poll each 5 minutes goes on, within a minute after one would be readable."""
+def test_polls_less_often_if_readings_stay_away() -> None:
+    """After the first late reading, there is one poll every 5 minutes, within a minute of a possible new reading."""
     later = [at for at in polls_without_readings(START, START + 20, 24) if at > DUE + INTERVAL]
     assert len(later) > 280
     assert all(0 < (at - DUE) % INTERVAL <= 45 for at in later)
 
 
-def test_calms_down_where_there_never_was_a_reading() -> None:
-    """Where no reading is known, one poll each 5 minutes waits for the first."""
+def test_polls_less_often_if_there_never_was_a_reading() -> None:
+    """If no reading is known, one poll every 5 minutes waits for the first."""
     gaps = [after - before for before, after in pairwise(polls_without_readings(None, START, 24))]
     assert set(gaps) == {INTERVAL}
 
 
 def test_hours_without_readings_are_cheap() -> None:
-    """No hour without readings costs more than 13 polls, the tries of the first late reading aside."""
+    """No hour without readings costs more than 13 polls, apart from the tries of the first late reading."""
     polls = polls_without_readings(START, START + 20, 24)
     assert most_within(polls, HOUR) <= 22
     assert most_within([at for at in polls if at > DUE + INTERVAL], HOUR) <= 13
@@ -90,7 +90,7 @@ def test_hours_without_readings_are_cheap() -> None:
 
 seconds_after = st.floats(-1e5, 1e5)
 lessons = st.lists(st.tuples(seconds_after, st.floats(0, 1e4)), max_size=60)
-"""What can be learned from, sensible or not: when it was asked for in vain, and how much later it was found."""
+"""Possible experiences, sensible or not: the last try in vain, and how much later the reading was found."""
 
 
 def taught(lessons: Iterable[tuple[float, float]]) -> Rhythm:
@@ -103,7 +103,7 @@ def taught(lessons: Iterable[tuple[float, float]]) -> Rhythm:
 @given(newest=times | st.none(), passed=st.floats(-400, 1e6), lessons=lessons)
 @property_of
 def test_next_poll_is_near(newest: float | None, passed: float, lessons: list[tuple[float, float]]) -> None:
-    """Whatever was learned, the next poll is in the future, and no later than 5 minutes and the delay from now."""
+    """Whatever was learned, the next poll is in the future, and at most 5 minutes and the delay from now."""
     rhythm = taught(lessons)
     now = max(0.0, (newest or 0.0) + passed)
     assert -295 <= rhythm.delay <= 270
@@ -114,8 +114,8 @@ def test_next_poll_is_near(newest: float | None, passed: float, lessons: list[tu
 @example(newest=120202.75402919942, missed=40)
 @example(newest=7637.410903730602, missed=2)
 @property_of
-def test_polling_at_the_very_moment(newest: float, missed: int) -> None:
-    """A poll that was made exactly when it was due, to the last bit, is followed by another one."""
+def test_polling_at_the_exact_moment(newest: float, missed: int) -> None:
+    """A poll made exactly when it was due, to the last bit, is followed by another one."""
     rhythm = Rhythm()
     now = newest + INTERVAL + DELAY + INTERVAL * missed
     assert now < rhythm.next_poll(newest, now) <= now + INTERVAL + DELAY
@@ -124,15 +124,15 @@ def test_polling_at_the_very_moment(newest: float, missed: int) -> None:
 @given(newest=times, lessons=lessons, hours=st.integers(1, 5))
 @property_of
 def test_every_rhythm_is_cheap_without_readings(newest: float, lessons: list[tuple[float, float]], hours: int) -> None:
-    """Whatever was learned, an hour without readings costs at most 13 polls after the first late reading's."""
+    """Whatever was learned, an hour without readings costs at most 13 polls after the tries of the first late one."""
     rhythm, polls = taught(lessons), [newest + 2 * INTERVAL + 271]
     while polls[-1] < polls[0] + hours * HOUR:
         polls.append(rhythm.next_poll(newest, polls[-1]))
     assert most_within(polls, HOUR) <= 13
 
 
-def test_a_reading_of_the_future_does_not_put_polling_off() -> None:
-    """Where a wrong clock puts the newest reading ahead, the next poll still comes within 5 minutes and the delay."""
+def test_a_reading_of_the_future_does_not_delay_polling() -> None:
+    """If a wrong clock puts the newest reading ahead, the next poll still comes within 5 minutes and the delay."""
     assert START < Rhythm().next_poll(START + 300, START) <= START + INTERVAL + DELAY
 
 
@@ -156,12 +156,12 @@ def lived(rhythm: Rhythm, delays: Iterable[float], answer: float = 0.0) -> list[
 
 
 def exponential(fixed: float, mean: float, count: int) -> list[float]:
-    """Return delays that are spread evenly over an exponential distribution, in no order."""
+    """Return delays spread evenly over an exponential distribution, in shuffled order."""
     return [fixed - mean * math.log(1 - (number * 0.618034 + 0.5) % 1) for number in range(count)]
 
 
-def test_it_knows_nothing_until_it_learned() -> None:
-    """Until a reading has told something, the delay is a guess and is not called learned."""
+def test_nothing_is_learned_at_first() -> None:
+    """Until a reading has revealed something, the delay is a guess and does not count as learned."""
     rhythm = Rhythm()
     assert rhythm.learned is None
     lived(rhythm, [10.0])
@@ -169,8 +169,8 @@ def test_it_knows_nothing_until_it_learned() -> None:
 
 
 @pytest.mark.parametrize("delay", [5.0, 8.0, 12.0, 25.0, 40.0, 80.0])
-def test_it_learns_when_readings_come(delay: float) -> None:
-    """Within a day it has found a steady delay, and then waits seconds at hardly more than one request."""
+def test_it_learns_when_readings_become_readable(delay: float) -> None:
+    """Within a day it finds a steady delay, and then waits seconds at little more than one request."""
     rhythm = Rhythm()
     waited = lived(rhythm, [delay] * 288)
     assert delay - 0.5 <= rhythm.delay <= delay + 3
@@ -188,7 +188,7 @@ def test_it_follows_a_delay_that_changes(before: float, after: float) -> None:
 
 @pytest.mark.parametrize("ahead", [20.0, 60.0, 130.0, 240.0, 290.0])
 @pytest.mark.parametrize("phase", [1.0, 100.0, 200.0, 299.0])
-def test_a_phone_that_is_ahead_is_asked_as_soon_as_any(ahead: float, phase: float) -> None:
+def test_a_phone_that_is_ahead_is_as_fast_as_any(ahead: float, phase: float) -> None:
     """Stamps up to five minutes ahead: within 40 minutes readings are found seconds after they can be read."""
     waited = ahead_of_time(Rhythm(), [ahead] * 40, phase)
     assert max(waited[8:]) < 25
@@ -196,8 +196,8 @@ def test_a_phone_that_is_ahead_is_asked_as_soon_as_any(ahead: float, phase: floa
 
 
 @pytest.mark.parametrize("ahead", [60.0, 240.0])
-def test_a_phone_that_is_set_right_again_is_noticed(ahead: float) -> None:
-    """Set ahead while running, and right again: each is learned within the hour, and the next delay is positive."""
+def test_a_corrected_phone_is_noticed(ahead: float) -> None:
+    """Set ahead while running, then corrected: each is learned within the hour, and the next delay is positive."""
     rhythm = Rhythm()
     waited = ahead_of_time(rhythm, [0.0] * 30 + [ahead] * 30 + [0.0] * 30, 50.0)
     assert max(waited[38:60]) < 25
@@ -225,8 +225,8 @@ def ahead_of_time(rhythm: Rhythm, ahead: Sequence[float], phase: float) -> list[
     return waited
 
 
-def test_readings_that_are_late_for_reasons_of_their_own_teach_nothing() -> None:
-    """Some readings that come minutes late, up to every other one, leave the delay where it was."""
+def test_readings_that_are_late_for_other_reasons_teach_nothing() -> None:
+    """Some readings that arrive minutes late, up to every other one, leave the delay unchanged."""
     rhythm = Rhythm()
     lived(rhythm, [8.0] * 288)
     learned = rhythm.delay
@@ -236,22 +236,22 @@ def test_readings_that_are_late_for_reasons_of_their_own_teach_nothing() -> None
 
 @pytest.mark.parametrize(("delay", "bound"), [(-299.0, -295), (299.0, 270)])
 def test_the_delay_stays_within_its_bounds(delay: float, bound: float) -> None:
-    """However early or late all readings come, the delay stays within five minutes before and after the stamp."""
+    """However early or late all readings arrive, the delay stays within five minutes of the stamp."""
     rhythm = Rhythm()
     lived(rhythm, [delay] * 500)
     assert rhythm.delay == bound
 
 
 @pytest.mark.parametrize("answer", [0.0, 2.0, 5.0])
-def test_slow_answers_spoil_nothing(answer: float) -> None:
-    """Where an answer takes seconds, a reading is asked for hardly later than where it comes at once."""
+def test_slow_answers_do_no_harm(answer: float) -> None:
+    """If an answer takes seconds, a reading is asked for hardly later than if it is immediate."""
     rhythm = Rhythm()
     waited = lived(rhythm, exponential(8.0, 2.0, 2880), answer)
     assert mean(waited[288:]) < 5
 
 
-def test_the_quick_tries_are_as_far_apart_as_the_delays_are_spread() -> None:
-    """Where delays vary by tens of seconds, the tries after the first are wider than where they vary by one."""
+def test_the_distance_of_the_quick_tries_follows_the_spread() -> None:
+    """If delays vary by tens of seconds, the tries after the first are further apart than if they vary by one."""
 
     def learned(spread: float) -> float:
         rhythm = Rhythm()
@@ -267,8 +267,8 @@ def second_try(rhythm: Rhythm) -> float:
     return rhythm.next_poll(START, first) - first
 
 
-def test_failures_do_not_tell_how_delays_are_spread() -> None:
-    """Where the tries after the first failed, nothing is known of how much later the reading was readable."""
+def test_failures_teach_nothing_about_the_spread() -> None:
+    """If the tries after the first failed, it is unknown how much later the reading was readable."""
     rhythm = Rhythm()
     before = second_try(rhythm)
     for _ in range(20):
@@ -277,7 +277,7 @@ def test_failures_do_not_tell_how_delays_are_spread() -> None:
 
 
 def test_a_poll_that_came_late_teaches_nothing() -> None:
-    """Where nobody asked when the reading was due, nothing is known, and nothing is called learned."""
+    """If no poll came when the reading was due, nothing is known, and nothing counts as learned."""
     rhythm = Rhythm()
     rhythm.learn(missed=-200.0, found=200.0)
     assert rhythm.learned is None
@@ -288,8 +288,8 @@ def test_a_poll_that_came_late_teaches_nothing() -> None:
     assert rhythm.delay == learned
 
 
-def test_a_late_reading_alone_is_not_called_learned() -> None:
-    """A first reading that came minutes late has taught nothing."""
+def test_a_single_late_reading_teaches_nothing() -> None:
+    """A first reading that arrived minutes late teaches nothing."""
     rhythm = Rhythm()
     rhythm.learn(missed=76.0, found=121.0)
     assert rhythm.learned is None
@@ -301,13 +301,13 @@ def test_a_late_reading_alone_is_not_called_learned() -> None:
 @given(failures=st.integers(1, 100_000), chance=st.floats(0, 1))
 @property_of
 def test_backoff_is_bounded(failures: int, chance: float) -> None:
-    """However often polls fail and whatever chance says, the wait is at least seconds and at most 5 minutes."""
+    """However often polls fail and whatever the chance, the wait is at least seconds and at most 5 minutes."""
     assert 1 <= backoff(failures, lambda: chance) <= 300
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_backoff_grows_from_seconds(chance: float) -> None:
-    """The first failure costs seconds, each further one more, until it costs minutes."""
+    """The first failure costs seconds, each further one more, up to minutes."""
     waits = [backoff(failures, lambda: chance) for failures in range(1, 20)]
     assert waits[0] <= 10
     assert all(before <= after for before, after in pairwise(waits))
@@ -316,7 +316,7 @@ def test_backoff_grows_from_seconds(chance: float) -> None:
 
 
 def test_backoff_is_spread_by_chance() -> None:
-    """Chance spreads out those who failed at the same moment."""
+    """Chance spreads out accounts that failed at the same moment."""
     assert backoff(7, lambda: 0.0) < backoff(7, lambda: 0.5) < backoff(7, lambda: 1.0)
 
 
@@ -328,20 +328,20 @@ def always(chance: float = 1.0) -> Timetable:
 
 
 def polled(timetable: Timetable, now: float, **facts: Any) -> float:
-    """Record a poll that worked, began and asked a second earlier, and found nothing that is new."""
+    """Record a successful poll that began and asked a second earlier, and found nothing new."""
     told = {"asked": now - 1, "newest": None, "new": False, "settles_at": None}
     timetable.succeeded(began=now - 1, now=now)
     return timetable.after_batch(now=now, **(told | facts))
 
 
 def failed(timetable: Timetable, now: float, **facts: Any) -> float:
-    """Record a poll that failed."""
+    """Record a failed poll."""
     told = {"wrong_clock": False, "limited": False, "sign_in_at": math.inf}
     return timetable.after_failure(now, **(told | facts))
 
 
 def test_a_whole_day_is_read_once_an_hour() -> None:
-    """The first poll reads a whole day, then one each hour; the others as much as is needed; if unknown, all."""
+    """The first poll reads a whole day, then one each hour does; the others read what is needed, or all if unknown."""
     timetable = always()
     assert timetable.minutes(START, 5) == schedule.WHOLE_DAY == 1440
     polled(timetable, START + 1)
@@ -352,14 +352,14 @@ def test_a_whole_day_is_read_once_an_hour() -> None:
     assert timetable.minutes(START + HOUR + 2, 7) == 7
 
 
-def test_a_failure_reads_no_day() -> None:
+def test_a_whole_day_is_due_until_it_was_read() -> None:
     """A whole day is due until one has been read."""
     timetable = always()
     failed(timetable, START)
     assert timetable.minutes(START + 5, 5) == 1440
 
 
-def test_quick_tries_are_for_a_service_that_worked_a_moment_ago() -> None:
+def test_quick_tries_need_a_successful_poll_before() -> None:
     """The first poll tries once, one after a success three times, one after a failure once again."""
     timetable = always()
     tries = [timetable.tries]
@@ -372,8 +372,8 @@ def test_quick_tries_are_for_a_service_that_worked_a_moment_ago() -> None:
     assert tries == [1, 3, 1, 3]
 
 
-def test_knows_when_a_poll_worked_last() -> None:
-    """It is told in the status; a failure does not change it."""
+def test_knows_when_a_poll_last_succeeded() -> None:
+    """It is part of the status; a failure does not change it."""
     timetable = always()
     assert timetable.last_success is None
     polled(timetable, START)
@@ -381,19 +381,19 @@ def test_knows_when_a_poll_worked_last() -> None:
     assert [timetable.last_success] == [START]
 
 
-def test_a_reading_is_followed_by_its_successor() -> None:
-    """After a reading the next poll is due when its successor is readable; the first asks once before its stamp."""
+def test_the_next_poll_is_due_with_the_next_reading() -> None:
+    """After a reading the next poll is due when the next one is readable; the first time, one poll comes earlier."""
     timetable = always()
     assert polled(timetable, START, newest=START - 20) == START - 20 + INTERVAL - 20
     assert polled(timetable, START + 280, newest=START - 20) == START - 20 + INTERVAL + 15
-    assert polled(timetable, START + 400) == START + 400 + INTERVAL  # nobody knows of any reading
+    assert polled(timetable, START + 400) == START + 400 + INTERVAL  # no reading is known
 
 
 def test_it_learns_from_new_readings_alone() -> None:
-    """The delay is told once a new reading followed a poll that worked, and not by one that was there before."""
+    """The delay is learned once a new reading follows a successful poll, not from one that was there before."""
     timetable = always()
     polled(timetable, START, newest=START - 100, new=True)
-    assert timetable.delay is None  # nobody asked before it
+    assert timetable.delay is None  # no poll came before it
     polled(timetable, START + 220, newest=START - 100)
     assert [timetable.delay] == [None]
     polled(timetable, START + 216, newest=START + 200, new=True)
@@ -401,8 +401,8 @@ def test_it_learns_from_new_readings_alone() -> None:
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 5), (2, 10), (3, 20), (20, 300)])
-def test_failures_are_followed_ever_more_calmly(failures: int, seconds: float) -> None:
-    """Each failure in a row doubles the wait, up to five minutes; a success begins anew."""
+def test_failures_in_a_row_double_the_wait(failures: int, seconds: float) -> None:
+    """Each failure in a row doubles the wait, up to five minutes; after a success it starts over."""
     timetable = always()
     for _ in range(failures - 1):
         failed(timetable, START)
@@ -411,8 +411,8 @@ def test_failures_are_followed_ever_more_calmly(failures: int, seconds: float) -
     assert failed(timetable, START) == START + 5
 
 
-def test_a_failure_that_says_when_to_come_again_is_believed() -> None:
-    """What the server limits is not waited for twice; a wrong clock is looked at again soon, however often."""
+def test_a_rate_limit_and_a_wrong_clock_do_not_back_off() -> None:
+    """A rate limit adds no wait of its own; a wrong clock is checked again soon, however often."""
     timetable = always()
     for _ in range(10):
         failed(timetable, START)
@@ -421,7 +421,7 @@ def test_a_failure_that_says_when_to_come_again_is_believed() -> None:
 
 
 def test_a_session_that_seems_dead_is_renewed_in_time() -> None:
-    """If a sign-in is to be tried sooner than the next poll, that is when; if it is overdue, it changes nothing."""
+    """A sign-in that should come before the next poll makes that earlier; an overdue one changes nothing."""
     timetable = always()
     for _ in range(10):
         failed(timetable, START)
@@ -430,8 +430,8 @@ def test_a_session_that_seems_dead_is_renewed_in_time() -> None:
     assert failed(timetable, START, sign_in_at=START) == START + 300
 
 
-def test_a_time_in_doubt_is_asked_about_again_soon() -> None:
-    """As soon as one more answer may settle the time, but no sooner than half a minute, and five times in a row."""
+def test_a_time_in_doubt_is_asked_for_again_soon() -> None:
+    """As soon as another answer may settle the time, but after at least half a minute, and five times in a row."""
     timetable = always()
     assert polled(timetable, START, settles_at=START + 45) == START + 45
     assert polled(timetable, START, settles_at=START + 5) == START + 30

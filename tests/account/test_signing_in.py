@@ -1,4 +1,4 @@
-"""When the password is sent, and when it is not: the real poller and real HTTP, on a clock that jumps."""
+"""When the password is sent, and when not: the real poller and real HTTP, on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_world() -> Iterator[Callable[..., World]]:
-    """Make worlds whose services end with the test."""
+    """Make worlds, and end their services with the test."""
     with ExitStack() as stack:
 
         def make(**options: Any) -> World:
@@ -46,7 +46,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("name", DEAD)
-def test_a_session_that_is_dead_in_unknown_words_is_renewed(make_world: Callable[..., World], name: str) -> None:
+def test_a_session_that_ended_with_unknown_answers_is_renewed(make_world: Callable[..., World], name: str) -> None:
     """Ten minutes of faults, then one sign-in, and the readings are back."""
     world = make_world()
     world.live(HOUR)
@@ -62,8 +62,8 @@ def test_a_session_that_is_dead_in_unknown_words_is_renewed(make_world: Callable
     assert own <= world.published.keys()
 
 
-def test_a_share_that_is_out_of_order_is_not_signed_in_to_all_the_time(make_world: Callable[..., World]) -> None:
-    """A day of faults looks the same from outside: nine sign-ins, ever more rarely, and none that locks."""
+def test_a_day_of_faults_causes_few_sign_ins(make_world: Callable[..., World]) -> None:
+    """A day of faults looks the same from outside: nine sign-ins, less and less often, and none that locks."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -87,10 +87,8 @@ def test_a_share_that_is_out_of_order_is_not_signed_in_to_all_the_time(make_worl
     ],
     ids=["no answer", "429", "502", "503", "504", "an empty list"],
 )
-def test_what_proves_nothing_of_the_session_costs_no_sign_in(
-    make_world: Callable[..., World], fault: share.Fault
-) -> None:
-    """No answer, a rate limit, a gateway's error, and no readings: the session may be as good as ever."""
+def test_errors_unrelated_to_the_session_cause_no_sign_in(make_world: Callable[..., World], fault: share.Fault) -> None:
+    """No answer, a rate limit, a gateway's error, or no readings: the session may still be valid."""
     world = make_world()
     world.live(HOUR)
     began = world.unix
@@ -100,7 +98,7 @@ def test_what_proves_nothing_of_the_session_costs_no_sign_in(
 
 
 def test_an_account_id_that_changed_is_looked_up(make_world: Callable[..., World]) -> None:
-    """The old one is rejected once; the next sign-in, 5 minutes later, begins with the name, and works."""
+    """The old one is rejected once; the next sign-in, 5 minutes later, begins with the user name, and works."""
     world = make_world()
     world.live(HOUR)
     world.service.change_id("anna@example.com", "12345678-90ab-cdef-1234-567890abcdef")
@@ -117,10 +115,10 @@ def test_an_account_id_that_changed_is_looked_up(make_world: Callable[..., World
     [share_faults.html(403), share_faults.status(404), share_faults.error("NoSuchCode"), share_faults.body(b"5")],
 )
 @pytest.mark.parametrize("call", ["authenticate", "login"])
-def test_a_sign_in_that_nobody_understands_backs_off(
+def test_a_sign_in_with_an_unknown_answer_backs_off(
     make_world: Callable[..., World], answer: share.Fault, call: str
 ) -> None:
-    """The password is sent a few times in the first hour, and every half an hour then."""
+    """The password is sent a few times in the first hour, and then every half hour."""
     world = make_world()
     world.service.fault = share_faults.only(answer, call=call)
     world.live(DAY)
@@ -133,16 +131,16 @@ def test_a_sign_in_that_nobody_understands_backs_off(
     assert world.status["share"] == "ok"
 
 
-def test_a_404_says_that_it_may_be_the_address(make_world: Callable[..., World]) -> None:
-    """What is not there is most likely no Share service."""
+def test_a_404_says_that_the_address_may_be_wrong(make_world: Callable[..., World]) -> None:
+    """A missing page most likely means that this is not a Share service."""
     world = make_world()
     world.service.fault = share_faults.only(share_faults.status(404), call="authenticate")
     world.live(MINUTE)
     assert "share_url is not the address of a current Share service" in world.status["message"]
 
 
-def test_a_line_that_is_down_does_not_back_off_for_long(make_world: Callable[..., World]) -> None:
-    """Without an answer, and at a gateway's error, a sign-in is tried again within 5 minutes as any poll is."""
+def test_a_missing_answer_does_not_back_off_for_long(make_world: Callable[..., World]) -> None:
+    """Without an answer, or after a gateway's error, a sign-in is tried again within 5 minutes like any poll."""
     for fault in (share_faults.drop(), share_faults.status(503)):
         world = make_world()
         world.service.fault = fault
@@ -153,8 +151,8 @@ def test_a_line_that_is_down_does_not_back_off_for_long(make_world: Callable[...
 
 
 @pytest.mark.parametrize("hours", [1, 6, 20])
-def test_a_password_that_is_mended_is_tried_at_once(make_world: Callable[..., World], hours: int) -> None:
-    """It worked, was changed, and was rejected for hours; half an hour after the last try, a restart tries at once."""
+def test_a_corrected_password_is_tried_immediately(make_world: Callable[..., World], hours: int) -> None:
+    """It worked, was changed, and was rejected for hours; half an hour after the last try, a restart tries again."""
     world = make_world()
     world.live(HOUR)
     world.service.drop_sessions()
@@ -186,7 +184,7 @@ def test_one_false_rejection_after_a_restart_costs_five_minutes(make_world: Call
 
 
 def test_a_false_rejection_at_the_very_first_start_costs_two_minutes(make_world: Callable[..., World]) -> None:
-    """Nothing is known of the credentials yet, and right ones are rejected now and then."""
+    """Nothing is known about the credentials yet, and valid ones are rejected now and then."""
     world = make_world()
     world.service.fault = share_faults.only(share_faults.error("AccountPasswordInvalid"), call="authenticate", times=1)
     world.live(3 * MINUTE)

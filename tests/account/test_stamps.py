@@ -1,4 +1,4 @@
-"""Which stamps are believed: tables of single answers, and whole days of a phone whose clock is wrong."""
+"""Which stamps are trusted: single answers in tables, and whole days with a phone whose clock is wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def never(_: Reading) -> bool:
 
 
 def judge(stamps: Stamps, *readings: Reading, at: float = 0.0, settled: bool = True) -> Judged:
-    """Judge an answer that came that many seconds after noon, of which nothing is known."""
+    """Judge an answer of that many seconds after noon, none of whose readings is known."""
     return stamps.judge(sorted(readings, key=lambda each: each.date), NOON + at, settled=settled, known=never)
 
 
@@ -39,8 +39,8 @@ def judge(stamps: Stamps, *readings: Reading, at: float = 0.0, settled: bool = T
 
 
 @pytest.mark.parametrize(("seconds", "right"), [(-HOUR, True), (0, True), (300, True), (301, False), (180 * 60, False)])
-def test_a_stamp_is_believed_up_to_five_minutes_ahead(seconds: float, *, right: bool) -> None:
-    """A clock set by hand is a little off; more than five minutes ahead is doubtful, and says by how much."""
+def test_a_stamp_is_trusted_up_to_five_minutes_ahead(seconds: float, *, right: bool) -> None:
+    """A clock set by hand is a little off; more than five minutes ahead is doubtful, and the amount is reported."""
     stamps = Stamps(STALE_AFTER)
     judged = judge(stamps, one := reading(seconds=seconds))
     assert (judged.right, judged.doubtful) == (((one,), ()) if right else ((), (one,)))
@@ -48,24 +48,24 @@ def test_a_stamp_is_believed_up_to_five_minutes_ahead(seconds: float, *, right: 
     assert stamps.ahead_until(NOON) == (None if right else one.date)
 
 
-def test_what_came_together_is_doubtful_as_far_as_it_may_be_false() -> None:
-    """With a stamp an hour ahead, all are doubtful that are less than an hour behind, and the others are right."""
+def test_readings_of_one_answer_are_doubtful_if_they_may_be_false() -> None:
+    """With a stamp an hour ahead, all readings less than an hour old are doubtful, and older ones are right."""
     behind = [reading(seconds=-minutes * 60) for minutes in (5, 59, 60, 61)]
     judged = judge(Stamps(STALE_AFTER), reading(seconds=HOUR), *behind)
     assert judged.right == (behind[3], behind[2])
     assert judged.doubtful == (behind[1], behind[0], reading(seconds=HOUR))
 
 
-def test_what_was_known_before_is_not_judged_again() -> None:
-    """A reading that was right when it came stays right, whatever comes after it."""
+def test_known_readings_are_not_judged_again() -> None:
+    """A reading that was right when it arrived stays right, whatever arrives later."""
     stamps, before = Stamps(STALE_AFTER), reading(seconds=-10)
     judged = stamps.judge([before, reading(seconds=HOUR)], NOON, settled=True, known=lambda each: each == before)
     assert judged.right == ()
     assert judged.doubtful == (reading(seconds=HOUR),)
 
 
-def test_nothing_is_condemned_before_the_time_is_settled() -> None:
-    """Where the time is not certain, all that is new waits for the next answer if some of it looks like the future."""
+def test_nothing_is_doubtful_before_the_time_is_settled() -> None:
+    """While the time is uncertain, new readings wait for the next answer if some seem to be in the future."""
     stamps = Stamps(STALE_AFTER)
     assert judge(stamps, reading(seconds=-20), settled=False).right == (reading(seconds=-20),)
     judged = judge(stamps, reading(seconds=HOUR), reading(seconds=-20), settled=False)
@@ -78,15 +78,15 @@ def test_nothing_is_condemned_before_the_time_is_settled() -> None:
 
 
 def test_a_doubtful_reading_stays_doubtful() -> None:
-    """It is neither right nor new when its stamp has passed, however often Share gives it."""
+    """It is neither right nor new once its stamp is past, however often Share returns it."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, false := reading(seconds=HOUR))
     for later in (0, 1800, HOUR, 2 * HOUR):
         assert judge(stamps, false, at=later) == Judged()
 
 
-def test_it_goes_out_once_its_stamp_has_passed() -> None:
-    """Once, and not before."""
+def test_a_doubtful_reading_is_published_when_its_stamp_is_past() -> None:
+    """Once, and not earlier."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, first := reading(seconds=20 * MINUTE), second := reading(seconds=25 * MINUTE))
     assert stamps.passed(NOON) == []
@@ -95,8 +95,8 @@ def test_it_goes_out_once_its_stamp_has_passed() -> None:
     assert stamps.passed(NOON + HOUR) == []
 
 
-def test_a_right_reading_is_no_double_of_a_false_one() -> None:
-    """With the very stamp and value of a doubtful one, it is right, and current at once."""
+def test_a_right_reading_is_not_a_double_of_a_false_one() -> None:
+    """A right reading with the same stamp and value as a doubtful one is right, and current immediately."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, false := reading(seconds=HOUR))
     judged = judge(stamps, false, reading(seconds=HOUR), at=HOUR)
@@ -104,8 +104,8 @@ def test_a_right_reading_is_no_double_of_a_false_one() -> None:
     assert stamps.ahead is None
 
 
-def test_a_false_reading_that_came_twice_is_published_once() -> None:
-    """A watch uploads what the phone does, 9 s apart: both stay doubtful, and one of them is for the record."""
+def test_a_false_reading_that_was_uploaded_twice_is_published_once() -> None:
+    """A watch and the phone upload it 9 s apart: both stay doubtful, and only one is published later."""
     stamps = Stamps(STALE_AFTER)
     pair = reading(seconds=HOUR), reading(seconds=HOUR + 9)
     judge(stamps, *pair)
@@ -113,8 +113,8 @@ def test_a_false_reading_that_came_twice_is_published_once() -> None:
     assert stamps.passed(NOON + 2 * HOUR) == [pair[0]]
 
 
-def test_a_right_stamp_ends_it() -> None:
-    """The first reading with the right time is right whatever lies ahead of it; an old one proves nothing."""
+def test_a_right_stamp_ends_the_suspicion() -> None:
+    """The first reading with the right time is right despite later stamps; an old one proves nothing."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, reading(seconds=HOUR))
     judge(stamps, reading(seconds=-HOUR), at=MINUTE)
@@ -124,7 +124,7 @@ def test_a_right_stamp_ends_it() -> None:
 
 
 def test_false_stamps_that_have_passed_do_not_hide_among_right_ones() -> None:
-    """A phone that was off and was set right meanwhile uploads both: what is later than the last false one waits."""
+    """A phone that was off and corrected uploads both: readings after the last false stamp wait."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, reading(seconds=HOUR))
     right = [reading(120 + slot, seconds=slot * SLOT) for slot in range(1, 12)]
@@ -136,7 +136,7 @@ def test_false_stamps_that_have_passed_do_not_hide_among_right_ones() -> None:
     assert stamps.ahead is None
 
 
-def test_a_throttled_phone_that_is_right_again_is_believed() -> None:
+def test_a_throttled_phone_that_is_corrected_is_trusted_again() -> None:
     """It uploads two readings at a time: the first pair after the silence waits, the next one is current."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, reading(seconds=20 * MINUTE))
@@ -148,16 +148,16 @@ def test_a_throttled_phone_that_is_right_again_is_believed() -> None:
     assert judge(stamps, *pairs[2], at=late + 1520).right == pairs[2]
 
 
-def test_a_date_that_is_days_ahead_for_a_while_makes_nothing_forgotten() -> None:
-    """What was doubtful is still so when Share tells the right time again."""
+def test_a_date_that_is_days_ahead_for_a_while_erases_nothing() -> None:
+    """A doubtful reading is still doubtful when Share sends the right time again."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, false := reading(seconds=HOUR))
     judge(stamps, false, at=48 * HOUR)
     assert judge(stamps, false, at=HOUR) == Judged()
 
 
-def held_by(something: object) -> list[Reading]:
-    """Return every reading that an object holds, however it does."""
+def readings_in(something: object) -> list[Reading]:
+    """Return every reading that an object refers to, directly or not."""
     seen, found, waiting = set[int](), list[Reading](), [something]
     while waiting:
         each = waiting.pop()
@@ -169,19 +169,19 @@ def held_by(something: object) -> list[Reading]:
 
 
 def test_a_phone_that_is_years_ahead_fills_no_memory() -> None:
-    """Its stamps never pass; twice as many as Share gives are kept, without the records that they were made of."""
+    """Its stamps never pass; twice as many as Share returns are kept, without the records they came from."""
     stamps = Stamps(STALE_AFTER)
     year = 365 * 24 * HOUR
     for slot in range(2000):
         one = Reading(100, "Flat", round((NOON + year + slot * SLOT) * 1000), 0, {"WT": "a record"})
         judge(stamps, one, at=slot * SLOT)
-    kept = held_by(stamps)
-    assert len(kept) == 2 * 576  # those that it knows again, and those to be published once their stamp has passed
+    kept = readings_in(stamps)
+    assert len(kept) == 2 * 576  # those to recognize again, and those to publish once their stamp is past
     assert not any(each.json for each in kept)
 
 
 def test_the_latest_false_stamp_is_remembered_for_a_day() -> None:
-    """It is what a restart needs to know, and needs to know no longer."""
+    """A restart needs it for that long, and not longer."""
     stamps = Stamps(STALE_AFTER)
     judge(stamps, reading(seconds=HOUR))
     judge(stamps, reading(seconds=2 * HOUR), at=30 * MINUTE)
@@ -194,7 +194,7 @@ def test_the_latest_false_stamp_is_remembered_for_a_day() -> None:
 
 
 def restarted(*doubtful: Reading, at: float, right: bool = False) -> Stamps:
-    """Restart that many seconds after noon, when Share had answered last and stamps were an hour ahead."""
+    """Restart that many seconds after noon, when Share had last answered, with stamps an hour ahead."""
     stamps = Stamps(STALE_AFTER)
     past = Past(ahead_until=(NOON + HOUR) * 1000, last_success=NOON, right=right)
     stamps.restore(doubtful, past, NOON + at)
@@ -202,8 +202,8 @@ def restarted(*doubtful: Reading, at: float, right: bool = False) -> Stamps:
 
 
 @pytest.mark.parametrize("after", [10, 50 * MINUTE, 62 * MINUTE, 80 * MINUTE])
-def test_a_restart_shows_nothing_of_its_first_answer(after: float) -> None:
-    """What was not yet published before it is doubtful still, even where its stamp looks right by now."""
+def test_a_restart_trusts_nothing_in_its_first_answer(after: float) -> None:
+    """Readings not published before it are still doubtful, even if their stamps look right by now."""
     stamps = restarted(at=after)
     seen = [reading(100 + slot, seconds=slot * SLOT) for slot in range(1, 13)]
     assert judge(stamps, *seen, reading(seconds=-2 * HOUR), at=after).right == (reading(seconds=-2 * HOUR),)
@@ -212,8 +212,8 @@ def test_a_restart_shows_nothing_of_its_first_answer(after: float) -> None:
     assert stamps.ahead is None
 
 
-def test_after_a_phone_that_was_right_again_a_restart_suspects_less() -> None:
-    """Only what is not later than the latest false stamp may be false; once that is long past, all is shown."""
+def test_a_restart_after_the_phone_was_corrected_suspects_less() -> None:
+    """Only readings up to the latest false stamp may be false; once that is long past, all are shown."""
     stamps = restarted(at=2 * HOUR, right=True)
     right = reading(seconds=2 * HOUR - 20)
     assert judge(stamps, reading(seconds=HOUR - 10), right, at=2 * HOUR).right == (right,)
@@ -223,8 +223,8 @@ def test_after_a_phone_that_was_right_again_a_restart_suspects_less() -> None:
     assert soon.ahead is not None
 
 
-def test_a_first_answer_without_readings_tells_nothing() -> None:
-    """What was doubtful before a restart is so in the first answer that has readings."""
+def test_a_first_answer_without_readings_proves_nothing() -> None:
+    """Readings that were doubtful before a restart are so in the first answer that contains any."""
     stamps = restarted(at=58 * MINUTE)
     assert judge(stamps, at=58 * MINUTE) == Judged()
     assert judge(stamps, reading(seconds=HOUR), at=59 * MINUTE).right == ()
@@ -232,13 +232,13 @@ def test_a_first_answer_without_readings_tells_nothing() -> None:
 
 
 def test_doubtful_readings_of_the_history_stay_so() -> None:
-    """Share gives them again after a restart, and they are neither right nor new."""
+    """Share returns them again after a restart, and they are neither right nor new."""
     false = reading(seconds=-20)
     assert judge(restarted(false, at=0), false) == Judged()
 
 
-def test_a_broker_that_comes_later_corrects_what_was_believed() -> None:
-    """Readings that were found right before the past was known are doubted by it."""
+def test_a_broker_that_connects_later_corrects_the_judgement() -> None:
+    """Readings found right before the past was known become doubtful because of it."""
     stamps = Stamps(STALE_AFTER)
     false, unknown, right = reading(seconds=-20), reading(101, seconds=20), reading(102, seconds=-HOUR)
     assert judge(stamps, false, unknown, right, at=30).doubtful == ()
@@ -253,7 +253,7 @@ def test_a_broker_that_comes_later_corrects_what_was_believed() -> None:
 
 @dataclass(frozen=True)
 class Upload:
-    """A reading whose direction names its slot, when it was taken in truth, and from when on Share has it."""
+    """A reading whose direction names its slot, when it was really taken, and from when Share has it."""
 
     reading: Reading
     taken: float
@@ -263,7 +263,7 @@ class Upload:
 
 @dataclass
 class Home:
-    """What polls, shows and remembers, as the daemon does; and what was seen soon after it was taken, by phase."""
+    """Polls, shows and remembers as the daemon does; also records which readings were seen early, by phase."""
 
     history: list[Reading] = field(default_factory=list)
     false: list[Reading] = field(default_factory=list)
@@ -309,7 +309,7 @@ downs = st.lists(st.tuples(st.integers(0, 150), st.integers(0, 40)), max_size=4)
 
 
 def uploads_of(phases: Sequence[tuple[int, int, str]], *, constant: bool) -> list[Upload]:
-    """Let a phone live through its phases: its clock is off by so much, and it is on, off, or has no sensor."""
+    """Simulate a phone through its phases: its clock is off by so much, and it is on, off, or has no sensor."""
     ends = list(accumulate(slots for slots, _, _ in phases))
     made: list[Upload] = []
     clock = [(number, skew, how) for number, (slots, skew, how) in enumerate(phases) for _ in range(slots)]
@@ -339,7 +339,7 @@ def uploads_of(phases: Sequence[tuple[int, int, str]], *, constant: bool) -> lis
 def test_a_value_shown_is_never_much_older_than_it_looks(
     phases: list[tuple[int, int, str]], downs: list[tuple[int, int]], *, constant: bool
 ) -> None:
-    """Whatever the phone's clock does: stale_after and 5 minutes at most, once its being wrong could be seen."""
+    """Whatever the phone's clock does: at most stale_after and 5 minutes, once its fault could be detected."""
     uploads, home = uploads_of(phases, constant=constant), Home()
     home.start(NOON)
     down = {slot for begin, slots in downs for slot in range(begin, begin + slots)}
@@ -361,10 +361,8 @@ def test_a_value_shown_is_never_much_older_than_it_looks(
 @given(phases=phases, constant=st.booleans())
 @example(phases=[(1, 25, "off"), (4, 0, "off"), (1, 0, "on")], constant=False)
 @property_of
-def test_nothing_is_lost_and_the_phones_own_time_is_enough(
-    phases: list[tuple[int, int, str]], *, constant: bool
-) -> None:
-    """Every reading becomes right or doubtful once; and one of a phone that is right is current at once."""
+def test_nothing_is_lost_and_right_stamps_are_current(phases: list[tuple[int, int, str]], *, constant: bool) -> None:
+    """Every reading becomes right or doubtful exactly once; one with a right stamp is current immediately."""
     phases = [(slots, max(skew, 0), how) for slots, skew, how in phases]
     uploads, home = uploads_of(phases, constant=constant), Home()
     home.start(NOON)
@@ -384,7 +382,7 @@ def test_nothing_is_lost_and_the_phones_own_time_is_enough(
 
 
 def doubles_of(uploads: Sequence[Upload]) -> set[str]:
-    """Return the readings that lie within 30 s of another of equal value, or have the same stamp."""
+    """Return the readings within 30 s of another of equal value, or with the same stamp."""
     ordered = sorted(uploads, key=lambda upload: upload.reading.date)
     close = [
         (a, b)

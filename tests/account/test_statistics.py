@@ -1,4 +1,4 @@
-"""The figures of a window: against the formulas written once more, and what must not change them."""
+"""The figures of a window: compared with the formulas written out again, and what must not change them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def half_up(exact: Fraction | Decimal, places: str = "0.1") -> float:
 
 
 def by_hand(values: Sequence[int], minutes: int, unit: Unit = "mg/dL") -> dict[str, Any]:
-    """Compute what does not depend on ranges from all values at once, by the formulas as they are written."""
+    """Compute what does not depend on ranges directly from all values, by the published formulas."""
     n, mean = len(values), Fraction(sum(values), len(values))
     in_unit = Fraction(1) if unit == "mg/dL" else Fraction("18.01559")
     found: dict[str, Any] = {
@@ -100,8 +100,8 @@ of_90_days = st.builds(
 
 
 @pytest.mark.parametrize("unit", ["mg/dL", "mmol/L"])
-def test_a_window_says_what_is_promised(unit: Unit) -> None:
-    """Every key is there, in its order, with the figures that a person gets on paper."""
+def test_a_window_has_the_documented_figures(unit: Unit) -> None:
+    """Every key is present, in its order, with the figures that a person gets on paper."""
     values = [39, 53, 54, 69, 70, 100, 180, 181, 250, 251, 401]
     readings = [reading(value, seconds=-300 * place) for place, value in enumerate(values)]
     window = last_day(readings, account(unit), NOON)
@@ -115,7 +115,7 @@ def test_a_window_says_what_is_promised(unit: Unit) -> None:
 
 
 def test_one_reading_has_no_deviation() -> None:
-    """It divides by n - 1, so below two readings there is none, and no variation."""
+    """The divisor is n - 1, so a single reading has no deviation and no variation."""
     window = last_day([reading(100)], account(), NOON)
     assert window is not None
     assert (window["mean"], window["sd"], window["sd_mg_dl"], window["cv"]) == (100.0, None, None, None)
@@ -123,7 +123,7 @@ def test_one_reading_has_no_deviation() -> None:
 
 
 def test_a_half_is_rounded_up() -> None:
-    """Also where no binary number is that half: 17 of 100 and 3 of 101 make 100.15, which is 100.2."""
+    """Even if no binary number is exactly that half: 17 of 100 and 3 of 101 make 100.15, which is 100.2."""
     values = [100] * 17 + [101] * 3  # 100.15
     window = last_day([reading(value, seconds=-n) for n, value in enumerate(values)], account(), NOON)
     assert window is not None
@@ -134,8 +134,8 @@ def test_a_half_is_rounded_up() -> None:
     ("mean", "percent", "mmol_mol"),
     [("100", "5.702", "38.83"), ("150", "6.898", "51.89"), ("200", "8.094", "64.95"), ("350", "11.682", "104.13")],
 )
-def test_gmi_is_bergenstals(mean: str, percent: str, mmol_mol: str) -> None:
-    """The two formulas of 2018, at means of their table."""
+def test_gmi_follows_bergenstal(mean: str, percent: str, mmol_mol: str) -> None:
+    """The two formulas of 2018, at means from their table."""
     assert gmi_percent(Decimal(mean)) == Decimal(percent)
     assert gmi_mmol_mol(Decimal(mean)).quantize(Decimal("0.01")) == Decimal(mmol_mol)
 
@@ -150,7 +150,7 @@ def days_of(count: int, each: int) -> list[Reading]:
 
 
 def test_gmi_needs_70_percent_of_14_days() -> None:
-    """Below that, or in a shorter window, it would say more than is known."""
+    """With less data, or in a shorter window, it would claim more than is known."""
     expected = (13 * 1440 + 720) / 5  # until noon
     enough = math.ceil(0.7 * expected)
     readings = days_of(13, 288)[:enough]
@@ -165,7 +165,7 @@ def test_gmi_needs_70_percent_of_14_days() -> None:
 
 
 def test_coverage_is_at_most_100() -> None:
-    """Two devices that upload different values count twice, and still cover no more than all."""
+    """Two devices that upload different values count twice, but coverage is never more than 100."""
     window = last_day([reading(100, seconds=-100 * n) for n in range(600)], account(), NOON)
     assert window is not None
     assert (window["readings"], window["coverage"]) == (600, 100.0)
@@ -188,8 +188,10 @@ def test_order_and_repetition_change_nothing(readings: list[Reading], chance: ra
 @given(
     st.lists(of_90_days, min_size=1, max_size=60), st.sampled_from(LONG_WINDOWS), st.sampled_from(["mg/dL", "mmol/L"])
 )
-def test_a_window_of_days_is_what_all_its_readings_are_at_once(readings: list[Reading], count: int, unit: Unit) -> None:
-    """That days were added up in between shows nowhere."""
+def test_a_window_of_days_equals_the_figures_of_all_its_readings(
+    readings: list[Reading], count: int, unit: Unit
+) -> None:
+    """Adding up days separately gives the same result."""
     since = (day_of(NOON, 0) - count + 1) * DAYS * 1000
     values = [each.mg_dl for each in readings if each.date >= since]
     window = of_days(count, readings, unit=unit)
@@ -204,7 +206,7 @@ def test_a_window_of_days_is_what_all_its_readings_are_at_once(readings: list[Re
 
 
 def test_the_day_slides_and_the_days_do_not() -> None:
-    """The last 24 hours lose a reading when it is that old, the days at the wearer's midnight."""
+    """The last 24 hours lose a reading when it is that old; the days lose it at the wearer's midnight."""
     one = [reading(100, seconds=-3 * HOURS)]  # 9 o'clock
     days = counted({}, one, LIMITS)
 
@@ -223,27 +225,27 @@ def test_the_day_slides_and_the_days_do_not() -> None:
     [(0, 6 * 288 + 144), (-240, 6 * 288 + 96), (330, 6 * 288 + 210), (780, 6 * 288 + 12)],
 )
 def test_today_is_the_wearers(offset_min: int, expected: int) -> None:
-    """It begins at midnight where the wearer is, so noon in London is one o'clock in the night in Apia."""
+    """It begins at midnight in the wearer's zone, so noon in London is one o'clock at night in Apia."""
     window = of_days(7, [reading(100, offset_min=offset_min)], offset_min=offset_min)
     assert window is not None
     assert window["expected"] == expected
 
 
-def test_a_reading_after_midnight_is_of_the_day_of_its_own_offset() -> None:
-    """Half an hour apart on both sides of midnight are two days, wherever that midnight is."""
+def test_a_reading_after_midnight_belongs_to_the_day_of_its_own_offset() -> None:
+    """Half an hour apart around midnight is two days, whatever the zone."""
     before, after = (reading(100, seconds=seconds, offset_min=-240) for seconds in (15.75 * HOURS, 16.25 * HOURS))
     assert sorted(counted({}, [before, after], LIMITS)) == [day_of(NOON, 0), day_of(NOON, 0) + 1]
 
 
-def test_daylight_saving_and_journeys_lose_no_reading() -> None:
-    """Days have 23 or 25 hours, or come twice, and every reading is in exactly one of them."""
+def test_daylight_saving_and_travel_lose_no_reading() -> None:
+    """Days have 23 or 25 hours, or occur twice, and every reading is in exactly one of them."""
     offsets = [60] * 300 + [120] * 288 + [60] * 300 + [-480] * 288 + [720] * 288
     readings = [
         reading(100, seconds=300 * (slot - len(offsets)), offset_min=offset) for slot, offset in enumerate(offsets)
     ]
     days = counted({}, readings, LIMITS)
     assert sum(day.readings for day in days.values()) == len(readings)
-    for offset_min in (720, -480):  # also if today is yesterday once more
+    for offset_min in (720, -480):  # even if today is yesterday again
         window = of_days(7, readings, offset_min=offset_min)
         assert window is not None
         assert window["readings"] == len(readings)
@@ -251,7 +253,7 @@ def test_daylight_saving_and_journeys_lose_no_reading() -> None:
 
 @pytest.mark.parametrize(("count", "high"), [(69, None), (70, 100.0)])
 def test_ranges_that_changed_in_between(count: int, high: float | None) -> None:
-    """Percentages are of the readings counted with today's ranges, and null if those are under 70 % of all."""
+    """Percentages cover the readings counted with today's ranges, and are null if those are under 70 % of all."""
     new: Limits = (54, 70, 140, 250)
     old = counted({}, [reading(150, seconds=-DAYS - n) for n in range(100 - count)], LIMITS)
     days = counted(old, [reading(150, seconds=-n) for n in range(count)], new)
@@ -264,8 +266,8 @@ def test_ranges_that_changed_in_between(count: int, high: float | None) -> None:
     assert day["high"] == 100.0
 
 
-def test_without_days_only_the_last_day_is_there() -> None:
-    """Whoever wants no counts of 90 days at the broker has the windows of days as null."""
+def test_without_days_there_is_only_the_last_day() -> None:
+    """If the counts of 90 days are switched off, the windows of days are null."""
     said = statistics_of([reading(100)], None, account("mmol/L"), NOON, 0)
     assert list(said) == ["version", "unit", "24h", "7d", "14d", "30d", "90d"]
     assert (said["version"], said["unit"]) == (1, "mmol/L")

@@ -1,4 +1,4 @@
-"""What an answer of Share means: one state for each, and which of several counts."""
+"""What an answer of Share means: one state for each, and which of several reasons counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEWEST = reading()
 EVERYTHING = Batch(
     error_codes=((NOON + 300) * 1000,), malformed=2, newest_malformed=True, nothing_shared=True, drifted=1
 )
-"""An answer of which each part alone would be a reason to worry."""
+"""An answer in which each part alone would be a reason for a warning."""
 ALL_AT_ONCE = Found(newest=NEWEST, fresh=True, ahead=600.0, withheld=True, late=True)
 
 
@@ -34,7 +34,7 @@ def plain(share: ShareState) -> Verdict:
 
 
 def test_the_first_reason_counts() -> None:
-    """Of several reasons the one counts that says most; take it away, and the next one does."""
+    """Of several reasons, the most telling one counts; without it, the next one does."""
     batch, found, told = EVERYTHING, ALL_AT_ONCE, []
     for found_changes, batch_changes in (
         ({}, {}),
@@ -69,17 +69,17 @@ def test_error_codes_count_if_they_are_newer(seconds: int, share: ShareState) ->
 
 
 def test_error_codes_alone() -> None:
-    """Without any reading, an error code is the newest that there is."""
+    """Without any reading, an error code is the newest record."""
     assert of_batch(Batch(error_codes=(1,)), Found()) == plain("sensor_error")
 
 
-def test_malformed_records_beside_good_ones_are_no_trouble() -> None:
-    """As long as there are readings, a record that makes no sense costs only itself."""
+def test_malformed_records_beside_good_ones_do_not_matter() -> None:
+    """As long as there are readings, a malformed record only costs itself."""
     assert of_batch(Batch(readings=(NEWEST,), malformed=1), Found(newest=NEWEST)) == plain("no_readings")
 
 
 def test_nothing_at_all() -> None:
-    """An empty list is no reading, and no other trouble."""
+    """An empty list means no readings, and no other problem."""
     assert of_batch(Batch(), Found()) == plain("no_readings")
 
 
@@ -101,8 +101,8 @@ def test_each_error_is_a_state(error: ShareError, share: ShareState) -> None:
     assert of_error(error, untried=True) == Verdict(share, status.tell(str(error), remedy))
 
 
-def test_a_wrong_clock_is_told() -> None:
-    """If this machine's clock makes TLS fail, that is what to look at."""
+def test_a_wrong_clock_is_reported() -> None:
+    """If this machine's clock makes TLS fail, the message says so."""
     error = UnavailableError("share.example has a certificate that is not valid yet", wrong_clock=True)
     assert of_error(error) == Verdict("unavailable", status.tell(str(error), status.WRONG_CLOCK))
 
@@ -111,22 +111,22 @@ def test_a_wrong_clock_is_told() -> None:
     ("missing", "remedy", "lasts"),
     [("name", status.NO_NAME, status.NO_NAME_FOR_LONG), ("authority", status.UNTRUSTED, "")],
 )
-def test_what_this_machine_lacks_is_not_told_as_share(
+def test_faults_of_this_machine_are_not_blamed_on_share(
     missing: Literal["name", "authority"], remedy: str, lasts: str
 ) -> None:
-    """Names and authorities are this machine's: nobody is to wait for Share to be mended."""
+    """Names and authorities are up to this machine: nobody should wait for Share to be repaired."""
     told = of_error(UnavailableError("no answer from share.example: because", missing=missing))
     assert told == Verdict("unavailable", f"No answer from share.example: because. {remedy}", lasts)
     assert "out of order" not in told.message
 
 
-def test_what_failed_at_the_proxy_is_not_told_as_share() -> None:
-    """What to do is said already, and that Share may be out of order would lead elsewhere."""
+def test_faults_of_the_proxy_are_not_blamed_on_share() -> None:
+    """The error already says what to do; that Share may be out of order would be misleading."""
     for told, shown in (("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")):
         assert of_error(UnavailableError(told, at_proxy=True)) == Verdict("unavailable", shown)
 
 
 def test_every_error_that_an_answer_may_be_has_a_state() -> None:
-    """No error of Share is without one, but those that only the client sees, and what a caller gets wrong."""
+    """Every error has a state, except those that only the client sees, and wrong arguments of a caller."""
     never = {"SignedOutError", "NothingSharedError", "ArgumentError"}
     assert {error for error in ShareError.__subclasses__() if error.__name__ not in never} == STATES.keys()
