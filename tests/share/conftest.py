@@ -1,4 +1,4 @@
-"""Fixtures: the simulated Share service, a client that is signed in, and a log in which no secret may be."""
+"""Fixtures: the simulated Share service, a signed-in client, and a check that the log contains no secret."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_secret_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Log everything with the daemon's own settings; none of it tells a secret."""
+    """Log everything with the daemon's own settings; no log line contains a secret."""
     set_up_logging("debug")
     caplog.set_level(logging.DEBUG)
     yield
@@ -56,7 +56,7 @@ def client(service: SimulatedShare) -> ShareClient:
 
 @pytest.fixture
 def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a call have half a second instead of 20."""
+    """Limit a call to half a second instead of 20 s."""
     assert share.CALL_SECONDS == 20
     monkeypatch.setattr(transport, "CALL_SECONDS", 0.5)
 
@@ -67,7 +67,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[trust
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    adapter = transport.adapter  # one context for the whole process, which has no other way to change
+    adapter = transport.adapter  # the whole process shares one context, which can only be replaced
     adapter.cache_clear()
     yield authority
     adapter().close()

@@ -1,4 +1,4 @@
-"""What the answers of Share mean: readings, or the error that says what to do next, whatever the bytes are."""
+"""What Share's answers mean: readings, or the error that says what to do next, whatever the bytes."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     [share_faults.zero_uuid(), *itertools.starmap(share_faults.error, REJECTIONS)],
     ids=["zero UUID", *(code for code, _ in REJECTIONS)],
 )
-def test_tells_rejected_credentials(service: SimulatedShare, fault: Fault, call: str) -> None:
-    """Every way in which Share rejects credentials is understood, at either step, and costs no further request."""
+def test_recognizes_rejected_credentials(service: SimulatedShare, fault: Fault, call: str) -> None:
+    """Every way in which Share rejects credentials is recognized, at either step, and costs no further request."""
     service.fault = share_faults.only(fault, call=call)
     client = client_of(service)
     failure(CredentialsRejectedError, client.fetch)
@@ -85,8 +85,8 @@ def test_tells_rejected_credentials(service: SimulatedShare, fault: Fault, call:
     ],
     ids=["password", "user name", "phone number without +", "account id", "password of another"],
 )
-def test_tells_wrong_credentials(service: SimulatedShare, who: dict[str, Any]) -> None:
-    """A wrong user name, password, phone number or account id is one rejected request."""
+def test_recognizes_wrong_credentials(service: SimulatedShare, who: dict[str, Any]) -> None:
+    """A wrong user name, password, phone number or account id costs one rejected request."""
     client = client_of(service, **who)
     failure(CredentialsRejectedError, client.fetch)
     assert (client.requests, client.logins) == (1, 1)
@@ -102,8 +102,8 @@ def test_tells_wrong_credentials(service: SimulatedShare, who: dict[str, Any]) -
         "MaxAttempts",
     ],
 )
-def test_tells_a_lock_out(service: SimulatedShare, code: str, call: str) -> None:
-    """A lock-out is told by MaxAttempts in the code, however the rest is spelt."""
+def test_recognizes_a_lock_out(service: SimulatedShare, code: str, call: str) -> None:
+    """A lock-out is recognized by MaxAttempts in the code, however the rest is spelled."""
     service.fault = share_faults.only(share_faults.error(code, "Maximum authentication attempts exceeded"), call=call)
     client = client_of(service)
     failure(LockedOutError, client.fetch)
@@ -111,7 +111,7 @@ def test_tells_a_lock_out(service: SimulatedShare, code: str, call: str) -> None
 
 
 def test_is_locked_out_after_rejections(service: SimulatedShare) -> None:
-    """Too many wrong passwords end in a lock-out, which the right password does not open."""
+    """Too many wrong passwords end in a lock-out, which the right password does not lift."""
     wrong = client_of(service, password="wrong")
     for _ in range(5):
         failure(CredentialsRejectedError, wrong.fetch)
@@ -136,10 +136,8 @@ def test_is_locked_out_after_rejections(service: SimulatedShare) -> None:
     ],
     ids=str,
 )
-def test_takes_other_errors_for_the_servers_own(
-    service: SimulatedShare, call: str, code: object, message: object
-) -> None:
-    """An error that does not speak of the credentials is no rejection of them."""
+def test_other_errors_are_the_servers_own(service: SimulatedShare, call: str, code: object, message: object) -> None:
+    """An error that is not about the credentials does not count as a rejection."""
     service.fault = share_faults.only(fault_of(code, message), call=call)
     client = client_of(service)
     failure(UnavailableError, client.fetch)
@@ -159,8 +157,8 @@ def test_takes_other_errors_for_the_servers_own(
         share_faults.error("SessionNotValid"),
     ],
 )
-def test_signs_in_with_ids_alone(service: SimulatedShare, fault: Fault, call: str) -> None:
-    """An answer to a sign-in that is no id is not taken for one, and not tried again."""
+def test_signs_in_only_with_ids(service: SimulatedShare, fault: Fault, call: str) -> None:
+    """An answer to a sign-in that is not an id is an error, and is not retried."""
     service.fault = share_faults.only(fault, call=call)
     client = client_of(service)
     failure(UnexpectedResponseError, client.fetch)
@@ -169,8 +167,8 @@ def test_signs_in_with_ids_alone(service: SimulatedShare, fault: Fault, call: st
 
 
 @pytest.mark.parametrize("call", SIGN_IN)
-def test_a_sign_in_says_nothing_of_sharing(service: SimulatedShare, call: str) -> None:
-    """The same words in answer to a sign-in are a fault like any other that nobody knows."""
+def test_a_sign_in_proves_nothing_about_sharing(service: SimulatedShare, call: str) -> None:
+    """The same words in answer to a sign-in are an ordinary unknown fault."""
     service.fault = share_faults.only(share_faults.error("MonitoredReceiverNotAssigned"), call=call)
     client = client_of(service)
     error = failure(UnavailableError, client.fetch)
@@ -194,7 +192,7 @@ def test_reads_both_formats(service: SimulatedShare, account: SimulatedAccount) 
 
 
 def test_reads_the_recorded_records(service: SimulatedShare, client: ShareClient) -> None:
-    """The records that were recorded from the service are read as what they are."""
+    """The recorded records of the service are read correctly."""
     service.fault = read(
         share_faults.body(
             b'[{"WT":"Date(1745081013817)","ST":"Date(1745081013817)","DT":"Date(1745081013817-0400)",'
@@ -210,8 +208,8 @@ def test_reads_the_recorded_records(service: SimulatedShare, client: ShareClient
 
 
 @pytest.mark.parametrize("value", [0, 5, 12, 38])
-def test_sets_error_codes_apart(service: SimulatedShare, client: ShareClient, value: int) -> None:
-    """Values below 39 are errors of the sensor and no readings; their times are told, oldest first."""
+def test_separates_error_codes(service: SimulatedShare, client: ShareClient, value: int) -> None:
+    """Values below 39 are errors of the sensor, not readings; their times are returned, oldest first."""
     expected = readings_of(ANNA)
     service.distort(share_faults.during(NOW - 3600, NOW, share_faults.valued(value)))
     before = [reading for reading in expected if reading.date < (NOW - 3600) * 1000]
@@ -241,8 +239,8 @@ MALFORMED: Final[list[object]] = [
 
 
 @pytest.mark.parametrize("malformed", MALFORMED, ids=repr)
-def test_a_malformed_record_costs_itself_alone(service: SimulatedShare, client: ShareClient, malformed: object) -> None:
-    """A record that makes no sense is counted, and every other reading of the answer is kept."""
+def test_a_malformed_record_costs_only_itself(service: SimulatedShare, client: ShareClient, malformed: object) -> None:
+    """A malformed record is counted, and every other reading of the answer is kept."""
     service.fault = read(
         share_faults.edited(lambda records: [malformed, *records[:50], malformed, *records[50:], malformed])
     )
@@ -262,10 +260,10 @@ def test_a_malformed_record_costs_itself_alone(service: SimulatedShare, client: 
         pytest.param(lambda records: [None, {**records[1], "Value": 5}], True, id="before an error code"),
     ],
 )
-def test_tells_that_the_newest_record_is_malformed(
+def test_reports_a_malformed_newest_record(
     service: SimulatedShare, client: ShareClient, edit: Callable[[Any], object], told: bool
 ) -> None:
-    """That the first record makes no sense is told, as long as any other does."""
+    """A malformed first record is reported, as long as any other is well-formed."""
     service.fault = read(share_faults.edited(edit))
     assert client.fetch().newest_malformed is told
 
@@ -274,30 +272,30 @@ def as_text(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "Value": str(record["Value"])}
 
 
-def in_dt_alone(record: dict[str, Any]) -> dict[str, Any]:
+def only_in_dt(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "WT": None}
 
 
-@pytest.mark.parametrize("change", [as_text, in_dt_alone, lambda record: as_text(in_dt_alone(record))])
-def test_reads_a_form_that_is_new(
+@pytest.mark.parametrize("change", [as_text, only_in_dt, lambda record: as_text(only_in_dt(record))])
+def test_reads_a_new_format(
     service: SimulatedShare, client: ShareClient, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    """Values as text and instants in DT alone are read as what they are, and how many there are is told."""
+    """Values as text and instants only in DT are read correctly, and counted."""
     service.fault = read(share_faults.edited(lambda records: [*map(change, records[:9]), *records[9:]]))
     assert client.fetch() == Batch(readings_of(ANNA), drifted=9)
     assert client.latest_reading() == readings_of(ANNA)[-1]
 
 
 def test_error_codes_stay_error_codes_as_text(service: SimulatedShare, client: ShareClient) -> None:
-    """A value below 39 is no reading either if it comes as text."""
+    """A value below 39 is not a reading as text either."""
     service.distort(share_faults.valued(38))
     service.fault = read(share_faults.edited(lambda records: [as_text(record) for record in records]))
     dates = tuple(reading.date for reading in readings_of(ANNA))
     assert client.fetch() == Batch(error_codes=dates, drifted=len(dates))
 
 
-def test_a_number_without_end_costs_its_record_alone(service: SimulatedShare, client: ShareClient) -> None:
-    """A number that Python refuses to read is as wrong as any other that no sensor shows."""
+def test_a_huge_number_costs_only_its_record(service: SimulatedShare, client: ShareClient) -> None:
+    """A number that Python refuses to parse is as wrong as any other that no sensor shows."""
     digits = "9" * 5000
     record = json.dumps(GOOD)
     service.fault = read(answer(f'[{digits}, {{"Value": {digits}}}, {record}, {{"WT": -{digits}}}]'.encode()))
@@ -305,8 +303,8 @@ def test_a_number_without_end_costs_its_record_alone(service: SimulatedShare, cl
     assert client.fetch() == Batch(good, malformed=3, newest_malformed=True)
 
 
-def test_sorts_what_comes_in_any_order(service: SimulatedShare, client: ShareClient) -> None:
-    """Readings are put in order, whatever order they come in."""
+def test_sorts_readings_in_any_order(service: SimulatedShare, client: ShareClient) -> None:
+    """Readings are sorted, whatever order they arrive in."""
     service.fault = read(share_faults.edited(lambda records: records[::2] + records[::-2]))
     assert client.fetch().readings == readings_of(ANNA)
     assert client.readings() == list(reversed(readings_of(ANNA)))
@@ -319,8 +317,8 @@ def chunked(content: bytes) -> bytes:
     return head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
 
 
-def without_end(piece: bytes) -> Fault:
-    """Send the same again and again, until the client has enough."""
+def endless(piece: bytes) -> Fault:
+    """Send the same piece again and again, until the client gives up."""
 
     def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
         try:
@@ -364,8 +362,8 @@ NOT_UNDERSTOOD: Final = {
     "long without length": raw(head() + b" " * (MIB + 1)),
     "long headers": raw(head(*[f"X-{number}: {'y' * 60_000}" for number in range(20)])),
     "long trailers": raw(head("Transfer-Encoding: chunked") + b"0\r\n" + (b"X: " + b"y" * 60_000 + b"\r\n") * 20),
-    "100 without end": without_end(head(status=100)),
-    "blanks without end": without_end(head() + b" "),
+    "100 without end": endless(head(status=100)),
+    "blanks without end": endless(head() + b" "),
 }
 OUT_OF_ORDER: Final = {
     **{f"HTML with {status}": share_faults.html(status) for status in (400, 401, 403, 404, 500, 502, 503, 504, 520)},
@@ -415,7 +413,7 @@ OUT_OF_ORDER: Final = {
 def test_survives_every_answer(
     service: SimulatedShare, client: ShareClient, fault: Fault, kind: type[ShareError]
 ) -> None:
-    """No answer costs more than one request, one error and little memory; the next good answer is as good as ever."""
+    """Each answer costs at most one request, one error and little memory; the next good answer is read as usual."""
     service.fault = read(fault)
     with grows_by_at_most(4 * MIB), takes(0, 10):
         failure(kind, client.fetch)
@@ -427,7 +425,7 @@ def test_survives_every_answer(
 
 @contextmanager
 def grows_by_at_most(size: int) -> Iterator[None]:
-    """Check how much memory is taken at any time, the test's own share of it included."""
+    """Check the most memory allocated at any time, including the test's own."""
     tracemalloc.start()
     try:
         yield
@@ -463,17 +461,17 @@ def grows_by_at_most(size: int) -> Iterator[None]:
         ({"Retry-After": "120, 120"}, None),
     ],
 )
-def test_tells_a_rate_limit(
+def test_recognizes_a_rate_limit(
     service: SimulatedShare, client: ShareClient, headers: dict[str, str | None], seconds: float | None
 ) -> None:
-    """A rate limit says for how many seconds, by the server's own time, or that it does not know."""
+    """A rate limit contains the seconds by the server's own time, or that they are unknown."""
     service.fault = lambda _request, _respond: Response(429, b"{}", headers)
     assert failure(RateLimitedError, client.fetch).retry_after == seconds
     assert asked(service, client)[3:] == [READ]
 
 
-def test_tells_a_rate_limit_of_any_length(service: SimulatedShare, client: ShareClient) -> None:
-    """A wait that no float can hold is a long wait and no error."""
+def test_recognizes_a_rate_limit_of_any_length(service: SimulatedShare, client: ShareClient) -> None:
+    """A wait that no float can hold is a long wait, not an error."""
     service.fault = share_faults.status(429, {"Retry-After": "9" * 400})
     wait = failure(RateLimitedError, client.fetch).retry_after
     assert wait is not None
@@ -481,8 +479,8 @@ def test_tells_a_rate_limit_of_any_length(service: SimulatedShare, client: Share
 
 
 @pytest.mark.parametrize("call", SIGN_IN)
-def test_tells_a_rate_limit_of_a_sign_in(service: SimulatedShare, call: str) -> None:
-    """A rate limit of a sign-in is no rejection, whatever the body says."""
+def test_recognizes_a_rate_limit_of_a_sign_in(service: SimulatedShare, call: str) -> None:
+    """A rate limit of a sign-in is not a rejection, whatever the body says."""
     content = json.dumps({"Code": "AccountPasswordInvalid"}).encode()
     service.fault = share_faults.only(share_faults.status(429, {"Retry-After": "60"}, content), call=call)
     client = client_of(service)
@@ -490,7 +488,7 @@ def test_tells_a_rate_limit_of_a_sign_in(service: SimulatedShare, call: str) -> 
     assert asked(service, client) == SIGN_IN[: SIGN_IN.index(call) + 1]
 
 
-# Anything
+# Arbitrary input
 
 
 ReadWith = Callable[[Fault], Batch | ShareError]
@@ -498,7 +496,7 @@ ReadWith = Callable[[Fault], Batch | ShareError]
 
 @pytest.fixture(scope="module")
 def read_with() -> Iterator[ReadWith]:
-    """Yield a way to read what a fault answers, with one client and one server for all of it."""
+    """Yield a way to read the answer of a fault, with one client and one server for all."""
     with SimulatedShare([ANNA], lambda: NOW) as service:
         client = client_of(service)
 
@@ -514,7 +512,7 @@ def read_with() -> Iterator[ReadWith]:
 
 
 anything = settings(max_examples=200, deadline=None, database=None)
-"""No deadline, since what an example takes is the network's affair; no file of examples left behind."""
+"""No deadline, since the duration depends on the network; no database of examples left behind."""
 
 JSON: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -548,7 +546,7 @@ VALUES: Final = st.binary(max_size=30) | st.sampled_from(
 @anything
 @given(content=st.binary(), status=st.sampled_from([200, 500, 429, 302]))
 def test_survives_any_bytes(read_with: ReadWith, content: bytes, status: int) -> None:
-    """Whatever bytes an answer consists of: they are readings, or an error of the family."""
+    """Whatever the bytes of an answer, the result is readings or a ShareError."""
     outcome = read_with(answer(content, status))
     assert isinstance(outcome, ShareError) or status == 200
 
@@ -556,7 +554,7 @@ def test_survives_any_bytes(read_with: ReadWith, content: bytes, status: int) ->
 @settings(anything, max_examples=100)
 @given(content=JSON, status=st.sampled_from([200, 500]))
 def test_survives_any_json(read_with: ReadWith, content: object, status: int) -> None:
-    """Only a list with 200 is a batch; every other JSON is an error of the family."""
+    """Only a list with status 200 is a batch; any other JSON is a ShareError."""
     outcome = read_with(answer(json.dumps(content).encode(), status))
     assert isinstance(outcome, Batch) == (status == 200 and isinstance(content, list))
 
@@ -564,7 +562,7 @@ def test_survives_any_json(read_with: ReadWith, content: object, status: int) ->
 @settings(anything, max_examples=100)
 @given(records=st.lists(RECORDS | JSON, max_size=5), place=st.integers(0, 5))
 def test_survives_any_records(read_with: ReadWith, records: list[object], place: int) -> None:
-    """Among any records the good one is found, and each of them is counted once."""
+    """Among any records the good one is found, and each is counted once."""
     records.insert(place, GOOD)
     batch = read_with(answer(json.dumps(records).encode()))
     assert isinstance(batch, Batch)
@@ -577,7 +575,7 @@ def test_survives_any_records(read_with: ReadWith, records: list[object], place:
 @given(lines=st.lists(st.tuples(NAMES, VALUES), max_size=6), content=st.binary(max_size=50))
 @example(lines=[("Content-Length", b"-1"), ("Content-Length", b"2")], content=b"[]")
 def test_survives_any_headers(read_with: ReadWith, lines: list[tuple[str, bytes]], content: bytes) -> None:
-    """Whatever headers an answer has: they end in readings or in an error of the family."""
+    """Whatever the headers of an answer, the result is readings or a ShareError."""
     written = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in lines)
     outcome = read_with(raw(b"HTTP/1.1 200 OK\r\n" + written + b"\r\n" + content, close=True))
     assert isinstance(outcome, Batch | ShareError)
@@ -586,5 +584,5 @@ def test_survives_any_headers(read_with: ReadWith, lines: list[tuple[str, bytes]
 @settings(anything, max_examples=100)
 @given(content=st.binary())
 def test_survives_any_connection(read_with: ReadWith, content: bytes) -> None:
-    """Whatever comes in place of HTTP is an error of the family."""
+    """Anything other than HTTP is a ShareError."""
     assert isinstance(read_with(raw(content, close=True)), ShareError)

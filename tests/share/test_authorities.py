@@ -1,4 +1,4 @@
-"""Which authorities are trusted: the machine's, the usual ones, and those that the environment names."""
+"""Which authorities are trusted: the machine's, certifi's, and those that the environment names."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ OPENSSL = shutil.which("openssl")
 
 
 @pytest.fixture(autouse=True)
-def _read_anew() -> Iterator[None]:
-    """Let the process read the environment again: there is one context for all of it."""
+def _read_again() -> Iterator[None]:
+    """Make the process read the environment again: it has a single context."""
     transport.adapter.cache_clear()
     yield
     transport.adapter.cache_clear()
@@ -40,15 +40,13 @@ def _read_anew() -> Iterator[None]:
 
 @pytest.fixture
 def own() -> trustme.CA:
-    """Return an authority that nobody knows."""
+    """Return an authority that nobody trusts."""
     return trustme.CA()
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_trusts_a_file_that_is_named(
-    own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    """The authorities of a file that a variable names are good, besides all others."""
+def test_trusts_a_named_file(own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """The authorities in a file that a variable names are trusted, besides all others."""
     own.cert_pem.write_to_path(tmp_path / "own.pem")
     with LittleServer(own.issue_cert("127.0.0.1")) as server:
         failure(UnavailableError, client_to(server).fetch)
@@ -60,10 +58,8 @@ def test_trusts_a_file_that_is_named(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
-def test_trusts_a_folder_that_is_named(
-    own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    """A folder holds each authority in a file that is named by a number, as `openssl rehash` names them."""
+def test_trusts_a_named_folder(own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A folder contains each authority in a file named by its hash, as `openssl rehash` names them."""
     if OPENSSL is None:
         pytest.skip("openssl is not installed; install the package openssl to run them")
     own.cert_pem.write_to_path(tmp_path / "own.pem")
@@ -74,8 +70,8 @@ def test_trusts_a_folder_that_is_named(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
-def test_tells_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """A file or folder that is not there is a mistake, which names the variable; without TLS it does not matter."""
+def test_names_the_variable_of_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A missing file or folder is an error that names the variable; without TLS it does not matter."""
     missing = tmp_path / "missing"
     monkeypatch.setenv(variable, str(missing))
     with LittleServer() as server:
@@ -89,10 +85,10 @@ def test_tells_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"]
 )
-def test_tells_what_is_no_certificate(
+def test_names_the_variable_of_a_file_without_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, content: str
 ) -> None:
-    """A file that holds something else is a mistake."""
+    """A file that contains something else is an error."""
     file = tmp_path / "own.pem"
     file.write_text(content)
     monkeypatch.setenv(variable, str(file))
@@ -100,7 +96,7 @@ def test_tells_what_is_no_certificate(
         transport.adapter()
 
 
-def test_tells_a_folder_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_a_folder_in_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SSL_CERT_FILE names a file, as for OpenSSL itself."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path))
     with pytest.raises(VariableError, match=r"^SSL_CERT_FILE: .* cannot be read \(Is a directory\)$"):
@@ -108,12 +104,12 @@ def test_tells_a_folder_that_is_no_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
-def test_tells_a_folder_that_cannot_be_read(own: trustme.CA, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """OpenSSL would pass over a folder that the daemon's user may not look into."""
+def test_reports_an_unreadable_folder(own: trustme.CA, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """OpenSSL would silently skip a folder that the daemon's user may not read."""
     with tempfile.TemporaryDirectory() as folder:
         usual = Path(folder) / "usual.pem"
         own.cert_pem.write_to_path(usual)
-        monkeypatch.setattr(certifi, "where", lambda: str(usual))  # the real ones may be where only root can read
+        monkeypatch.setattr(certifi, "where", lambda: str(usual))  # only root may be able to read the real ones
         Path(folder).chmod(0o311)
         monkeypatch.setenv(variable, folder)
         with (
@@ -126,7 +122,7 @@ def test_tells_a_folder_that_cannot_be_read(own: trustme.CA, monkeypatch: pytest
 
 @contextlib.contextmanager
 def as_somebody() -> Iterator[None]:
-    """Be no root for a while: root reads everything."""
+    """Drop root privileges for a while: root reads everything."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -137,8 +133,8 @@ def as_somebody() -> Iterator[None]:
             os.seteuid(0)
 
 
-def test_an_intermediate_will_do(own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An authority that is named need not be a root, with any Python."""
+def test_an_intermediate_is_enough(own: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named authority need not be a root, with any Python."""
     child = own.create_child_ca()
     child.cert_pem.write_to_path(tmp_path / "child.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "child.pem"))
@@ -146,8 +142,8 @@ def test_an_intermediate_will_do(own: trustme.CA, tmp_path: Path, monkeypatch: p
         assert client_to(server).fetch() == Batch()
 
 
-def test_a_plain_authority_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An authority without the identifiers that Python wants from 3.13 on is trusted where it is named."""
+def test_a_minimal_authority_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An authority without the identifiers that Python requires from 3.13 on is trusted if it is named."""
     authority, plain = signed("authority", ca=True)
     certificate, key = signed("localhost", plain)
     for name, pem in {"authority.pem": authority, "localhost.pem": certificate, "localhost.key": pem_of(key)}.items():
@@ -164,7 +160,7 @@ def test_a_plain_authority_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def signed(
     name: str, by: ec.EllipticCurvePrivateKey | None = None, *, ca: bool = False
 ) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
-    """Return a certificate that says no more than it must, in PEM, and its key; by default it is signed by itself."""
+    """Return a minimal certificate in PEM and its key; by default it is self-signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject, issuer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, "authority"))
     today = datetime.now(UTC)

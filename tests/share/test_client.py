@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_signs_in(service: SimulatedShare, who: dict[str, Any], account: SimulatedAccount, steps: list[str]) -> None:
-    """A user name, an e-mail, a phone number or an account id opens a session, each in as few steps as it takes."""
+    """A user name, an e-mail, a phone number or an account id opens a session, each in the fewest steps."""
     client = ShareClient(**who, password=account.password, base_url=service.base_url)
     assert client.sign_in_requests == len(steps)
     assert client.fetch().readings == readings_of(account)
@@ -87,7 +87,7 @@ def test_asks_the_servers_of_the_region(
     application_id: str,
     given_url: bool,
 ) -> None:
-    """Each region has its server, which another base URL may stand in for, and its application id."""
+    """Each region has its server, which another base URL may replace, and its application id."""
     assert share.BASE_URLS[region] == url
     assert ShareClient(username="a", password="b", region=region).host == url.split("/")[2]
     heard: list[Request] = []
@@ -124,20 +124,20 @@ def test_asks_the_servers_of_the_region(
     ],
     ids=str,
 )
-def test_refuses_what_cannot_sign_in(arguments: dict[str, Any]) -> None:
-    """Arguments that do not fit are refused at once, and as a ValueError too."""
+def test_refuses_invalid_arguments(arguments: dict[str, Any]) -> None:
+    """Invalid arguments are refused immediately, and as a ValueError too."""
     assert isinstance(failure(ArgumentError, lambda: ShareClient(**arguments)), ValueError)
 
 
-def test_sends_nothing_before_it_is_asked_to(service: SimulatedShare) -> None:
-    """Making a client sends nothing."""
+def test_sends_nothing_at_first(service: SimulatedShare) -> None:
+    """Creating a client sends nothing."""
     client = client_of(service)
     assert asked(service, client) == []
     assert not client.signed_in
 
 
-def test_keeps_the_account_id_though_the_login_fails(service: SimulatedShare) -> None:
-    """The first step is not repeated when it was the second that failed."""
+def test_keeps_the_account_id_if_the_second_step_fails(service: SimulatedShare) -> None:
+    """If the second step fails, the first one is not repeated."""
     service.fault = share_faults.only(share_faults.html(503), call=LOGIN, times=1)
     client = client_of(service)
     failure(UnavailableError, client.fetch)
@@ -170,7 +170,7 @@ LOSSES: Final[list[Any]] = [
 def test_renews_a_lost_session(
     service: SimulatedShare, client: ShareClient, lose: Callable[[SimulatedShare], None]
 ) -> None:
-    """A lost session costs one login and no second authentication, and the readings come all the same."""
+    """A lost session costs one sign-in without the first step, and the readings arrive."""
     lose(service)
     assert client.fetch().readings == readings_of(ANNA)
     assert asked(service, client)[3:] == [READ, LOGIN, READ]
@@ -179,10 +179,10 @@ def test_renews_a_lost_session(
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_renews_no_session_when_told_not_to(
+def test_renews_no_session_if_not_allowed(
     service: SimulatedShare, client: ShareClient, lose: Callable[[SimulatedShare], None]
 ) -> None:
-    """Without leave to renew, a lost session is told after one request; the next fetch signs in by id."""
+    """With renew=False, a lost session is an error after one request; the next fetch signs in by id."""
     lose(service)
     failure(UnavailableError, lambda: client.fetch(renew=False))
     assert asked(service, client)[3:] == [READ]
@@ -201,7 +201,7 @@ def test_renews_no_session_when_told_not_to(
     ],
 )
 def test_renews_a_session_once(service: SimulatedShare, client: ShareClient, fault: Fault) -> None:
-    """A session that is lost again at once is not renewed again."""
+    """A session that is lost again immediately is not renewed again."""
     service.fault = read(fault)
     failure(UnavailableError, client.fetch)
     assert asked(service, client)[3:] == [READ, LOGIN, READ]
@@ -212,7 +212,7 @@ def test_renews_a_session_once(service: SimulatedShare, client: ShareClient, fau
 
 
 def test_renews_the_session_of_a_known_account_id(service: SimulatedShare) -> None:
-    """A client that was given the account id never authenticates."""
+    """A client with an account id never authenticates."""
     client = client_of(service, username=None, account_id=ANNA.account_id)
     client.fetch()
     service.drop_sessions()
@@ -230,10 +230,10 @@ def test_renews_the_session_of_a_known_account_id(service: SimulatedShare) -> No
         (share_faults.body(b"{}"), UnexpectedResponseError),
     ],
 )
-def test_tells_why_a_session_could_not_be_renewed(
+def test_raises_why_a_session_could_not_be_renewed(
     service: SimulatedShare, client: ShareClient, fault: Fault, kind: type[ShareError]
 ) -> None:
-    """What goes wrong while a session is renewed is told as at the first sign-in, after one try."""
+    """An error while a session is renewed is raised as at the first sign-in, after one try."""
     service.drop_sessions()
     service.fault = share_faults.only(fault, call=LOGIN)
     failure(kind, client.fetch)
@@ -245,8 +245,8 @@ def test_tells_why_a_session_could_not_be_renewed(
 
 
 @pytest.mark.parametrize("name", ["minutes", "max_count"])
-def test_refuses_what_share_cannot_give(service: SimulatedShare, name: str) -> None:
-    """What is no whole number within Share's bounds is refused, as a ValueError too, and nothing is sent."""
+def test_refuses_what_share_cannot_return(service: SimulatedShare, name: str) -> None:
+    """Anything but a whole number within Share's bounds is refused, as a ValueError too, and nothing is sent."""
     client = client_of(service)
     too_many = {"minutes": 1441, "max_count": 289}[name]
     numbers: list[Any] = [0, -1, too_many, 2**70, True, False, 5.0, float("nan"), "5", b"5", None, [5]]
@@ -262,7 +262,7 @@ def test_refuses_what_share_cannot_give(service: SimulatedShare, name: str) -> N
 def test_asks_for_so_many_minutes_and_readings(
     service: SimulatedShare, client: ShareClient, minutes: int, max_count: int
 ) -> None:
-    """The newest of the minutes asked for come, at most as many as asked for, newest first."""
+    """The newest readings of the requested minutes are returned, at most as many as requested, newest first."""
     expected = list(reversed(readings_of(ANNA, minutes)))[:max_count]
     assert client.readings(minutes, max_count) == expected
     request = service.requests[-1]
@@ -270,25 +270,23 @@ def test_asks_for_so_many_minutes_and_readings(
 
 
 def test_knows_the_latest_and_the_current_reading(client: ShareClient) -> None:
-    """The latest reading is the newest of the day; the current one is the same while it is fresh."""
+    """The latest reading is the newest of the day; the current one is the same while it is recent."""
     newest = readings_of(ANNA)[-1]
     assert client.latest_reading() == newest
     assert client.current_reading() == newest
 
 
 @pytest.mark.parametrize("minutes", [10, 23 * 60])
-def test_knows_no_current_reading_where_the_newest_is_old(
-    service: SimulatedShare, client: ShareClient, minutes: int
-) -> None:
-    """A reading of more than ten minutes ago is the latest, and not current."""
+def test_an_old_reading_is_not_current(service: SimulatedShare, client: ShareClient, minutes: int) -> None:
+    """A reading of more than ten minutes ago is the latest, but not current."""
     begin = NOW - minutes * 60
     service.distort(share_faults.during(begin, NOW, share_faults.missing))
     assert client.latest_reading() == [each for each in readings_of(ANNA) if each.date < begin * 1000][-1]
     assert client.current_reading() is None
 
 
-def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, client: ShareClient) -> None:
-    """What a phone whose clock is an hour ahead uploaded an hour ago passes for current, as the docstring says."""
+def test_trusts_the_phones_stamp(service: SimulatedShare, client: ShareClient) -> None:
+    """An hour-old reading from a phone whose clock is an hour ahead passes for current, as the docstring says."""
     service.distort(share_faults.missing)
     taken = round((NOW - 60) * 1000)
     service.add(ANNA.username, sim.Record(taken, 100, arrives=NOW - 3600))
@@ -297,7 +295,7 @@ def test_takes_the_stamp_of_the_phone_for_the_time(service: SimulatedShare, clie
 
 
 def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClient) -> None:
-    """That an account shares nothing is an answer without readings that says so, and the session stays."""
+    """If an account shares nothing, the result is an empty batch that says so, and the session stays."""
     service.fault = read(share_faults.error("MonitoredReceiverNotAssigned", "no receiver"))
     assert client.fetch() == Batch(nothing_shared=True)
     assert client.readings() == []
@@ -309,8 +307,8 @@ def test_knows_that_nothing_is_shared(service: SimulatedShare, client: ShareClie
     assert service.count(call=LOGIN) == 1
 
 
-def test_knows_no_reading_where_there_is_none(service: SimulatedShare, client: ShareClient) -> None:
-    """Where Share has nothing, there is nothing, and nothing is wrong."""
+def test_returns_nothing_if_there_are_no_readings(service: SimulatedShare, client: ShareClient) -> None:
+    """If Share has no readings, the result is empty, without an error."""
     service.distort(share_faults.missing)
     assert client.fetch() == Batch()
     assert client.readings() == []
@@ -322,7 +320,7 @@ def test_knows_no_reading_where_there_is_none(service: SimulatedShare, client: S
 
 
 def test_asks_for_the_time_without_the_password(service: SimulatedShare) -> None:
-    """Share tells the time to somebody who has not signed in, and a session is neither needed nor lost."""
+    """Share sends the time without a sign-in, and a session is neither needed nor lost."""
     client = client_of(service)
     for _ in range(2):
         client.ask_time()
@@ -336,7 +334,7 @@ def test_asks_for_the_time_without_the_password(service: SimulatedShare) -> None
 
 @pytest.mark.parametrize("code", ["SessionIdNotFound", "SessionNotValid", "AccountPasswordInvalid"])
 def test_the_time_is_in_a_refusal_too(service: SimulatedShare, code: str) -> None:
-    """An answer that does not know the session of zeros tells the time as well."""
+    """An answer that does not know the session of zeros contains the time as well."""
     client = client_of(service)
     service.fault = share_faults.error(code)
     client.ask_time()

@@ -1,4 +1,4 @@
-"""Connecting to a host that has several addresses: which comes first, and what a silent one costs."""
+"""Connecting to a host with several addresses: which comes first, and what a silent one costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[tuple[str, int]]) -> None:
-    """Let a name have these addresses."""
+    """Resolve a name to these addresses."""
     look_up = socket.getaddrinfo
 
     def resolved(host: str, *arguments: Any, **options: Any) -> list[Any]:
@@ -34,7 +34,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[tuple[st
 
 @pytest.fixture
 def full_server() -> Iterator[int]:
-    """Yield the port of some addresses from 127.0.0.2 on that let connections wait for ever."""
+    """Yield the port of some addresses from 127.0.0.2 on that accept no connection."""
     with contextlib.ExitStack() as stack:
         port = 0
         for number in range(2, 6):
@@ -51,7 +51,7 @@ def full_server() -> Iterator[int]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a silent address 0.2 s instead of 2."""
+    """Wait 0.2 s for a silent address instead of 2 s."""
     assert dialling.SILENT_SECONDS == 2
     monkeypatch.setattr(dialling, "SILENT_SECONDS", 0.2)
 
@@ -65,7 +65,7 @@ def many(service: SimulatedShare) -> str:
 
 
 def test_tries_every_address_of_a_host(service: SimulatedShare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first addresses of a host refuse the connection, the next one serves."""
+    """If the first addresses of a host refuse the connection, the next one is used."""
     port = port_of(service)
     resolve(monkeypatch, "many.test", [("127.0.0.2", port), ("::1", port), ("127.0.0.1", port)])
     client = client_of(service, base_url=many(service))
@@ -74,7 +74,7 @@ def test_tries_every_address_of_a_host(service: SimulatedShare, monkeypatch: pyt
 
 @pytest.mark.usefixtures("short_calls")
 def test_a_slow_name_server_costs_nothing_of_a_call(service: SimulatedShare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a look-up takes is the name server's affair: the call has its whole time behind it."""
+    """The time of a look-up does not count: the call still has its whole time."""
     look_up = socket.getaddrinfo
 
     def slowly(host: str, *arguments: Any, **options: Any) -> list[Any]:
@@ -90,7 +90,7 @@ def test_a_slow_name_server_costs_nothing_of_a_call(service: SimulatedShare, mon
 def test_silent_addresses_cost_little(
     service: SimulatedShare, full_server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Addresses that say nothing cost 2 s each while another is left, and nothing once one has worked."""
+    """Silent addresses cost 2 s each while another is left, and nothing once one has worked."""
     silent = [(f"127.0.0.{number}", full_server) for number in range(2, 6)]
     resolve(monkeypatch, "many.test", [*silent, ("127.0.0.1", port_of(service))])
     client = client_of(service, base_url=many(service))
@@ -102,8 +102,8 @@ def test_silent_addresses_cost_little(
         client.fetch()
 
 
-def test_an_address_that_worked_may_go_away(service: SimulatedShare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that worked last is only the first to be tried: where it is gone, the others are, too."""
+def test_an_address_that_worked_may_disappear(service: SimulatedShare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that worked last is only tried first: if it is gone, the others are tried too."""
     port = port_of(service)
     addresses = [("127.0.0.1", port)]
     resolve(monkeypatch, "many.test", addresses)
@@ -114,7 +114,7 @@ def test_an_address_that_worked_may_go_away(service: SimulatedShare, monkeypatch
         addresses.append(("127.0.0.2", port))
         other.settimeout(5)
         monkeypatch.setattr(transport, "CALL_SECONDS", 0.5)
-        failure(UnavailableError, client.fetch)  # this one takes connections and says nothing
+        failure(UnavailableError, client.fetch)  # this one accepts connections and stays silent
         other.accept()[0].close()
     service.start()
     monkeypatch.setattr(transport, "CALL_SECONDS", 20)
@@ -122,8 +122,8 @@ def test_an_address_that_worked_may_go_away(service: SimulatedShare, monkeypatch
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_last_address_has_all_that_is_left(full_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that is slow to take connections, at its last or only address, has the whole time of the call."""
+def test_the_last_address_has_the_remaining_time(full_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is slow to accept connections, at its last or only address, has the whole time of the call."""
     monkeypatch.setattr(transport, "CALL_SECONDS", 1.2)
     for count in (1, 3):
         resolve(monkeypatch, "many.test", [(f"127.0.0.{number}", full_server) for number in range(2, 2 + count)])
@@ -133,8 +133,8 @@ def test_the_last_address_has_all_that_is_left(full_server: int, monkeypatch: py
 
 
 @pytest.mark.usefixtures("impatient", "short_calls")
-def test_a_connection_has_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once an address has taken the connection, the handshake has the time of the call, though others are left."""
+def test_a_connection_has_the_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an address has accepted the connection, the handshake has the time of the call, even if others are left."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         resolve(monkeypatch, "many.test", [("127.0.0.1", port), ("127.0.0.2", port)])
@@ -144,7 +144,7 @@ def test_a_connection_has_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_connection_has_its_options() -> None:
-    """What is asked of a connection, as to send small things at once, is so."""
+    """The options of a connection, such as sending small packets immediately, are set."""
     option = socket.IPPROTO_TCP, socket.TCP_NODELAY
     with (
         socket.create_server(("127.0.0.1", 0)) as server,

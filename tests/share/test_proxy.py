@@ -1,4 +1,4 @@
-"""Calls through a real proxy to a real server over TLS: every bound holds, and the proxy is told where it fails."""
+"""Calls through a real proxy to a real server over TLS: every limit applies, and its faults are blamed on the proxy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.demo.share_service import SimulatedShare
 
 FAR: Final = "https://far.invalid"
-"""A server whose name only the proxy knows."""
+"""A server whose name only the proxy can look up."""
 AUTHORIZATION: Final = "Basic " + base64.b64encode(f"{QUINN.username}:{QUINN.password}".encode()).decode()
 
 
@@ -60,7 +60,7 @@ def server(authority: trustme.CA) -> Iterator[LittleServer]:
 
 @pytest.fixture
 def proxy(server: LittleServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ConnectProxy]:
-    """Return a proxy that leads to the server, which the environment names."""
+    """Return a proxy that leads to the server and is named in the environment."""
     with ConnectProxy(server.server_address[1]) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.name}")
         yield proxy
@@ -70,12 +70,12 @@ def far(url: str = FAR) -> ShareClient:
     return ShareClient(username=ANNA.username, password=ANNA.password, base_url=url)
 
 
-# Through it
+# Through the proxy
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
-def test_goes_through_the_proxy(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """All calls take one tunnel, and only the proxy looks up the server's name."""
+def test_uses_the_proxy(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """All calls use one tunnel, and only the proxy looks up the server's name."""
     monkeypatch.delenv("HTTPS_PROXY")
     monkeypatch.setenv(variable, f"http://{proxy.name}")
     client = far()
@@ -87,15 +87,15 @@ def test_goes_through_the_proxy(proxy: ConnectProxy, monkeypatch: pytest.MonkeyP
     assert (client.requests, client.logins) == (4, 2)
 
 
-def test_names_the_port(server: LittleServer, proxy: ConnectProxy) -> None:
-    """A server's own port is asked for; an address of IPv6 is in brackets."""
+def test_asks_for_the_port(server: LittleServer, proxy: ConnectProxy) -> None:
+    """The proxy is asked for the server's own port; an IPv6 address is in brackets."""
     assert client_to(server).fetch() == Batch()
     failure(UnavailableError, far("https://[::1]:8443").fetch)
     assert proxy.asked == [f"CONNECT {host(server)} HTTP/1.1", "CONNECT [::1]:8443 HTTP/1.1"]
 
 
-def test_shows_user_and_password(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the proxy wants to be shown stands before the host, with special characters in hexadecimal."""
+def test_sends_user_and_password(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """User and password are written before the host, with special characters in hexadecimal."""
     proxy.authorization = AUTHORIZATION
     monkeypatch.setenv("HTTPS_PROXY", with_credentials(proxy))
     client = far()
@@ -110,10 +110,10 @@ def with_credentials(proxy: ConnectProxy) -> str:
 
 
 @pytest.mark.parametrize("exempt", ["127.0.0.1", "*", "other.test, 127.0.0.0/8"])
-def test_some_are_reached_directly(
+def test_exempt_hosts_are_reached_directly(
     server: LittleServer, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch, exempt: str
 ) -> None:
-    """What NO_PROXY names takes no proxy."""
+    """Hosts in NO_PROXY are reached without the proxy."""
     monkeypatch.setenv("NO_PROXY", exempt)
     client = client_to(server)
     assert client.fetch() == Batch()
@@ -121,7 +121,7 @@ def test_some_are_reached_directly(
     assert client.proxy is None
 
 
-def test_http_takes_no_proxy(service: SimulatedShare, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_uses_no_proxy(service: SimulatedShare, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service without TLS, which is on this machine, is never asked through a proxy."""
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(variable, f"http://{proxy.name}")
@@ -134,7 +134,7 @@ def test_http_takes_no_proxy(service: SimulatedShare, proxy: ConnectProxy, monke
 def test_no_netrc_is_read(
     server: LittleServer, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The credentials of a .netrc go neither to the server nor to the proxy, although the environment is looked at."""
+    """The credentials of a .netrc go neither to the server nor to the proxy, although the environment is used."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login user password word\n")
     netrc.chmod(0o600)
@@ -145,8 +145,8 @@ def test_no_netrc_is_read(
 
 
 @pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "http://quinn quokka:3128", "http://proxy:port"])
-def test_tells_a_proxy_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A variable that names no proxy is a mistake before anything is sent, and only where it counts."""
+def test_reports_an_invalid_proxy(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """An invalid variable is an error before anything is sent, and only if it applies."""
     monkeypatch.setenv("HTTPS_PROXY", value)
     error = failure(VariableError, far)
     assert isinstance(error, ArgumentError)
@@ -168,7 +168,7 @@ TROUBLE: Final[dict[str, Trouble]] = {
 @pytest.mark.usefixtures("short_calls")
 @pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
 def test_a_proxy_has_the_time_of_the_call(proxy: ConnectProxy, trouble: Trouble) -> None:
-    """A proxy that is silent, or never comes to an end, costs the time of one call, and is to blame."""
+    """A proxy that is silent, or answers endlessly, costs the time of one call, and is blamed."""
     proxy.trouble = trouble
     client = far()
     with takes(0.4, 4):
@@ -189,7 +189,7 @@ ENDLESS: Final[dict[str, Trouble]] = {
 
 @pytest.mark.parametrize("trouble", ENDLESS.values(), ids=ENDLESS)
 def test_a_proxy_has_the_size_of_a_call(proxy: ConnectProxy, trouble: Trouble) -> None:
-    """A proxy whose answer is larger than any should be is given up, and is to blame."""
+    """A proxy whose answer is too large is given up, and is blamed."""
     proxy.trouble = trouble
     with takes(0, 4):
         error = failure(UnavailableError, far().fetch)
@@ -202,7 +202,7 @@ def test_a_proxy_has_the_size_of_a_call(proxy: ConnectProxy, trouble: Trouble) -
 def test_a_call_through_the_proxy_ends_in_time(
     authority: trustme.CA, proxy: ConnectProxy, stack: ExitStack, drip: bool
 ) -> None:
-    """The time of a call is all of it: the tunnel, the handshake, and an answer that comes byte by byte."""
+    """The time of a call includes everything: the tunnel, the handshake, and an answer that arrives byte by byte."""
     if drip:
         server = stack.enter_context(LittleServer(authority.issue_cert("far.invalid"), drip=True))
         proxy.to = server.server_address[1]
@@ -214,7 +214,7 @@ def test_a_call_through_the_proxy_ends_in_time(
 
 
 def test_the_tunnel_counts(proxy: ConnectProxy, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the proxy took is taken off the time of the handshake."""
+    """The time that the proxy took is subtracted from that of the handshake."""
     monkeypatch.setattr(transport, "CALL_SECONDS", 1.5)
     proxy.delay = 1.2
     proxy.to = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
@@ -222,8 +222,8 @@ def test_the_tunnel_counts(proxy: ConnectProxy, stack: ExitStack, monkeypatch: p
         failure(UnavailableError, far().fetch)
 
 
-def test_an_answer_through_the_proxy_has_its_size(authority: trustme.CA, proxy: ConnectProxy) -> None:
-    """An answer of more than 1 MiB is the server's fault, with a proxy between, too."""
+def test_an_answer_through_the_proxy_is_limited_in_size(authority: trustme.CA, proxy: ConnectProxy) -> None:
+    """An answer of more than 1 MiB is the server's fault, even through a proxy."""
     with LittleServer(authority.issue_cert("far.invalid"), more=MIB) as server:
         proxy.to = server.server_address[1]
         error = failure(UnexpectedResponseError, far().fetch)
@@ -231,12 +231,12 @@ def test_an_answer_through_the_proxy_has_its_size(authority: trustme.CA, proxy: 
 
 
 def test_a_slow_proxy_is_good_enough(proxy: ConnectProxy) -> None:
-    """A proxy that takes a while to open the tunnel has its time, as a server has."""
+    """A proxy that opens the tunnel slowly has as much time as a server."""
     proxy.delay = 0.5
     assert far().fetch() == Batch()
 
 
-# What fails at it
+# Failures of the proxy
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_a_slow_proxy_is_good_enough(proxy: ConnectProxy) -> None:
         (503, "cannot reach far.invalid (503); ask whoever runs it"),
     ],
 )
-def test_tells_a_refusal_of_the_proxy(
+def test_reports_a_refusal_of_the_proxy(
     server: LittleServer, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch, status: int, words: str
 ) -> None:
-    """What the proxy says is told as the proxy's, with what to do, and nothing has gone to the server."""
+    """A proxy's refusal is blamed on the proxy, with what to do, and nothing has reached the server."""
     proxy.trouble = at_proxy.refusal(status)
     monkeypatch.setenv("HTTPS_PROXY", with_credentials(proxy))
     client = far()
@@ -267,8 +267,8 @@ def test_tells_a_refusal_of_the_proxy(
     assert server.cookies == []
 
 
-def test_tells_wrong_credentials_of_the_proxy(proxy: ConnectProxy) -> None:
-    """A proxy that wants to be shown something is told as that, and goes on once it is."""
+def test_reports_wrong_credentials_for_the_proxy(proxy: ConnectProxy) -> None:
+    """If a proxy requires credentials, the error says so, and calls succeed once it gets them."""
     proxy.authorization = AUTHORIZATION
     assert "(407)" in str(failure(UnavailableError, far().fetch))
     proxy.authorization = None
@@ -284,14 +284,14 @@ def test_tells_wrong_credentials_of_the_proxy(proxy: ConnectProxy) -> None:
     ],
     ids=["hangs up", "other protocol", "other HTTP"],
 )
-def test_tells_what_is_no_proxy(proxy: ConnectProxy, trouble: Trouble, words: str) -> None:
-    """What takes the connection and is no proxy is told as that."""
+def test_reports_what_is_not_a_proxy(proxy: ConnectProxy, trouble: Trouble, words: str) -> None:
+    """If something else accepts the connection, the error says that it is not a proxy."""
     proxy.trouble = trouble
     assert str(failure(UnavailableError, far().fetch)) == f"{words.format(proxy.name)} HTTPS_PROXY right?"
 
 
-def test_tells_a_proxy_that_is_not_there(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that does not run, or whose name nobody knows, is to blame, and not Share."""
+def test_reports_a_missing_proxy(proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is not running, or whose name is unknown, is blamed, and not Share."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
@@ -310,7 +310,7 @@ def test_tells_a_proxy_that_is_not_there(proxy: ConnectProxy, monkeypatch: pytes
 
 @pytest.mark.parametrize("most", [0, 100, 2000])
 def test_a_tunnel_may_close_halfway(proxy: ConnectProxy, most: int) -> None:
-    """A tunnel that closes in the handshake or in an answer is an error that names both, and the next one serves."""
+    """A tunnel that closes in the handshake or in an answer is an error that names both, and the next call succeeds."""
     proxy.most = most
     client = far()
     error = failure(UnavailableError, client.fetch)
@@ -320,7 +320,7 @@ def test_a_tunnel_may_close_halfway(proxy: ConnectProxy, most: int) -> None:
 
 
 def test_the_certificate_is_the_servers(authority: trustme.CA, proxy: ConnectProxy) -> None:
-    """Behind a tunnel the server has to show its own certificate; a proxy that looks inside is not trusted."""
+    """Behind a tunnel the server must show its own certificate; a proxy that decrypts traffic is not trusted."""
     with LittleServer(authority.issue_cert("proxy.test")) as inside:
         proxy.to = inside.server_address[1]
         error = failure(UnavailableError, far().fetch)
@@ -328,8 +328,8 @@ def test_the_certificate_is_the_servers(authority: trustme.CA, proxy: ConnectPro
     assert inside.cookies == []
 
 
-def test_no_connection_is_left_to_the_collector(proxy: ConnectProxy) -> None:
-    """A connection to a proxy that opens no tunnel is closed at once, although its error is still held."""
+def test_no_connection_is_left_to_the_garbage_collector(proxy: ConnectProxy) -> None:
+    """A connection to a proxy that opens no tunnel is closed immediately, even while its error is referenced."""
     ended: list[bytes] = []
 
     def trouble(connection: socket.socket, _closed: object) -> None:

@@ -1,4 +1,4 @@
-"""What the environment says of proxies and authorities, read as curl reads it; no text quotes what may be a secret."""
+"""What the environment says about proxies and authorities, read as curl does; no text quotes a possible secret."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDER = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
     ],
 )
 def test_reads_a_proxy(value: str, host: str, port: int) -> None:
-    """An address with or without its kind, of a name or a number; the port of HTTP where it has none."""
+    """An address with or without its kind, as a name or a number; without a port it has the port of HTTP."""
     proxy = proxy_for(SHARE, {"HTTPS_PROXY": value})
     assert proxy == Proxy(host, port, "HTTPS_PROXY")
 
@@ -45,7 +45,7 @@ def test_reads_a_proxy(value: str, host: str, port: int) -> None:
     ],
 )
 def test_reads_user_and_password(before: str, shown: str) -> None:
-    """They stand before the host, with special characters in hexadecimal, and are no part of what can be printed."""
+    """They are written before the host, with special characters in hexadecimal, and are never printed."""
     proxy = proxy_for(SHARE, {"HTTPS_PROXY": f"http://{before}@proxy.lan:3128"})
     assert proxy is not None
     assert proxy.authorization == "Basic " + base64.b64encode(shown.encode()).decode()
@@ -54,13 +54,13 @@ def test_reads_user_and_password(before: str, shown: str) -> None:
 
 
 def test_writes_an_address_of_ipv6_in_brackets() -> None:
-    """Where a port follows, the address is in brackets."""
+    """If a port follows, the address is in brackets."""
     assert str(Proxy("fd00::1", 3128, "HTTPS_PROXY")) == "[fd00::1]:3128"
 
 
 @pytest.mark.parametrize("count", range(1, 5))
 def test_the_first_variable_that_is_set_counts(count: int) -> None:
-    """Small letters come before capitals, HTTPS before all, and an empty one means no proxy."""
+    """Lowercase comes before uppercase, HTTPS before ALL, and an empty value means no proxy."""
     environ = {variable: f"http://{variable.lower()[0]}{number}" for number, variable in enumerate(ORDER)}
     first = ORDER[-count]
     rest = {variable: environ[variable] for variable in ORDER[-count:]}
@@ -72,7 +72,7 @@ def test_the_first_variable_that_is_set_counts(count: int) -> None:
 
 
 def test_http_has_no_proxy() -> None:
-    """A base URL without TLS is on this machine; not even a mistake counts there."""
+    """A base URL without TLS is on this machine; not even an invalid variable matters there."""
     assert proxy_for("http://127.0.0.1:8000", dict.fromkeys(ORDER, "no proxy")) is None
 
 
@@ -93,8 +93,8 @@ def test_http_has_no_proxy() -> None:
         *("fd00::1", "http://user:pa55@"),
     ],
 )
-def test_tells_what_is_no_proxy(value: str) -> None:
-    """It names the variable and what is allowed, and quotes nothing: any piece of it may be a password."""
+def test_refuses_what_is_not_a_proxy(value: str) -> None:
+    """The error names the variable and what is allowed, and quotes nothing: any part of it may be a password."""
     with pytest.raises(VariableError) as error:
         proxy_for(SHARE, {"ALL_PROXY": value})
     text = str(error.value)
@@ -138,12 +138,12 @@ def test_tells_what_is_no_proxy(value: str) -> None:
     ],
 )
 def test_reads_no_proxy(exempt: str, host: str, port: int, direct: bool) -> None:
-    """Names for themselves and all below them, addresses and ranges, each with or without a port."""
+    """Names for themselves and all names below them, addresses and ranges, each with or without a port."""
     assert is_exempt(host, port, exempt) is direct
 
 
-def test_small_letters_come_first_in_no_proxy() -> None:
-    """Of no_proxy and NO_PROXY the first counts; a base URL has the port of its kind."""
+def test_lowercase_comes_first_in_no_proxy() -> None:
+    """Of no_proxy and NO_PROXY the first counts; without a port, a base URL has the port of its scheme."""
     environ = {"HTTPS_PROXY": PROXY, "no_proxy": "dexcom.com:443", "NO_PROXY": "other.test"}
     assert proxy_for(SHARE, environ) is None
     assert proxy_for("https://other.test:8443", environ) is not None
@@ -151,7 +151,7 @@ def test_small_letters_come_first_in_no_proxy() -> None:
 
 
 def test_reads_authorities() -> None:
-    """Each variable counts, a list of folders is taken apart, and an empty one names nothing."""
+    """Each variable counts, a list of folders is split, and an empty one names nothing."""
     assert authorities({}) == []
     assert authorities({"SSL_CERT_FILE": "", "SSL_CERT_DIR": ":", "CURL_CA_BUNDLE": "/x"}) == []
     assert authorities({"REQUESTS_CA_BUNDLE": "/a:b", "SSL_CERT_DIR": "/c:/d", "SSL_CERT_FILE": "/e"}) == [

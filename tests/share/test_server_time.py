@@ -1,4 +1,4 @@
-"""The time of day as Share tells it: what one answer is worth, and what several are that agree or do not."""
+"""The time of day by Share: what one answer is worth, and several that agree or disagree."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ ROUNDING = 1e-5
 
 
 def header(unix: float) -> str:
-    """Write a Date header, which is cut to whole seconds."""
+    """Return a Date header, truncated to whole seconds."""
     return format_datetime(datetime.fromtimestamp(int(unix), UTC), usegmt=True)
 
 
 @dataclass
 class World:
-    """A clock that began at ``truth``, and Share, which knows the truth and answers after some latency."""
+    """A clock that began at ``truth``, and Share, which knows the true time and answers after some latency."""
 
     truth: float
     clock: SetClock = field(default_factory=lambda: SetClock(1000.0))
@@ -72,7 +72,7 @@ class World:
         self.share = ShareTime(self.clock)
 
     def answer(self, latency: tuple[float, float]) -> None:
-        """Let a request take so long to Share, and its answer so long back."""
+        """Send a request and its answer with these latencies, in seconds."""
         there, back = latency
         sent = self.clock.at
         self.clock.at += there
@@ -82,19 +82,19 @@ class World:
 
     @property
     def offset(self) -> float:
-        """What Share's time is believed to be where the clock began."""
+        """The estimated time at which the clock began."""
         unix = self.share.unix(0.0)
         assert unix is not None
         return unix
 
     @property
     def error(self) -> float:
-        """How far what is believed is off."""
+        """How far the estimate is off."""
         return abs(self.offset - self.truth)
 
 
-def test_knows_no_time_before_share_has_told_it() -> None:
-    """Until Share has told the time, nobody knows it."""
+def test_the_time_is_unknown_until_share_sends_it() -> None:
+    """Until Share has sent the time, it is unknown."""
     share = ShareTime(SetClock(100.0))
     assert not share.known
     assert share.now() is None
@@ -102,7 +102,7 @@ def test_knows_no_time_before_share_has_told_it() -> None:
     assert share.at(NOON) is None
 
 
-def test_turns_times_into_each_other() -> None:
+def test_converts_times_both_ways() -> None:
     """Times of the clock become times of day and back."""
     clock = SetClock(100.0)
     share = ShareTime(clock)
@@ -118,7 +118,7 @@ def test_turns_times_into_each_other() -> None:
 @given(truth=truths, answers=answers)
 @property_of
 def test_each_answer_brings_the_time_nearer(truth: float, answers: list[tuple[float, tuple[float, float]]]) -> None:
-    """No answer moves the time away from the truth, and after each it is off by its latency and a second at most."""
+    """No answer moves the time away from the truth; after each it is off by at most its latency and a second."""
     world = World(truth)
     error = float("inf")
     for pause, latency in answers:
@@ -134,7 +134,7 @@ def test_each_answer_brings_the_time_nearer(truth: float, answers: list[tuple[fl
 def test_one_quick_answer_settles_the_time(
     truth: float, before: list[tuple[float, tuple[float, float]]], after: list[tuple[float, tuple[float, float]]]
 ) -> None:
-    """However slow the others are, before and after a quick answer: the time is right within a second."""
+    """However slow the answers before and after a quick one, the time is right to within a second."""
     world = World(truth)
     for answers in (before, [(0.0, (0.0, 0.0))], after):
         for pause, latency in answers:
@@ -145,8 +145,8 @@ def test_one_quick_answer_settles_the_time(
 
 @given(truth=truths)
 @property_of
-def test_first_answer_is_believed_in_its_middle(truth: float) -> None:
-    """A first answer that comes at once leaves half a second in doubt."""
+def test_the_first_answer_counts_at_its_middle(truth: float) -> None:
+    """An immediate first answer leaves half a second in doubt."""
     world = World(truth)
     world.answer((0.0, 0.0))
     assert world.error <= 0.5 + ROUNDING
@@ -154,8 +154,8 @@ def test_first_answer_is_believed_in_its_middle(truth: float) -> None:
 
 @given(truth=truths, answers=answers)
 @property_of
-def test_stands_still_where_nothing_contradicts(truth: float, answers: list[tuple[float, tuple[float, float]]]) -> None:
-    """What was told once moves nothing when it is told again, to the last bit."""
+def test_repeated_answers_change_nothing(truth: float, answers: list[tuple[float, tuple[float, float]]]) -> None:
+    """An answer that is repeated changes nothing, to the last bit."""
     world = World(truth)
     for moved in (True, False):
         world.clock.at = 1000.0
@@ -166,10 +166,10 @@ def test_stands_still_where_nothing_contradicts(truth: float, answers: list[tupl
             assert moved or world.offset == before
 
 
-def told(*answers: tuple[float, float]) -> tuple[World, list[int]]:
-    """Let Share answer, each time so many seconds after the last and with a Date wrong by so many.
+def after_answers(*answers: tuple[float, float]) -> tuple[World, list[int]]:
+    """Send answers, each so many seconds after the last and with a Date wrong by so many.
 
-    Return by how much the time was wrong after each.
+    Return how many seconds the time was off after each.
     """
     world, wrong = World(NOON), []
     for pause, off in answers:
@@ -183,25 +183,25 @@ DAY = 86400
 
 
 def test_is_settled_once_two_answers_half_a_minute_apart_agree() -> None:
-    """One answer proves little, and another one right behind it no more."""
-    world, _ = told((0, 0))
+    """One answer proves little, and another one right after it no more."""
+    world, _ = after_answers((0, 0))
     assert not world.share.settled
     assert world.share.settles_at == world.clock.at + 30
-    world, _ = told((0, 0), (29, 0))
+    world, _ = after_answers((0, 0), (29, 0))
     assert not world.share.settled
-    world, _ = told((0, 0), (29, 0), (1, 0))
+    world, _ = after_answers((0, 0), (29, 0), (1, 0))
     assert world.share.settled
     assert world.share.settles_at is None
 
 
 @pytest.mark.parametrize("off", [-DAY, -3600, -61, 62, 3600, DAY])
 def test_a_single_wrong_date_changes_nothing(off: float) -> None:
-    """Seconds to hours off, once: the time stays what two answers agreed on, but is not called settled meanwhile."""
-    world, wrong = told((0, 0), (40, 0), (300, off))
+    """Seconds to hours off, once: the agreed time stays, but does not count as settled meanwhile."""
+    world, wrong = after_answers((0, 0), (40, 0), (300, off))
     assert wrong == [0, 0, 0]
     assert not world.share.settled
     assert world.share.jumped
-    world, wrong = told((0, 0), (40, 0), (300, off), (30, 0))
+    world, wrong = after_answers((0, 0), (40, 0), (300, off), (30, 0))
     assert wrong[-1] == 0
     assert world.share.settled
     assert not world.share.jumped
@@ -209,44 +209,44 @@ def test_a_single_wrong_date_changes_nothing(off: float) -> None:
 
 @pytest.mark.parametrize("off", [-3600, 3600])
 def test_a_first_date_that_is_wrong_is_soon_forgotten(off: float) -> None:
-    """As long as nothing was agreed on, the newest answer is as good as any."""
-    world, wrong = told((0, off), (30, 0))
+    """Until two answers agree, the newest one counts."""
+    world, wrong = after_answers((0, off), (30, 0))
     assert wrong == [off, 0]
     assert not world.share.settled
-    _, wrong = told((0, off), (30, 0), (30, 0))
+    _, wrong = after_answers((0, off), (30, 0), (30, 0))
     assert wrong[-1] == 0
 
 
 def test_an_hour_of_dates_that_are_behind_changes_nothing() -> None:
-    """Old readings would look new. Only after 75 minutes is it believed that the time before was wrong."""
+    """Old readings would look new. Only after 75 minutes is the earlier time considered wrong."""
     hour = [(300.0, -3600.0)] * 13
-    world, wrong = told((0, 0), (40, 0), *hour)
+    world, wrong = after_answers((0, 0), (40, 0), *hour)
     assert set(wrong) == {0}
     assert not world.share.settled
-    world, wrong = told((0, 0), (40, 0), *hour, (300, 0))
+    world, wrong = after_answers((0, 0), (40, 0), *hour, (300, 0))
     assert wrong[-1] == 0
     assert world.share.settled
-    world, wrong = told((0, 0), (40, 0), *hour, *[(300.0, -3600.0)] * 3)
+    world, wrong = after_answers((0, 0), (40, 0), *hour, *[(300.0, -3600.0)] * 3)
     assert wrong[-1] == -3600
     assert world.share.settled
 
 
-def test_a_machine_that_stood_still_is_noticed_by_two_answers() -> None:
+def test_two_answers_reveal_a_paused_machine() -> None:
     """A virtual machine that was paused lost time: the later time counts once two answers agree, and not before."""
-    world, wrong = told((0, 0), (40, 0), (300, 8 * 3600), (30, 8 * 3600))
+    world, wrong = after_answers((0, 0), (40, 0), (300, 8 * 3600), (30, 8 * 3600))
     assert wrong == [0, 0, 0, 8 * 3600]
     assert world.share.settled
 
 
-def test_a_time_that_was_agreed_on_before_needs_no_75_minutes() -> None:
+def test_an_earlier_agreed_time_needs_no_75_minutes() -> None:
     """After an hour of dates that are ahead, the right time is back half a minute after the first right answer."""
-    _, wrong = told((0, 0), (40, 0), *[(300, 3600)] * 12, (300, 0), (30, 0))
+    _, wrong = after_answers((0, 0), (40, 0), *[(300, 3600)] * 12, (300, 0), (30, 0))
     assert wrong[3] == 3600
     assert wrong[-2:] == [3600, 0]
 
 
 def test_follows_a_clock_that_drifts() -> None:
-    """Where the machine's clock runs slow by 100 parts in a million, the time stays right within a second or so."""
+    """If the machine's clock is slow by 100 parts per million, the time stays right to within a second or so."""
     world = World(NOON)
     for _ in range(2 * 288):
         world.clock.at += 300
@@ -257,7 +257,7 @@ def test_follows_a_clock_that_drifts() -> None:
 
 @pytest.mark.parametrize("date", IGNORED)
 def test_ignores_what_cannot_be_the_time(date: str | None) -> None:
-    """A header that is missing, makes no sense, or is out of this century changes nothing."""
+    """A header that is missing, makes no sense, or is not in this century changes nothing."""
     world = World(NOON)
     world.share.update(date, world.clock.at)
     assert not world.share.known
@@ -272,7 +272,7 @@ def test_ignores_what_cannot_be_the_time(date: str | None) -> None:
 @example("Sun, 06 Nov " + "9" * 5000 + " 08:49:37 GMT", NOON)
 @property_of
 def test_survives_any_header(date: str, truth: float) -> None:
-    """Whatever stands in a header, nothing is raised, and the time is known or it is not."""
+    """Whatever a header contains, nothing is raised, and the time is either known or not."""
     world = World(truth)
     world.share.update(date, world.clock.at)
     assert world.share.known is (world.share.now() is not None)
@@ -292,25 +292,25 @@ def test_survives_any_header(date: str, truth: float) -> None:
         "Sun, 06 Nov 1994 09:49:37 +0100",
     ],
 )
-def test_reads_every_form_of_an_http_date(text: str) -> None:
-    """The three forms of HTTP are read, in GMT also where they do not say so."""
+def test_reads_every_format_of_an_http_date(text: str) -> None:
+    """The three formats of HTTP are read, as GMT even if they do not say so."""
     assert parse_http_date(text) == 784111777
 
 
 # --- the client's time -------------------------------------------------------------------------------------
 
 
-def test_the_server_tells_the_time(service: SimulatedShare) -> None:
-    """The time of day is the server's, to within the second to which its header is cut."""
+def test_the_time_is_the_servers(service: SimulatedShare) -> None:
+    """The time of day is the server's, to within the second to which its header is truncated."""
     clock = SetClock(1000.0)
     client = client_of(service, clock=clock)
     assert not client.time.known
     client.fetch()
-    told = client.time.now()
-    assert told is not None
-    assert NOW <= told <= NOW + 1
+    now = client.time.now()
+    assert now is not None
+    assert NOW <= now <= NOW + 1
     clock.at += 60
-    assert client.time.now() == told + 60
+    assert client.time.now() == now + 60
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_the_server_tells_the_time(service: SimulatedShare) -> None:
         (share_faults.error(*REJECTIONS[0]), CredentialsRejectedError),
     ],
 )
-def test_an_error_tells_the_time_too(service: SimulatedShare, fault: Fault, kind: type[ShareError]) -> None:
-    """The header of an answer that is an error tells the time as well."""
+def test_an_error_contains_the_time_too(service: SimulatedShare, fault: Fault, kind: type[ShareError]) -> None:
+    """The header of an error contains the time as well."""
     service.fault = fault
     client = client_of(service)
     failure(kind, client.fetch)
@@ -337,8 +337,8 @@ def test_an_error_tells_the_time_too(service: SimulatedShare, fault: Fault, kind
         *("Mon, 99 Foo 99999999999 99:99:99 +9999", "1" * 5000, "Thu, 01 Jan 1970 00:00:00 GMT", "," * 50),
     ],
 )
-def test_a_date_that_makes_no_sense_tells_nothing(service: SimulatedShare, date: str | None) -> None:
-    """A header that is missing or garbage leaves the time unknown, and the readings good."""
+def test_an_invalid_date_is_ignored(service: SimulatedShare, date: str | None) -> None:
+    """A missing or invalid header leaves the time unknown, and the readings good."""
     service.fault = share_faults.header("Date", date)
     client = client_of(service)
     assert client.fetch().readings == readings_of(ANNA)

@@ -1,4 +1,4 @@
-"""One call over real HTTP: it ends in time and memory, verifies TLS, keeps its connection, and tells no secret."""
+"""One call over real HTTP: its time and memory are limited, TLS is verified, and no secret leaks."""
 
 from __future__ import annotations
 
@@ -51,15 +51,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# Ways of sending
+# Encodings
 
 
 @pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
 @pytest.mark.parametrize("in_chunks", [True, False], ids=["chunked", "of known length"])
-def test_reads_every_way_of_sending(
-    service: SimulatedShare, client: ShareClient, in_chunks: bool, compress: bool
-) -> None:
-    """The answer may be compressed or not, in chunks or not: the client says that it can take both."""
+def test_reads_every_encoding(service: SimulatedShare, client: ShareClient, in_chunks: bool, compress: bool) -> None:
+    """The answer may be compressed or not, in chunks or not: the client says that it accepts both."""
     heard: list[Request] = []
 
     def sent(request: Request, respond: Respond) -> Response:
@@ -85,13 +83,13 @@ def test_reads_every_way_of_sending(
     ],
 )
 def test_reads_a_plain_answer(service: SimulatedShare, client: ShareClient, content: bytes) -> None:
-    """No reading, however it is sent, is no reading and no error."""
+    """No readings, in whatever encoding, are no readings and no error."""
     service.fault = read(raw(content, close=b"Length" not in content))
     assert client.fetch() == Batch()
 
 
-def test_is_not_misled_by_what_follows_an_answer(service: SimulatedShare, client: ShareClient) -> None:
-    """Bytes that come after the end of an answer are not taken for the answer to what is asked next."""
+def test_ignores_bytes_after_an_answer(service: SimulatedShare, client: ShareClient) -> None:
+    """Bytes after the end of an answer are not used as the answer to the next request."""
     two = head("Content-Length: 2") + b"[]"
     service.fault = read(raw(two * 2))
     assert client.fetch() == Batch()
@@ -108,20 +106,20 @@ def test_is_not_misled_by_what_follows_an_answer(service: SimulatedShare, client
         (head("Transfer-Encoding: chunked")[:-2], [READ]),
     ],
 )
-def test_a_head_that_breaks_off_is_no_batch(
+def test_a_truncated_head_is_not_a_batch(
     service: SimulatedShare, client: ShareClient, content: bytes, calls: list[str]
 ) -> None:
-    """An answer that breaks off within its head is an error; where it looks empty, the session is renewed first."""
+    """An answer that breaks off within its head is an error; if it looks empty, the session is renewed first."""
     service.fault = read(raw(content, close=True))
     failure(UnavailableError, client.fetch)
     assert asked(service, client)[3:] == calls
 
 
 @pytest.mark.parametrize("lines", [("Connection: close", "Content-Length: 1"), ("Content-Length: -1",)], ids=str)
-def test_leaves_no_connection_to_the_collector(
+def test_leaves_no_connection_to_the_garbage_collector(
     service: SimulatedShare, client: ShareClient, lines: tuple[str, ...]
 ) -> None:
-    """An answer whose head is at fault is closed at once, not when its error is forgotten."""
+    """An answer with a malformed head is closed immediately, not when its error is forgotten."""
     received: queue.Queue[bytes] = queue.Queue()
 
     def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
@@ -137,8 +135,8 @@ def test_leaves_no_connection_to_the_collector(
 
 
 @pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
-def test_takes_an_answer_of_nearly_one_mebibyte(service: SimulatedShare, client: ShareClient, compress: bool) -> None:
-    """A long answer is fine up to the limit, which for a compressed one holds unpacked too."""
+def test_accepts_an_answer_of_nearly_one_mebibyte(service: SimulatedShare, client: ShareClient, compress: bool) -> None:
+    """A long answer is fine up to the limit, which applies to a compressed one when unpacked too."""
     service.fault = read(share_faults.padded(MIB if compress else MIB - 1000, compress=compress))
     assert client.fetch().readings == readings_of(ANNA)
     service.fault = read(share_faults.padded(MIB + 1, compress=compress))
@@ -149,7 +147,7 @@ def test_takes_an_answer_of_nearly_one_mebibyte(service: SimulatedShare, client:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("call", [*SIGN_IN, READ])
 def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) -> None:
-    """A redirect is an error: neither the password nor the session goes to where it points."""
+    """A redirect is an error: neither the password nor the session goes to its target."""
     with SimulatedShare(ACCOUNTS, lambda: NOW) as other:
         path = {
             AUTHENTICATE: "General/AuthenticatePublisherAccount",
@@ -166,8 +164,8 @@ def test_follows_no_redirect(service: SimulatedShare, status: int, call: str) ->
 
 
 @pytest.mark.parametrize("location", ["http://[::1", "//", "\xff\xfe", "", "http://localhost:99999/"])
-def test_looks_at_no_redirect(service: SimulatedShare, client: ShareClient, location: str) -> None:
-    """A redirect to what is no address is an error like any other status."""
+def test_reads_no_redirect(service: SimulatedShare, client: ShareClient, location: str) -> None:
+    """A redirect to an invalid address is an error like any other status."""
     service.fault = read(share_faults.status(302, {"Location": location}))
     assert str(failure(UnavailableError, client.fetch)) == f"{host(service)} answered with status 302"
 
@@ -175,8 +173,8 @@ def test_looks_at_no_redirect(service: SimulatedShare, client: ShareClient, loca
 # Hosts
 
 
-def test_tells_a_refused_connection(service: SimulatedShare, client: ShareClient) -> None:
-    """A server that is down is told as such; when it is back, the session goes on."""
+def test_reports_a_refused_connection(service: SimulatedShare, client: ShareClient) -> None:
+    """A server that is down is an error that says so; when it is back, the session continues."""
     at = host(service)
     service.close()
     failure(UnavailableError, client_of(service).fetch)
@@ -188,7 +186,7 @@ def test_tells_a_refused_connection(service: SimulatedShare, client: ShareClient
     assert client.logins == 2
 
 
-def test_tells_an_unknown_host() -> None:
+def test_reports_an_unknown_host() -> None:
     """A host that cannot be looked up is unavailable, and the error says so."""
     client = ShareClient(username="a", password="b", base_url="https://share.invalid/Services")
     error = failure(UnavailableError, client.fetch)
@@ -198,8 +196,8 @@ def test_tells_an_unknown_host() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".invalid", "*"])
-def test_tells_an_impossible_host(host: str) -> None:
-    """A host that cannot be is unavailable, too: only the asking tells."""
+def test_reports_an_impossible_host(host: str) -> None:
+    """A host with an impossible name is unavailable too: that only shows when it is looked up."""
     failure(UnavailableError, ShareClient(username="a", password="b", base_url=f"http://{host}").fetch)
 
 
@@ -207,7 +205,7 @@ def test_tells_an_impossible_host(host: str) -> None:
 
 
 def dripping(content: bytes | None = None) -> Fault:
-    """Send the whole answer, or this one, byte by byte: every read of the client brings something in time."""
+    """Send the whole answer, or this one, byte by byte: every read of the client gets something in time."""
 
     def fault(request: Request, respond: Respond) -> Response:
         slow = share_faults.drip(0.05)(request, respond)
@@ -232,7 +230,7 @@ SLOW: Final = {
 @pytest.mark.usefixtures("short_calls")
 @pytest.mark.parametrize("fault", SLOW.values(), ids=SLOW)
 def test_a_call_ends_in_time(service: SimulatedShare, client: ShareClient, fault: Fault) -> None:
-    """A call that would take too long ends when its time is over, also while something keeps coming."""
+    """A call that would take too long ends when its time is over, even while bytes keep arriving."""
     service.fault = read(fault)
     with takes(0.4, 4):
         error = failure(UnavailableError, client.fetch)
@@ -252,7 +250,7 @@ def test_a_sign_in_ends_in_time(service: SimulatedShare, call: str) -> None:
 
 @pytest.mark.usefixtures("short_calls")
 def test_a_call_has_its_time_in_real_seconds(service: SimulatedShare) -> None:
-    """A clock that runs fast makes no call shorter: the network does not run faster."""
+    """A fast clock makes no call shorter: the network is not faster."""
     client = client_of(service, clock=Clock(speed=10_000))
     assert client.fetch().readings == readings_of(ANNA)
     service.fault = share_faults.hang()
@@ -262,7 +260,7 @@ def test_a_call_has_its_time_in_real_seconds(service: SimulatedShare) -> None:
 
 @pytest.mark.usefixtures("short_calls")
 def test_a_handshake_ends_in_time() -> None:
-    """A server that accepts the connection and never says a word of TLS is given up in time."""
+    """A server that accepts the connection but never begins TLS is given up in time."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"https://127.0.0.1:{server.getsockname()[1]}"
         with takes(0.4, 4):
@@ -288,7 +286,7 @@ def test_threads_share_no_limit(service: SimulatedShare) -> None:
 
 
 def noting_peers(peers: list[object], *, then: Callable[[socket.socket], bool] = lambda _: True) -> Fault:
-    """Answer as the service does, and note from which port of the client's each request comes."""
+    """Answer as the service does, and record from which port of the client each request comes."""
 
     def deliver(connection: socket.socket, top: bytes, content: bytes) -> bool:
         peers.append(connection.getpeername())
@@ -299,7 +297,7 @@ def noting_peers(peers: list[object], *, then: Callable[[socket.socket], bool] =
 
 
 def test_keeps_the_connection(service: SimulatedShare) -> None:
-    """Sign-in and reads, errors among them, take one connection."""
+    """Sign-in and reads, including errors, use one connection."""
     peers: list[object] = []
     client = client_of(service)
     for fault in (
@@ -317,8 +315,8 @@ def test_keeps_the_connection(service: SimulatedShare) -> None:
     assert len(set(peers)) == 1
 
 
-def test_connects_anew_where_the_connection_was_closed(service: SimulatedShare) -> None:
-    """A server that closes the connection while nothing is asked costs no error."""
+def test_reconnects_if_the_connection_was_closed(service: SimulatedShare) -> None:
+    """A server that closes an idle connection causes no error."""
     peers: list[object] = []
     closed = threading.Semaphore(0)
 
@@ -337,7 +335,7 @@ def test_connects_anew_where_the_connection_was_closed(service: SimulatedShare) 
 
 
 class LaterClock(Clock):
-    """A clock that can be put forward, as a suspended machine's is."""
+    """A clock that can be set forward, like that of a suspended machine."""
 
     later = 0.0
 
@@ -346,8 +344,8 @@ class LaterClock(Clock):
 
 
 @pytest.mark.parametrize("speed", [1, 60])
-def test_connects_anew_where_the_connection_was_idle(service: SimulatedShare, speed: float) -> None:
-    """A connection that nothing went over for more than a minute is not used again: a NAT may have forgotten it."""
+def test_reconnects_if_the_connection_was_idle(service: SimulatedShare, speed: float) -> None:
+    """A connection that was idle for more than a minute is not used again: a NAT may have forgotten it."""
     peers: list[object] = []
     service.fault = noting_peers(peers)
     clock = LaterClock(speed)
@@ -362,16 +360,16 @@ def test_connects_anew_where_the_connection_was_idle(service: SimulatedShare, sp
     assert len({first, third, fifth}) == 3
 
 
-def test_connects_anew_where_the_server_was_restarted(service: SimulatedShare, client: ShareClient) -> None:
-    """A server that was away while nothing was asked costs no error, and not the session."""
+def test_reconnects_if_the_server_was_restarted(service: SimulatedShare, client: ShareClient) -> None:
+    """A server that restarts between requests causes no error, and the session stays."""
     service.close()
     service.start()
     assert client.fetch().readings == readings_of(ANNA)
     assert asked(service, client)[3:] == [READ]
 
 
-def test_a_connection_serves_every_thread(service: SimulatedShare, client: ShareClient) -> None:
-    """A connection that one thread has opened serves another, with that one's limits."""
+def test_a_connection_works_in_every_thread(service: SimulatedShare, client: ShareClient) -> None:
+    """A connection that one thread has opened works in another, with that thread's limits."""
     peers: list[object] = []
     service.fault = noting_peers(peers)
     client.fetch()
@@ -383,8 +381,8 @@ def test_a_connection_serves_every_thread(service: SimulatedShare, client: Share
     assert len(set(peers)) == 1
 
 
-def test_sends_cookies_back_to_their_account_alone() -> None:
-    """A cookie of one account's answers goes with that account's requests, and with no other's."""
+def test_sends_cookies_only_for_their_account() -> None:
+    """A cookie from one account's answers is sent with that account's requests, and with no other's."""
     with LittleServer() as server:
         anna, quinn = client_to(server), client_to(server)
         anna.fetch()
@@ -416,10 +414,10 @@ WEEK = timedelta(days=7)
         pytest.param("localhost", -WEEK, WEEK, False, "not trusted by this machine", id="of another host"),
     ],
 )
-def test_tells_a_certificate_that_is_not_good(
+def test_reports_an_invalid_certificate(
     authority: trustme.CA, name: str, begins: timedelta, ends: timedelta, wrong_clock: bool, why: str
 ) -> None:
-    """Where only the dates of a certificate are wrong, it may be this machine's clock; else it is not."""
+    """If only the dates of a certificate are wrong, this machine's clock may be the cause; otherwise it is not."""
     today = datetime.now(UTC)
     certificate = authority.issue_cert(name, not_before=today + begins, not_after=today + ends)
     with LittleServer(certificate) as server:
@@ -432,7 +430,7 @@ def test_tells_a_certificate_that_is_not_good(
 
 @pytest.mark.usefixtures("authority")
 def test_trusts_no_other_authority() -> None:
-    """A certificate of an unknown authority is not trusted, nothing is sent, and the clock is not to blame."""
+    """A certificate of an unknown authority is not trusted, nothing is sent, and the clock is not blamed."""
     with LittleServer(trustme.CA().issue_cert("127.0.0.1")) as server:
         error = failure(UnavailableError, client_to(server).fetch)
     assert not error.wrong_clock
@@ -441,14 +439,14 @@ def test_trusts_no_other_authority() -> None:
 
 
 def test_trusts_the_usual_authorities_everywhere(authority: trustme.CA) -> None:
-    """The authorities of certifi are trusted although the machine names others."""
+    """The authorities of certifi are trusted even if the machine names others."""
     del authority
     context = transport.adapter().poolmanager.connection_pool_kw["ssl_context"]
     assert len(context.get_ca_certs()) > 50
 
 
-def test_tells_a_server_that_speaks_no_tls(service: SimulatedShare) -> None:
-    """A server that does not speak TLS where it should is unavailable, and the clock is not to blame."""
+def test_reports_a_server_without_tls(service: SimulatedShare) -> None:
+    """A server that does not speak TLS where it should is unavailable, and the clock is not blamed."""
     client = client_of(service, base_url=service.base_url.replace("http:", "https:"))
     error = failure(UnavailableError, client.fetch)
     assert not error.wrong_clock
@@ -458,7 +456,7 @@ def test_tells_a_server_that_speaks_no_tls(service: SimulatedShare) -> None:
 
 @pytest.mark.usefixtures("short_calls")
 def test_a_call_over_tls_ends_in_time(authority: trustme.CA) -> None:
-    """The time limit holds over TLS as well, while byte after byte comes."""
+    """The time limit applies to TLS as well, while one byte after another arrives."""
     with LittleServer(authority.issue_cert("127.0.0.1"), drip=True) as server, takes(0.4, 4):
         error = failure(UnavailableError, client_to(server).fetch)
     assert str(error) == f"no answer from {host(server)}: it took too long"
@@ -471,7 +469,7 @@ def test_a_call_over_tls_ends_in_time(authority: trustme.CA) -> None:
 @pytest.mark.parametrize("write", [*WRITTEN, lambda text: base64.b64encode(f"x{text}y".encode()).decode()])
 @pytest.mark.parametrize("secret", [ANNA.username, KIM.password, ANNA.account_id])
 def test_the_search_for_secrets_finds_them(secret: str, write: Callable[[str], str]) -> None:
-    """The search that every test here relies on finds a secret however it is written, and nothing else."""
+    """The search that every test here relies on finds a secret in every spelling, and nothing else."""
     assert secrets_in(f"/{write(secret)} and more") == {secret}
     assert secrets_in("https://share2.dexcom.com/ShareWebServices/Services/General answered with status 500") == set()
 
@@ -482,7 +480,7 @@ MALFORMED_HEADERS: Final = head("Content-Length: 2", "no header", "Date: x") + b
 def test_the_library_would_log_the_session(
     service: SimulatedShare, client: ShareClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """urllib3 writes the URL with the session id into its log, as a warning too: the daemon has to silence it."""
+    """urllib3 logs the URL with the session id, also as a warning: the daemon has to silence it."""
     service.fault = read(raw(MALFORMED_HEADERS, close=True))
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     client.fetch()
@@ -490,10 +488,10 @@ def test_the_library_would_log_the_session(
     caplog.clear()
 
 
-def test_the_log_tells_no_secret(
+def test_the_log_contains_no_secret(
     service: SimulatedShare, client: ShareClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the daemon's settings nothing is logged of calls, good or bad."""
+    """With the daemon's settings nothing is logged about calls, good or bad."""
     service.fault = read(raw(MALFORMED_HEADERS, close=True))
     client.fetch()
     for fault in (share_faults.drop(), share_faults.error("X"), sim.no_fault):
