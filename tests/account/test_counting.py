@@ -38,7 +38,7 @@ def days(world: World) -> dict[str, int]:
 
 
 def published_at(world: World, topic: str = STATISTICS) -> list[float]:
-    return [at for at, each in world.told if each == topic]
+    return [at for at, each in world.publications if each == topic]
 
 
 def truth(world: World, since: float = BEGIN - DAY) -> list[Record]:

@@ -55,7 +55,7 @@ class World:
         self.account = SimulatedAccount("anna@example.com", PASSWORD, **account)
         self.service = SimulatedShare([self.account], lambda: self.unix)
         self.retained: dict[str, bytes] = {}
-        self.told: list[tuple[float, str]] = []  # when something was published, and on which topic
+        self.publications: list[tuple[float, str]] = []  # when something was published, and on which topic
         self.statistics: Statistics = "90d"
         self.configured: dict[str, Any] = {}  # of the account, from the next restart on
         self.published: dict[int, float] = {}  # by date: when
@@ -122,7 +122,7 @@ class World:
             self._mirror.put(self.outgoing.histories(math.inf))
         for message in self._mirror.take(now, 1000):
             self.retained[message.topic] = message.payload.encode()
-            self.told.append((self.unix, message.topic))
+            self.publications.append((self.unix, message.topic))
 
     @property
     def status(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def test_slow_statistics_do_not_delay_a_poll(make_world: Callable[..., World], m
     world = make_world()
     poll, late = Poller.poll, list[float]()
 
-    def tell(_: Feed) -> float:
+    def publish(_: Feed) -> float:
         world.clock.time += 2
         return math.inf
 
@@ -204,7 +204,7 @@ def test_slow_statistics_do_not_delay_a_poll(make_world: Callable[..., World], m
         late.append(world.clock.now() - poller.due)
         return poll(poller)
 
-    monkeypatch.setattr(Feed, "publish_statistics", tell)
+    monkeypatch.setattr(Feed, "publish_statistics", publish)
     monkeypatch.setattr(Poller, "poll", watched)
     world.live(HOUR)
     assert len(late) > 12
@@ -443,8 +443,8 @@ def test_only_malformed_records_are_an_unexpected_response(make_world: Callable[
     world = make_world()
     world.service.fault = spoilt(lambda _: True, Value=None)
     world.live(HOUR)
-    told = (world.status["share"], world.status["message"])
-    assert told == ("unexpected_response", status.REMEDIES["unexpected_response"])
+    shown = (world.status["share"], world.status["message"])
+    assert shown == ("unexpected_response", status.REMEDIES["unexpected_response"])
 
 
 def test_error_codes_before_a_malformed_newest_record(make_world: Callable[..., World]) -> None:
@@ -572,17 +572,17 @@ def test_a_limit_that_is_read_back_late_is_published_before_the_history(
     history = history_message(TOPICS, "anna", source_of("us", "anna@example.com"), [ahead]).payload.encode()
     locked = Status(share="locked_out", next_poll_at=world.unix + 600)
     before = status_message(TOPICS, "anna", locked).payload.encode()
-    told: list[str] = []
+    shown: list[str] = []
     serve = world.clock.before_wait
 
     def read_back() -> None:
         serve()
-        if world.poller.answered.is_set() and not told:
+        if world.poller.answered.is_set() and not shown:
             world.poller.take_read_back(history, before)
             serve()
-            told.append(world.status["share"])
+            shown.append(world.status["share"])
 
     world.clock.before_wait = read_back
     world.live(20)
-    assert (told, world.status["share"]) == (["locked_out"], "ok")
+    assert (shown, world.status["share"]) == (["locked_out"], "ok")
     assert parse_iso(world.status["next_poll_at"]) == pytest.approx(BEGIN + 5000 + 600, abs=5)

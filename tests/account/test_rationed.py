@@ -82,9 +82,9 @@ class ScriptedClient:
 
     def ask_time(self) -> None:
         self.calls.append("time")
-        self.tell_time()
+        self.send_time()
 
-    def tell_time(self) -> None:
+    def send_time(self) -> None:
         self.time.update(formatdate(NOON + self._clock.now() - BOOTED, usegmt=True), self._clock.now())
 
     def _sign_in(self, outcome: Batch | ShareError | None) -> None:
@@ -128,7 +128,7 @@ def counter() -> Counter:
 @pytest.fixture
 def signed_in(counter: Counter) -> Counter:
     """Return a counter whose client is signed in and knows the time."""
-    counter.share.tell_time()
+    counter.share.send_time()
     counter.fetch(Batch())
     return counter
 
@@ -163,7 +163,7 @@ def test_rejected_sign_ins_are_in_unix_seconds(counter: Counter) -> None:
     """Each request with the password counts for 24 hours; without Share's time, nobody knows when it was."""
     assert counter.fetch(REJECTED) is REJECTED
     assert counter.client.usage().rejected == ()
-    counter.share.tell_time()
+    counter.share.send_time()
     assert counter.client.usage() == Usage(requests=2, logins=2, rejected=(NOON, NOON))
     counter.clock.time += DAY
     assert counter.client.usage() == Usage()
@@ -353,7 +353,7 @@ def test_a_lock_before_a_restart_counts(counter: Counter) -> None:
 def test_a_past_without_rejections_costs_nothing(counter: Counter, *, known: bool) -> None:
     """If there is nothing to count, Share is not asked for the time, and the past counts once the time is known."""
     if known:
-        counter.share.tell_time()
+        counter.share.send_time()
     counter.client.restore(PastSignIns())
     assert counter.fetch() == Batch()
     assert counter.share.calls == ["fetch 10"]
@@ -375,18 +375,18 @@ def test_the_past_counts_with_the_first_answer(counter: Counter) -> None:
     counter.client.restore(PastSignIns())
     fetch = counter.share.fetch
 
-    def telling(minutes: int, *, renew: bool = True) -> Batch:
-        counter.share.tell_time()
+    def answering(minutes: int, *, renew: bool = True) -> Batch:
+        counter.share.send_time()
         return fetch(minutes, renew=renew)
 
-    counter.share.fetch = telling  # type: ignore[method-assign]
+    counter.share.fetch = answering  # type: ignore[method-assign]
     counter.fetch()
     assert counter.client.usage().restored
 
 
 def test_earlier_success_does_not_hide_later_rejections(counter: Counter) -> None:
     """If both arrive late, the earlier rejections count first: the password must not be sent immediately."""
-    counter.share.tell_time()
+    counter.share.send_time()
     counter.client.restore(PastSignIns(rejected=(NOON - 120,) * 5))
     counter.client.worked_before()
     assert counter.wait > 20 * MINUTE

@@ -145,7 +145,7 @@ def test_a_problem_that_lasts_for_an_hour_is_logged_once_more(desk: Desk, caplog
     long = "anna: unavailable: No name. Restart it."
     for _ in range(2):
         caplog.clear()
-        for pause, told, lines in (
+        for pause, became, lines in (
             (0, name, ["anna: unavailable: No name."]),
             (3599, name, []),
             (1, silence, []),
@@ -154,7 +154,7 @@ def test_a_problem_that_lasts_for_an_hour_is_logged_once_more(desk: Desk, caplog
             (3600, name, []),
         ):
             desk.clock.time += pause
-            desk.report.become(told)
+            desk.report.become(became)
             desk.publish()
             assert caplog.messages == lines
             caplog.clear()
@@ -172,11 +172,11 @@ def test_another_message_is_published(desk: Desk) -> None:
 
 def test_knows_whether_the_account_works(desk: Desk) -> None:
     """The account counts as well before the first answer, and while readings arrive."""
-    told = [desk.report.well]
+    well = [desk.report.well]
     for share in ("unavailable", "ok"):
         desk.report.become(verdict(share))
-        told.append(desk.report.well)
-    assert told == [True, False, True]
+        well.append(desk.report.well)
+    assert well == [True, False, True]
 
 
 def test_sums_up(desk: Desk) -> None:
@@ -219,13 +219,13 @@ def test_resumes_from_the_last_status() -> None:
     desk.time.update(HTTP_NOON, BOOTED)
     desk.report.restore(BEFORE)
     desk.publish(usage=Usage(rejected=(NOON,)))
-    for told, rejected in zip(desk.put, ([NOON - 60], [NOON - 60, NOON]), strict=True):
-        assert (told["share"], told["message"]) == ("locked_out", REMEDIES["locked_out"])
-        assert told["next_poll_at"] == iso(NOON + 600)
-        assert told["rejected"] == rejected
-        assert told["last_reading_at"] == iso(NOON - 120)
-        assert told["last_success_at"] == iso(NOON - 90)
-        assert told["ahead_until"] == NOON * 1000 + 7
+    for published, rejected in zip(desk.put, ([NOON - 60], [NOON - 60, NOON]), strict=True):
+        assert (published["share"], published["message"]) == ("locked_out", REMEDIES["locked_out"])
+        assert published["next_poll_at"] == iso(NOON + 600)
+        assert published["rejected"] == rejected
+        assert published["last_reading_at"] == iso(NOON - 120)
+        assert published["last_success_at"] == iso(NOON - 90)
+        assert published["ahead_until"] == NOON * 1000 + 7
 
 
 def test_what_the_account_counts_itself_is_not_added_again() -> None:

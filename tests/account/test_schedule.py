@@ -329,15 +329,15 @@ def always(chance: float = 1.0) -> Timetable:
 
 def polled(timetable: Timetable, now: float, **facts: Any) -> float:
     """Record a successful poll that began and asked a second earlier, and found nothing new."""
-    told = {"asked": now - 1, "newest": None, "new": False, "settles_at": None}
+    defaults = {"asked": now - 1, "newest": None, "new": False, "settles_at": None}
     timetable.succeeded(began=now - 1, now=now)
-    return timetable.after_batch(now=now, **(told | facts))
+    return timetable.after_batch(now=now, **(defaults | facts))
 
 
 def failed(timetable: Timetable, now: float, **facts: Any) -> float:
     """Record a failed poll."""
-    told = {"wrong_clock": False, "limited": False, "sign_in_at": math.inf}
-    return timetable.after_failure(now, **(told | facts))
+    defaults = {"wrong_clock": False, "limited": False, "sign_in_at": math.inf}
+    return timetable.after_failure(now, **(defaults | facts))
 
 
 def test_a_whole_day_is_read_once_an_hour() -> None:

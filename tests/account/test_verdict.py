@@ -35,7 +35,7 @@ def plain(share: ShareState) -> Verdict:
 
 def test_the_first_reason_counts() -> None:
     """Of several reasons, the most telling one counts; without it, the next one does."""
-    batch, found, told = EVERYTHING, ALL_AT_ONCE, []
+    batch, found, verdicts = EVERYTHING, ALL_AT_ONCE, []
     for found_changes, batch_changes in (
         ({}, {}),
         ({"ahead": None}, {}),
@@ -48,8 +48,8 @@ def test_the_first_reason_counts() -> None:
         ({"late": False}, {}),
     ):
         found, batch = replace(found, **found_changes), replace(batch, **batch_changes)
-        told.append(of_batch(batch, found))
-    assert told == [
+        verdicts.append(of_batch(batch, found))
+    assert verdicts == [
         Verdict("phone_clock", status.phone_clock(600.0)),
         plain("ok"),
         Verdict("no_readings", status.UNSETTLED),
@@ -115,15 +115,15 @@ def test_faults_of_this_machine_are_not_blamed_on_share(
     missing: Literal["name", "authority"], remedy: str, lasts: str
 ) -> None:
     """Names and authorities are up to this machine: nobody should wait for Share to be repaired."""
-    told = of_error(UnavailableError("no answer from share.example: because", missing=missing))
-    assert told == Verdict("unavailable", f"No answer from share.example: because. {remedy}", lasts)
-    assert "out of order" not in told.message
+    verdict = of_error(UnavailableError("no answer from share.example: because", missing=missing))
+    assert verdict == Verdict("unavailable", f"No answer from share.example: because. {remedy}", lasts)
+    assert "out of order" not in verdict.message
 
 
 def test_faults_of_the_proxy_are_not_blamed_on_share() -> None:
     """The error already says what to do; that Share may be out of order would be misleading."""
-    for told, shown in (("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")):
-        assert of_error(UnavailableError(told, at_proxy=True)) == Verdict("unavailable", shown)
+    for text, shown in (("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")):
+        assert of_error(UnavailableError(text, at_proxy=True)) == Verdict("unavailable", shown)
 
 
 def test_every_error_that_an_answer_may_be_has_a_state() -> None:

@@ -248,7 +248,7 @@ def test_a_malformed_record_costs_only_itself(service: SimulatedShare, client: S
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "reported"),
     [
         pytest.param(lambda records: [None, *records[1:]], True, id="the newest"),
         pytest.param(lambda records: [None, None, *records[2:]], True, id="the two newest"),
@@ -261,11 +261,11 @@ def test_a_malformed_record_costs_only_itself(service: SimulatedShare, client: S
     ],
 )
 def test_reports_a_malformed_newest_record(
-    service: SimulatedShare, client: ShareClient, edit: Callable[[Any], object], told: bool
+    service: SimulatedShare, client: ShareClient, edit: Callable[[Any], object], reported: bool
 ) -> None:
     """A malformed first record is reported, as long as any other is well-formed."""
     service.fault = read(share_faults.edited(edit))
-    assert client.fetch().newest_malformed is told
+    assert client.fetch().newest_malformed is reported
 
 
 def as_text(record: dict[str, Any]) -> dict[str, Any]:
