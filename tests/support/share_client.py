@@ -1,4 +1,4 @@
-"""Clients of the simulated Share service, byte-level faults of its answers, and the search for secrets."""
+"""Clients of the simulated Share service, what goes wrong with its answers byte by byte, and the search for secrets."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ WRITTEN: Final[list[Callable[[str], str]]] = [
 
 
 def secrets_in(text: str) -> set[str]:
-    """Return the user names, passwords and ids in a text, also in base64; any id counts as a secret."""
+    """Return what a text holds of user names, passwords and ids, also in base64; any id counts as a secret."""
     texts = [text, *_decoded(text)]
     known = {secret for account in ACCOUNTS for secret in (account.username, account.password)}
     found = {secret for secret in known for write in WRITTEN if any(write(secret) in each for each in texts)}
@@ -87,7 +87,7 @@ def _decoded(text: str) -> Iterator[str]:
 
 
 def check_silence(error: ShareError) -> None:
-    """Check that an error contains no secret and does not lead to a library's error, which may contain one."""
+    """Check that nothing of an error tells a secret, nor leads to a library's error, which may at any time."""
     assert error.__cause__ is None
     assert error.__context__ is None or error.__suppress_context__
     assert not secrets_in("\n".join([str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]))
@@ -97,7 +97,7 @@ Error = TypeVar("Error", bound=ShareError)
 
 
 def failure(kind: type[Error], call: Callable[[], object]) -> Error:
-    """Return the error of exactly this kind that the call raises, after checking that it contains no secret."""
+    """Return the error of exactly this kind that the call raises; nothing of it tells a secret."""
     with pytest.raises(kind) as caught:
         call()
     error = caught.value
@@ -118,12 +118,12 @@ def client_of(service: SimulatedShare, account: SimulatedAccount = ANNA, **optio
 
 
 def host(server: SimulatedShare | LittleServer) -> str:
-    """Return the server as errors name it: with its port."""
+    """Return how an error names a server: with its port."""
     return (server.base_url if isinstance(server, SimulatedShare) else server.url).split("/")[2]
 
 
 def asked(service: SimulatedShare, client: ShareClient) -> list[str]:
-    """Return the calls that the service received: exactly as many as the client counted."""
+    """Return the calls that the service got: exactly as many as the client counted."""
     log = service.requests
     assert client.requests == len(log)
     assert client.logins == sum(request.password for request in log)
@@ -131,7 +131,7 @@ def asked(service: SimulatedShare, client: ShareClient) -> list[str]:
 
 
 def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading, ...]:
-    """Return the readings that Share has of an account, oldest first."""
+    """Return what Share knows of an account, oldest first."""
     return tuple(
         Reading(record.value, record.trend, record.taken, account.zone_offset_min)
         for record in sim.series(account, NOW - minutes * 60, NOW)
@@ -143,7 +143,7 @@ def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading
 
 
 def read(fault: Fault) -> Fault:
-    """Apply a fault only to reads."""
+    """Let something go wrong with reads alone."""
     return share_faults.only(fault, call=READ)
 
 
@@ -154,7 +154,7 @@ def answer(content: bytes, status: int = 200, **headers: str | None) -> Fault:
 
 
 def raw(content: bytes, *, close: bool = False) -> Fault:
-    """Send exactly these bytes on the connection in place of an answer."""
+    """Put exactly these bytes on the connection in place of an answer."""
 
     def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
         connection.sendall(content)
@@ -173,7 +173,7 @@ def fault_of(code: object, message: object = "", status: int = 500) -> Fault:
 
 
 def listen(heard: list[Request]) -> Fault:
-    """Answer as the service does, and record the requests."""
+    """Answer as the service does, and remember what was asked."""
 
     def fault(request: Request, respond: Respond) -> Response:
         heard.append(request)
@@ -184,7 +184,7 @@ def listen(heard: list[Request]) -> Fault:
 
 @contextmanager
 def takes(at_least: float, at_most: float) -> Iterator[None]:
-    """Check how many real seconds a block takes."""
+    """Check how many real seconds it takes."""
     start = time.monotonic()
     yield
     assert at_least <= time.monotonic() - start <= at_most
@@ -194,7 +194,7 @@ def takes(at_least: float, at_most: float) -> Iterator[None]:
 
 
 class LittleServer(socketserver.ThreadingTCPServer):
-    """Accepts every sign-in and has no readings; uses TLS if it has a certificate."""
+    """Signs everybody in and has no readings; over TLS where it has a certificate."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -205,9 +205,9 @@ class LittleServer(socketserver.ThreadingTCPServer):
         self.more = more
         """How many blanks follow each answer."""
         self.cookies: list[str] = []
-        """The cookies of each request."""
+        """What each request brought along."""
         self.credentials: list[str | None] = []
-        """The header Authorization of each request."""
+        """What each had in its header Authorization."""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -224,7 +224,7 @@ class LittleServer(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Log nothing: some tests are about clients that disconnect."""
+        """Say nothing: a client that goes away is what some tests are about."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -247,7 +247,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b" ")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
-        """Log nothing."""
+        """Say nothing."""
 
 
 def client_to(server: LittleServer) -> ShareClient:
