@@ -454,7 +454,7 @@ def main() -> int:
             f"{life.cpu_a_day:.1f} s | {seconds:.2f} s | {cpu:.2f} s |",
             flush=True,
         )
-    print("\n| accounts | polls late: median / 95th / worst | resident | of a core | start |\n|---|---|---|---|---|")
+    print("\n| accounts | delay of polls: median / 95th / worst | resident | of a core | start |\n|---|---|---|---|---|")
     for scale in scales:
         late = " / ".join(f"{percentile(scale.late, part) * 1000:.0f}" for part in (0.5, 0.95, 1))
         print(
