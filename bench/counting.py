@@ -1,7 +1,7 @@
-"""What the statistics cost: processor time for each reading, and memory for each account.
+"""What the statistics cost: CPU time for each reading, and memory for each account.
 
-Part of ``footprint.py``, which prints it and holds it against its targets. In one process, with nothing else: what a
-reading adds to a poll, from the count of its day to the two payloads, with 90 whole days and 24 hours of readings.
+Part of ``footprint.py``, which prints the result and compares it with its targets. It measures in one process what a
+reading adds to a poll, from counting it to the two payloads, with 90 full days and 24 hours of readings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOPICS: Final = Topics("dexcom2mqtt")
 
 
 def measure_counting() -> tuple[float, float]:
-    """Return the milliseconds of processor time that a reading adds (the median), and the kB of an account."""
+    """Return the milliseconds of CPU time that a reading adds (the median), and the kB for each account."""
     simulated = SimulatedAccount("anna@example.com", "the password", seed=7)
     records = series(simulated, NOW - 90 * DAY, NOW)
     readings = [Reading(each.value, each.trend, each.taken, simulated.zone_offset_min) for each in records]
@@ -60,7 +60,7 @@ def _payloads(tally: Tally, day: Sequence[Reading]) -> tuple[str, str]:
 
 
 def _kilobytes(readings: Sequence[Reading]) -> float:
-    """Return what an account keeps: its tally, and the two payloads, which the mirror holds."""
+    """Return the kB that an account keeps: its tally, and the two payloads in the mirror."""
     gc.collect()
     tracemalloc.start()
     kept = []

@@ -1,25 +1,26 @@
-"""How much memory and processor time the daemon takes, how fast it starts, and how it does with a thousand accounts.
+"""How much memory and CPU time the daemon takes, how fast it starts, and how it copes with a thousand accounts.
 
     pip install '.[bench]'
     python bench/footprint.py [--quick]
 
-All are processes of their own: the daemon, the simulated Share service over real HTTP, a real mosquitto. Only the
-daemon is measured, and beside it the bare import of its libraries and a plain script of pydexcom and paho
+The daemon, the simulated Share service (over real HTTP) and a real mosquitto each run in their own process. Only the
+daemon is measured, and for comparison the bare import of its libraries and a plain script with pydexcom and paho
 (``plain.py``).
 
-*One account*: how long until it is ready (the plain script: until its first value is out), by turns. Then all live at
-once for a simulated week, on clocks that run 3000 times too fast. What they take when nothing happens is measured at
-real speed, where the daemon wakes once a second: a day is what the simulated one took, and the waking of a real one.
+*One account*: the time until each is ready (the plain script: until it has published its first value), by turns. Then
+all run at once for a simulated week, on clocks that run 3000 times too fast. The CPU time of waiting is measured at
+real speed, where the daemon wakes up once a second. A day's CPU time is that of a simulated day plus a real day's
+waiting.
 
 *Statistics*: what a reading adds to a poll, and what an account keeps for them (``counting.py``).
 
-*Many accounts*, at real speed: each daemon starts anew beside a broker that has the history of each account, whose
-sensors keep times of their own. A poll is late by the time from when it was due, by the daemon's own schedule, until
-the request has reached the service. At the very first start, a day of each account is published at 20 readings a
-second, which takes hours: of that, only a minute is measured.
+*Many accounts*, at real speed: each daemon starts with a broker that has every account's history; each sensor measures
+at its own times. The delay of a poll is the time from when it is due, by the daemon's own schedule, until the request
+has reached the service. The very first start publishes 24 hours of readings for each account at 20 readings a second,
+which takes hours; only one minute of that is measured.
 
-Ends with 1 where a target was missed; with ``--quick``, in three minutes, of fewer days and shorter windows, against
-targets that a busy machine can reach, too.
+Ends with 1 if a target was missed. ``--quick`` takes three minutes, with fewer days, shorter windows, and targets that
+even a busy machine reaches.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ BENCH: Final = Path(__file__).parent
 MANY: Final = 1000
 DAY: Final = 86400.0
 SPEED: Final = 3000.0
-PASSWORD: Final = "the password"  # noqa: S105  # of people who do not exist
+PASSWORD: Final = "the password"  # noqa: S105  # of simulated accounts
 TOPICS: Final = Topics("dexcom2mqtt")
 OPEN_FILES: Final = 1024  # what systemd and a shell usually allow
 NAMES: Final = {"bare": "the libraries alone, imported", "plain": "plain script", "daemon": "dexcom2mqtt"}
@@ -91,12 +92,12 @@ print(code, time.process_time(), int(peak) / 1024)
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure what, and what has to be reached."""
+    """How long to measure, and the targets."""
 
     starts: int
     days: int
     idle_seconds: float
-    few: Sequence[int]  # accounts, measured at the same time as the days of one
+    few: Sequence[int]  # accounts, measured while the one account runs for days
     settle_seconds: float
     window_seconds: float
     first_start: bool
@@ -121,16 +122,16 @@ QUICK: Final = Plan(
 )  # fmt: skip
 
 
-# Processes, and what they take
+# Processes, and what they use
 
 
 def compiled(folder: Path) -> dict[str, str]:
-    """Return the environment that keeps what Python compiles for the next start, as it is in an installed package."""
+    """Return an environment in which Python keeps compiled bytecode for the next start, as in an installed package."""
     return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
 
 
 class Watched:
-    """A process that tells when it is ready, as systemd's services do, and what it takes."""
+    """A process that reports when it is ready, as systemd's services do; says what it uses."""
 
     def __init__(self, arguments: Sequence[str | Path], folder: Path, **environ: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -160,24 +161,24 @@ class Watched:
     def _listen(self, began: float) -> None:
         while self._process.poll() is None:
             with suppress(TimeoutError):
-                told = self._socket.recv(4096)
-                if told.startswith(b"READY=1") and not self._ready.is_set():
+                message = self._socket.recv(4096)
+                if message.startswith(b"READY=1") and not self._ready.is_set():
                     self.seconds_until_ready, self.cpu_until_ready = time.monotonic() - began, self.cpu
                     self._ready.set()
 
     @property
     def cpu(self) -> float:
-        """The processor time that its threads have used so far, in seconds."""
+        """The CPU time that its threads have used so far, in seconds."""
         return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3): to the nanosecond, unlike /proc
 
     @property
     def resident(self) -> float:
-        """The memory that it has, in MiB; what it shares with others counts whole."""
+        """Its resident memory in MiB; shared memory counts in full."""
         return self._memory("Rss")
 
     @property
     def proportional(self) -> float:
-        """The same, of what is shared only its share."""
+        """The same, but shared memory counts in proportion."""
         return self._memory("Pss")
 
     def _memory(self, kind: str) -> float:
@@ -200,12 +201,12 @@ def boot_time() -> float:
 
 
 def simulated(count: int) -> list[SimulatedAccount]:
-    """Return that many publishers; the times of their sensors are spread by the seeds."""
+    """Return so many accounts; their seeds spread the times of their sensors."""
     return [SimulatedAccount(f"user{n}@example.com", PASSWORD, seed=7919 * n + 7) for n in range(count)]
 
 
 def serve(count: int, offset: float, speed: float, pipe: Connection) -> None:
-    """Be the Share service; tell when who asked, whenever told so."""
+    """Run the Share service; send a list of (account, time) of all requests when the pipe asks for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with SimulatedShare(simulated(count), lambda: boot_time() * speed + offset) as service:
         pipe.send(service.base_url)
@@ -214,12 +215,12 @@ def serve(count: int, offset: float, speed: float, pipe: Connection) -> None:
 
 
 class World:
-    """The Share service and a broker, and daemons beside them. A speed is that of everybody's clock."""
+    """The Share service, a broker, and daemons. All clocks run at the same speed."""
 
     def __init__(self, count: int, speed: float = 1.0) -> None:
         self.accounts = simulated(count)
         self.speed = speed
-        # A minute after the first account's newest reading: it is asked for again in four.
+        # The time begins a minute after the first account's newest reading, four minutes before the next.
         newest = max(record.taken for record in series(self.accounts[0], time.time() - 900, time.time() - 300))
         self.offset = newest / 1000 + 60 - boot_time() * speed
 
@@ -246,7 +247,7 @@ class World:
         return boot_time() * self.speed + self.offset
 
     def requests(self) -> list[tuple[str, float]]:
-        """Return who asked when."""
+        """Return the user name and time of each request."""
         self._pipe.send("requests")
         return list(self._pipe.recv())
 
@@ -269,16 +270,16 @@ class World:
         return Watched([BENCH / "plain.py"], self.folder, **where, **who)
 
     def bare(self) -> Watched:
-        """Start what only imports the daemon's libraries."""
+        """Start a process that only imports the daemon's libraries."""
         return Watched(["-c", BARE], self.folder)
 
     def due(self) -> list[tuple[str, float]]:
-        """Return whose poll was due when, by the service's time."""
+        """Return the user name and due time of each poll, by the service's time."""
         lines = (line.split() for line in (self.folder / "due").read_text().splitlines())
         return [(self.accounts[int(key[1:])].username, float(at) + self.offset) for key, at in lines]
 
-    def publish_what_was(self) -> None:
-        """Let the broker have what a daemon leaves behind: its accounts, and of each a day, counted, and the status."""
+    def publish_leftovers(self) -> None:
+        """Publish what a daemon leaves on the broker: its accounts, and each one's history, days and status."""
         client = paho.Client(CallbackAPIVersion.VERSION2)
         client.connect("127.0.0.1", self._mosquitto.port)
         client.loop_start()
@@ -301,9 +302,9 @@ class World:
 
 
 def measure_starts(rounds: int) -> tuple[dict[str, tuple[float, float]], tuple[float, float]]:
-    """Return the medians of how long each takes until it is ready, in seconds and of processor time; and healthcheck.
+    """Return, for each program, the median seconds and CPU seconds until it is ready; and the same for healthcheck.
 
-    Of that, the median of its processor time, and its largest memory in MiB.
+    For healthcheck: the median of its CPU seconds, and its largest memory in MiB.
     """
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     asked: list[tuple[float, float]] = []
@@ -323,7 +324,7 @@ def measure_starts(rounds: int) -> tuple[dict[str, tuple[float, float]], tuple[f
 
 
 def healthcheck(config: Path) -> tuple[float, float]:
-    """Ask the daemon that runs how it is; return the processor time of that, and the most memory in MiB."""
+    """Run a health check of the running daemon; return its CPU time in seconds, and its largest memory in MiB."""
     command = [sys.executable, "-c", HEALTHCHECK, config]
     environ = dict(os.environ) | compiled(config.parent)
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=BENCH.parent, env=environ)  # noqa: S603  # ours
@@ -335,7 +336,7 @@ def healthcheck(config: Path) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Life:
-    """What a process takes: memory in MiB, processor time in seconds a day."""
+    """What a process uses: memory in MiB, CPU time in seconds a day."""
 
     resident: float
     proportional: float
@@ -344,14 +345,14 @@ class Life:
 
 
 def measure_lives(plan: Plan) -> dict[str, Life]:
-    """Let the three live for days at once; memory counts after the first day, and grows from then on."""
+    """Run the three programs for days at once; memory is measured after the first day, and its growth from then on."""
     with ExitStack() as stack:
         slow, fast = stack.enter_context(World(1)), stack.enter_context(World(1, SPEED))
         idle = {"plain": slow.plain(), "daemon": slow.daemon(("-m", "dexcom2mqtt"))}
         living = {"bare": fast.bare(), "plain": fast.plain(), "daemon": fast.daemon()}
         for process in (*idle.values(), *living.values()):
             stack.enter_context(process)
-        time.sleep(DAY / SPEED)  # the first day, in which also the slow daemon has published its backfill
+        time.sleep(DAY / SPEED)  # the first day, in which the slow daemon also publishes its backfill
         first = {name: (process.resident, process.cpu) for name, process in living.items()}
         memory = {name: (process.resident, process.proportional) for name, process in living.items()}
         before, began = {name: process.cpu for name, process in idle.items()}, time.monotonic()
@@ -374,7 +375,7 @@ def measure_lives(plan: Plan) -> dict[str, Life]:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a daemon does with many accounts; ``core`` is the share of one core, memory is in MiB."""
+    """A daemon with many accounts: ``core`` is the share of one core, memory is in MiB, times are in seconds."""
 
     accounts: int
     ready: float
@@ -384,21 +385,21 @@ class Scale:
 
 
 def measure_scale(count: int, plan: Plan) -> Scale:
-    """Let a daemon with that many accounts start anew, and measure it when it has settled."""
+    """Start a daemon with so many accounts, and measure it once it has settled."""
     with World(count) as world:
-        world.publish_what_was()
+        world.publish_leftovers()
         with world.daemon() as daemon:
             time.sleep(plan.settle_seconds)
             began, before = world.now(), daemon.cpu
             time.sleep(plan.window_seconds)
             core = (daemon.cpu - before) / (world.now() - began)
-            time.sleep(3)  # for what was due at last
+            time.sleep(3)  # for polls that were due last
             late = lateness(world.due(), world.requests(), began)
             return Scale(count, daemon.seconds_until_ready, daemon.resident, core, sorted(late))
 
 
 def measure_first_start(count: int, plan: Plan) -> float:
-    """Return the share of a core that a first start takes, while it publishes a day of each account."""
+    """Return the share of a core that a first start uses, while it publishes 24 hours of each account."""
     with World(count) as world, world.daemon() as daemon:
         time.sleep(plan.settle_seconds)
         before, began = daemon.cpu, time.monotonic()
@@ -407,7 +408,7 @@ def measure_first_start(count: int, plan: Plan) -> float:
 
 
 def lateness(due: Sequence[tuple[str, float]], requests: Sequence[tuple[str, float]], since: float) -> list[float]:
-    """Return by how many seconds the first request of each poll that was due since then came after that."""
+    """Return, for each poll that was due since a time, how many seconds later its first request came."""
     asked: dict[str, list[float]] = defaultdict(list)
     for username, at in requests:
         asked[username].append(at)
@@ -421,7 +422,7 @@ def lateness(due: Sequence[tuple[str, float]], requests: Sequence[tuple[str, flo
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:
-    """Return what that part of the numbers, which come in order, does not exceed."""
+    """Return the value below which that part of the sorted numbers lies."""
     return ordered[min(int(part * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
 
@@ -429,9 +430,9 @@ def percentile(ordered: Sequence[float], part: float) -> float:
 
 
 def main() -> int:
-    """Measure all, print the tables; 1 where a target was missed."""
-    parser = argparse.ArgumentParser(description="Memory, processor time, start, and a thousand accounts.")
-    parser.add_argument("--quick", action="store_true", help="in three minutes, with generous targets")
+    """Measure everything, print the tables; return 1 if a target was missed."""
+    parser = argparse.ArgumentParser(description="Memory, CPU time, start, and a thousand accounts.")
+    parser.add_argument("--quick", action="store_true", help="three minutes, with generous targets")
     plan = QUICK if parser.parse_args().quick else FULL
 
     counting = measure_counting()
@@ -454,7 +455,9 @@ def main() -> int:
             f"{life.cpu_a_day:.1f} s | {seconds:.2f} s | {cpu:.2f} s |",
             flush=True,
         )
-    print("\n| accounts | delay of polls: median / 95th / worst | resident | of a core | start |\n|---|---|---|---|---|")
+    print(
+        "\n| accounts | delay of polls: median / 95th / worst | resident | of a core | start |\n|---|---|---|---|---|"
+    )
     for scale in scales:
         late = " / ".join(f"{percentile(scale.late, part) * 1000:.0f}" for part in (0.5, 0.95, 1))
         print(
@@ -467,7 +470,7 @@ def main() -> int:
     return judge(plan, starts, asked, counting, lives, scales[-1])
 
 
-def judge(  # noqa: PLR0913, PLR0917  # each was measured apart
+def judge(  # noqa: PLR0913, PLR0917  # each was measured separately
     plan: Plan,
     starts: dict[str, tuple[float, float]],
     asked: tuple[float, float],
@@ -475,7 +478,7 @@ def judge(  # noqa: PLR0913, PLR0917  # each was measured apart
     lives: dict[str, Life],
     scale: Scale,
 ) -> int:
-    """Print how it compares with the targets; return 1 where one was missed."""
+    """Compare the results with the targets and print that; return 1 if one was missed."""
     daemon, bare = lives["daemon"], lives["bare"]
     found: dict[str, tuple[float, float]] = {
         "MiB above the bare import": (daemon.resident - bare.resident, plan.above_bare),

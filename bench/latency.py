@@ -1,18 +1,17 @@
-"""How soon a reading is published after it can be read, and at how many requests: us, others, and the best possible.
+"""How soon a reading is published once it is readable, with how many requests: we, others, the best possible.
 
     pip install '.[bench]'
     python bench/latency.py [--days 20] [--seed N] [--plot docs/latency.png]
 
 The poller, its schedule, the ledger and the stream are the real ones, on a clock that jumps from one wait to the next.
-Share and the broker are stand-ins that answer at once: what is measured is the wait between the moment when a
-reading can be read and the moment when it is handed to the broker. The other clients are their rules for when to ask,
-as documented, in a few lines each. The oracle knows how a profile's delays are distributed, and makes the best
-of it; no client does. It does not suffer from the sensor's jitter either, so its delay is out of reach where delays
-vary by less than a second.
+Share and the broker are stand-ins that answer at once: the measured delay is from when a reading becomes readable
+until it is passed to the broker. Of the other clients only the documented rules for when to ask are simulated,
+in a few lines each. The oracle knows the distribution of a profile's delays and picks the best times to ask; no client
+knows it. It also has no jitter of the sensor, so no client can reach its delay if delays vary by less than a second.
 
-Each run is ``--days`` long, from a cold start, with the sensor's jitter and drift, and a warm-up without readings (27
-minutes or 2 hours, after which the rhythm is another one) about every ten days. A request is one poll; each session
-of 24 hours costs two more. The three profiles are run with five seeds each, the random ones with one.
+Each run lasts ``--days``, from a cold start, with the sensor's jitter and drift, and about every ten days a warm-up
+without readings (27 minutes or 2 hours), after which readings come at other times. A request is one poll; each session
+of 24 hours costs two more. Each of the three profiles runs with five seeds, each random one with one.
 """
 
 from __future__ import annotations
@@ -57,24 +56,24 @@ if TYPE_CHECKING:
 
 DAY: Final = 86400.0
 INTERVAL: Final = 300.0
-BOOTED: Final = 5000.0  # what the machine's clock shows at the start
+BOOTED: Final = 5000.0  # the machine's clock at the start
 BEGIN: Final = 1_772_323_200  # an instant in Unix seconds: 2026-03-01
 SESSION: Final = DAY
-PRICES: Final = (0.3, 0.6, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 45)  # seconds of waiting for a request
+PRICES: Final = (0.3, 0.6, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 45)  # seconds of delay for a request
 SEEDS: Final = 5
 TARGETS: Final = ((4, 1.45), (5, 1.6), (8, 1.7))  # mean delay in seconds, requests per reading, of the three profiles
-RATIO: Final = 1.4  # to the oracle's delay at the same requests, mean of the random profiles
+RATIO: Final = 1.4  # our delay ÷ the oracle's with as many requests, mean of the random profiles
 
 
-# The world: how late readings become readable
+# When readings become readable
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How many seconds after it was taken a reading becomes readable; a part of them between 30 and 300 s."""
+    """How many seconds after it was taken a reading becomes readable; a fraction ``tail`` takes 30 to 300 s."""
 
     base: float
-    mean: float  # of what is above the base
+    mean: float  # of the part above the base
     tail: float = 0.04
     shape: str = "exponential"
 
@@ -94,7 +93,7 @@ class Profile:
                 return self.base + self.mean * math.exp(chance.gauss(0, 0.8) - 0.32)
 
     def arrived(self, seconds: float) -> float:
-        """Return the probability that a reading is readable that long after it was taken."""
+        """Return the probability that a reading is readable so many seconds after it was taken."""
         late = min(max((seconds - 30) / 270, 0), 1)
         above = (seconds - self.base) / self.mean
         if above <= 0:
@@ -123,14 +122,14 @@ def random_profiles(seed: int, count: int = 20) -> list[Profile]:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A reading: when it was taken, and from when on it can be read, in seconds of the clock."""
+    """A reading: when it was taken, and when it becomes readable, in seconds of the clock."""
 
     taken: float
     readable: float
 
 
 def arrivals(profile: Profile, days: float, seed: int) -> list[Arrival]:
-    """Return the readings of so many days, in the order in which they can be read."""
+    """Return the readings of some days, in the order in which they become readable."""
     chance = random.Random(seed)
     at = BOOTED - chance.uniform(0, INTERVAL)
     warm_up, next_warm_up = 27 * 60.0, BOOTED + chance.uniform(2, 8) * DAY
@@ -147,7 +146,7 @@ def arrivals(profile: Profile, days: float, seed: int) -> list[Arrival]:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it: the delays in seconds, and how many requests they took."""
+    """The result of a run: the delays in seconds, and the number of requests."""
 
     delays: Sequence[float]
     requests: int
@@ -159,26 +158,26 @@ class Result:
 
     @property
     def requests_per_reading(self) -> float:
-        """How many requests a reading took."""
+        """The requests per reading."""
         return self.requests / len(self.delays)
 
     def numbers(self) -> str:
-        """Write mean, median and 95th percentile of the delay, and the requests per reading."""
+        """Return mean, median and 95th percentile of the delay, and the requests per reading, as text."""
         ordered = sorted(self.delays)
         p95 = ordered[int(len(ordered) * 0.95)]
         return f"{self.mean:.1f} / {ordered[len(ordered) // 2]:.1f} / {p95:.0f} s at {self.requests_per_reading:.2f}"
 
 
 def together(results: Sequence[Result]) -> Result:
-    """Take several runs for one."""
+    """Combine several runs into one result."""
     return Result([delay for result in results for delay in result.delays], sum(each.requests for each in results))
 
 
-# We
+# dexcom2mqtt
 
 
 class MemoryShare:
-    """Stands in for the client of Share: it has a reading as soon as that can be read, and answers at once."""
+    """Replaces the client of Share: it returns a reading as soon as that is readable, and answers at once."""
 
     host = "share.example"
     sign_in_requests = 2
@@ -197,14 +196,14 @@ class MemoryShare:
         return self.sessions > 0
 
     def ask_time(self) -> None:
-        """Do nothing: the time is told by the first answer."""
+        """Do nothing: the first answer has the time."""
 
     def fetch(self, minutes: int, *, renew: bool) -> Batch:
-        """Return what can be read by now of so many minutes, and sign in where the session has ended."""
-        del renew  # it may always
+        """Return the readable readings of the last minutes; count a sign-in if the session has ended."""
+        del renew  # renewing is always allowed here
         now = self._clock.now()
         if now > self._session_ends:
-            self.requests += 2  # by name and then by id, or one that finds the session lost and one by id
+            self.requests += 2  # sign-in by name and then by id; or a poll with the dead session, and a sign-in by id
             self.logins += 1
             self.sessions += 1
             self._session_ends = now + SESSION
@@ -217,17 +216,17 @@ class MemoryShare:
 
 
 def unix(at: float) -> float:
-    """Turn a time of the clock into Unix seconds."""
+    """Return a time of the clock in Unix seconds."""
     return BEGIN + at - BOOTED
 
 
 def http_date(seconds: float) -> str:
-    """Write a time as Share does: in whole seconds."""
+    """Return a time as Share writes it, in whole seconds."""
     return formatdate(math.floor(seconds), usegmt=True)
 
 
 def ours(found: Sequence[Arrival], days: float) -> Result:
-    """Let the real poller poll."""
+    """Run the real poller; return its result."""
     clock = JumpingClock(end=BOOTED + days * DAY, begin=BOOTED)
     share = MemoryShare(found, clock)
     topics = Topics("dexcom2mqtt")
@@ -236,7 +235,7 @@ def ours(found: Sequence[Arrival], days: float) -> Result:
     delays = []
 
     def serve() -> None:
-        """Be the broker: take what there is, and acknowledge it."""
+        """Act as the broker: accept everything, and acknowledge it."""
         mirror.take(clock.now(), 1000)
         while taken := stream.take(clock.now(), 20):
             for message in taken:
@@ -263,38 +262,38 @@ def ours(found: Sequence[Arrival], days: float) -> Result:
         anna.run()
     except Stopped:
         return Result(delays, share.requests)
-    raise AssertionError("it never ends by itself")
+    raise AssertionError("the poller ended by itself")
 
 
-# The others: a rule is given the time, the newest reading's, and the last one's answer, and tells when to ask next
+# The others: a rule gets the present time, the newest reading's time and a random generator; returns when to ask next
 
 
 def every(seconds: float) -> Callable[[float, float, random.Random], float]:
-    """Ask always after the same time."""
+    """Return a rule that always waits for the same time."""
     return lambda now, _newest, _chance: now + seconds
 
 
 def nightscout_connect(now: float, newest: float, chance: random.Random) -> float:
-    """Ask 318 to 336 s after the newest; where it is late, after a minute (which is assumed)."""
+    """Ask 318 to 336 s after the newest reading; if that is late, a minute later (an assumption)."""
     due = newest + 318 + chance.uniform(0, 18)
     return due if due > now else now + 60
 
 
 def loop_follow(now: float, newest: float, _chance: random.Random) -> float:
-    """Ask 310 s after the newest, then every 5 s, and ever more calmly."""
+    """Ask 310 s after the newest reading, then every 5 s, and then less and less often."""
     age = now - newest
     steps = ((420, 5), (600, 30), (1200, 60))
     return newest + 310 if age < 310 else now + next((seconds for until, seconds in steps if age < until), 300)
 
 
 def xdrip(now: float, newest: float, _chance: random.Random) -> float:
-    """Ask 300 s after the newest, once more after 20 s, and so each 300 s."""
+    """Ask 300 s after the newest reading and again 20 s later, and the same every 300 s."""
     passed = (now - newest) % INTERVAL
     return now + (20 - passed if now - newest >= INTERVAL and passed < 19.9 else INTERVAL - passed)
 
 
 def gluco_data_handler(now: float, newest: float, _chance: random.Random) -> float:
-    """Ask 330 s after the newest, and then every minute."""
+    """Ask 330 s after the newest reading, and then every minute."""
     return max(newest + 330, now + 60) if now - newest >= 330 else newest + 330
 
 
@@ -311,7 +310,7 @@ OTHERS: Final = {
 def another(
     rule: Callable[[float, float, random.Random], float], found: Sequence[Arrival], days: float, seed: int
 ) -> Result:
-    """Let another client poll."""
+    """Run the rule of another client; return its result."""
     chance = random.Random(seed)
     now, newest, read, delays, requests = BOOTED, -math.inf, 0, list[float](), 0
     session_ends = -math.inf
@@ -331,10 +330,10 @@ def another(
 
 
 def oracle(profile: Profile, price: float) -> tuple[float, float]:
-    """Return the mean delay and the requests per reading of the best times to ask, for a price of a request.
+    """Return the mean delay and the requests per reading for the best times to ask, if a request has this price.
 
-    Dynamic programming over the time of the next try, from the last one backwards: the one at which the successor is
-    asked for first, which costs nothing more. That one depends on the first try, so it is found in three rounds.
+    Dynamic programming over the times of the tries, backwards from the last one: the first try for the next reading,
+    which costs nothing more. Its time depends on the first try, so it is approximated in three rounds.
     """
     first = profile.base + profile.mean
     for _ in range(3):
@@ -346,7 +345,7 @@ def oracle(profile: Profile, price: float) -> tuple[float, float]:
             np.trapezoid([profile.arrived(a + (b - a) * part) for part in fine], dx=(b - a) / 8)
             for a, b in pairwise(times)
         ]
-        area = np.concatenate([[0.0], np.cumsum(areas)])  # under the curve of what has arrived
+        area = np.concatenate([[0.0], np.cumsum(areas)])  # under the curve of the probability of arrival
         last = len(times) - 1
         cost, following = np.zeros(last + 1), np.full(last + 1, last)
         for now in range(last - 1, -1, -1):
@@ -366,12 +365,12 @@ def oracle(profile: Profile, price: float) -> tuple[float, float]:
 
 
 def frontier(profile: Profile) -> list[tuple[float, float]]:
-    """Return requests and delay of the oracle for every price, the fewest requests first."""
+    """Return the oracle's requests and delay for each price, the fewest requests first."""
     return sorted((requests, delay) for delay, requests in (oracle(profile, price) for price in PRICES))
 
 
 def best_at(points: Sequence[tuple[float, float]], requests: float) -> float:
-    """Return the delay of the oracle at so many requests."""
+    """Return the oracle's delay with so many requests per reading."""
     return float(np.interp(requests, *zip(*points, strict=True)))
 
 
@@ -379,8 +378,8 @@ def best_at(points: Sequence[tuple[float, float]], requests: float) -> float:
 
 
 def plot(path: Path, rows: dict[str, list[Result]], frontiers: Sequence[list[tuple[float, float]]]) -> None:
-    """Draw delay over requests for the three profiles."""
-    import matplotlib as mpl  # noqa: PLC0415  # it takes a while, and only the plot needs it
+    """Plot the delay over the requests for the three profiles."""
+    import matplotlib as mpl  # noqa: PLC0415  # slow to import, and only the plot needs it
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
@@ -406,8 +405,8 @@ def plot(path: Path, rows: dict[str, list[Result]], frontiers: Sequence[list[tup
 
 
 def run(profile: Profile, days: float, seed: int) -> dict[str, Result]:
-    """Let everybody poll for the same readings."""
-    random.seed(seed)  # of the poller's own
+    """Run every client on the same readings; return the results by name."""
+    random.seed(seed)  # the poller uses this generator
     logging.basicConfig(level=logging.CRITICAL)
     found = arrivals(profile, days, seed)
     others = {name: another(rule, found, days, seed) for name, rule in OTHERS.items()}
@@ -415,17 +414,17 @@ def run(profile: Profile, days: float, seed: int) -> dict[str, Result]:
 
 
 def run_all(worlds: Sequence[tuple[Profile, float, int]]) -> list[dict[str, Result]]:
-    """Run them side by side."""
+    """Run them in parallel."""
     with ProcessPoolExecutor() as processes:
         return list(processes.map(run, *zip(*worlds, strict=True)))
 
 
 def main() -> int:
-    """Run all, print the tables, draw the plot; 1 where a target was missed."""
-    parser = argparse.ArgumentParser(description="How soon readings come, and at how many requests.")
+    """Run everything, print the tables, draw the plot; return 1 if a target was missed."""
+    parser = argparse.ArgumentParser(description="How soon readings are published, and with how many requests.")
     parser.add_argument("--days", type=float, default=20.0, help="simulated days of each run (default: 20)")
-    parser.add_argument("--seed", type=int, default=None, help="of the random profiles and of all runs")
-    parser.add_argument("--plot", type=Path, help="where to draw the plot (PNG)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random profiles and all runs")
+    parser.add_argument("--plot", type=Path, help="file for the plot (PNG)")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     days = options.days

@@ -1,7 +1,7 @@
-"""The daemon for ``bench/footprint.py``: its clock runs ``SPEED`` times too fast, and it says when polls were due.
+"""The daemon for ``bench/footprint.py``: its clock runs ``SPEED`` times too fast, and it records when polls were due.
 
-``DUE`` names a file, which gets the account and the due time (of the clock) of each poll when it begins. All else is
-the command ``dexcom2mqtt``. The launcher of the tests does more, and loads far more for it.
+``DUE`` names a file. When a poll begins, its account and its due time (of the clock) are written there. Everything else
+is the command ``dexcom2mqtt``. The tests' launcher does more, and loads far more modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _run, _poll = process.run, Poller.poll
 
 
 def main() -> int:
-    """Take the hooks from the environment and the rest from the command line."""
+    """Run the command line, with the hooks that the environment names; return the exit code."""
     clock = Clock(float(os.environ["SPEED"]))
     process.run = lambda settings: _run(settings, clock)
     if path := os.environ.get("DUE"):

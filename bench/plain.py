@@ -1,7 +1,7 @@
-"""What many people run: pydexcom's newest reading to an MQTT topic every five minutes. It is compared with the daemon.
+"""What many people run: pydexcom's newest reading, to an MQTT topic every five minutes, to compare the daemon with.
 
-From the environment come the service's ``BASE_URL``, the broker's ``PORT``, and ``SPEED``, how many times too fast time
-runs; a script of one's own would have these, the user name and the password in its text.
+The environment has the service's ``BASE_URL``, the broker's ``PORT``, ``SPEED`` (how many times too fast time runs),
+``USERNAME`` and ``PASSWORD``. In a real script these would be constants.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ client = mqtt.Client(CallbackAPIVersion.VERSION2)
 client.connect("127.0.0.1", int(os.environ["PORT"]))
 client.loop_start()
 
-told = False
+ready = False
 while True:
     try:
         reading = dexcom.get_current_glucose_reading()
@@ -32,8 +32,8 @@ while True:
     else:
         if reading is not None:
             client.publish("plain/value", reading.value, qos=1, retain=True).wait_for_publish(10)
-        if not told:  # for the bench: the rest is up, and the first value is out
-            told = True
+        if not ready:  # for the bench: everything runs, and the first value is published
+            ready = True
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     time.sleep(300 / float(os.environ["SPEED"]))

@@ -1,14 +1,14 @@
-"""A simulated month of one account in minutes, with everything going wrong now and then.
+"""A simulated month of one account in minutes, in which everything goes wrong now and then.
 
     python bench/soak.py [--days 30] [--seed N]
 
 The poller, the ledger, the schedule, the stream, the mirror and the client of Share are the real ones, in one
 thread, on a clock that jumps from one event to the next. Share is the simulated service over real HTTP, so that
-signing in, lost sessions and every broken answer go the real way; it runs in a process of its own, so that its
-memory is not counted, and reads the time from memory shared with this one. The broker is a stand-in without
-sockets: it keeps what is retained, acknowledges, and forgets or hangs up where the plan says so.
+sign-ins, lost sessions and broken answers pass through the real client. It runs in its own process, so that its memory
+is not counted, and reads the time from shared memory. The broker is a stand-in without sockets: it retains messages,
+acknowledges, and forgets or disconnects when the plan says so.
 
-What goes wrong, and when, is decided by the seed before the start, and printed with the result.
+The seed decides before the start what goes wrong and when; it is printed with the result.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ if TYPE_CHECKING:
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
 BEGIN: Final = 1_772_323_200.0  # an instant in Unix seconds: 2026-03-01
-BOOTED: Final = 5000.0  # what the machine's clock shows then
+BOOTED: Final = 5000.0  # the machine's clock then
 STALE_AFTER: Final = 900.0
-SETTLE: Final = 2 * HOUR  # at the end, without faults: what is under way arrives
-CUT: Final = 0.005  # how likely all ends at the worst moment: before an acknowledgement, or before the history
-ANSWERS_AFTER: Final = 0.03  # seconds that the broker takes to acknowledge
+SETTLE: Final = 2 * HOUR  # at the end, without faults, so that everything still arrives
+CUT: Final = 0.005  # probability of a failure at the worst moment: before an acknowledgement, or before the history
+ANSWERS_AFTER: Final = 0.03  # seconds until the broker acknowledges
 ACCOUNT: Final = SimulatedAccount("anna@example.com", "the password", seed=7)
 TOPICS: Final = Topics("dexcom2mqtt")
 
 FAULTS: Final = {
     "unavailable (503)": share_faults.status(503),
-    "a page for people": share_faults.html(200),
+    "an HTML page": share_faults.html(200),
     "connection closed": share_faults.drop(),
     "connection reset": share_faults.reset(),
     "cut in the middle": share_faults.cut(),
@@ -78,7 +78,7 @@ FAULTS: Final = {
 
 @dataclass(frozen=True)
 class Span:
-    """Something that goes wrong from one Unix time until another."""
+    """A fault between two Unix times."""
 
     what: str
     since: float
@@ -87,7 +87,7 @@ class Span:
 
 @dataclass
 class Plan:
-    """All that goes wrong, each kind in order of time."""
+    """All faults, each kind in order of time."""
 
     end: float
     outages: list[Span] = field(default_factory=list)
@@ -100,12 +100,12 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each kind is planned."""
+        """The number of faults of each kind."""
         return {name: len(value) for name, value in vars(self).items() if isinstance(value, list)}
 
 
 def make_plan(days: float, seed: int) -> Plan:
-    """Sprinkle faults over the days; each kind comes about so many times a day."""
+    """Distribute faults over the days, each kind at its own rate per day."""
     chance = random.Random(seed)
     plan = Plan(BEGIN + days * DAY)
 
@@ -115,7 +115,7 @@ def make_plan(days: float, seed: int) -> Plan:
             yield at
 
     def spans(what: list[str], a_day: float, shortest: float, longest: float) -> list[Span]:
-        """Return spans, the shorter the more frequent."""
+        """Return spans; shorter ones are more frequent."""
         found = []
         for at in times(a_day):
             lasting = shortest * (longest / shortest) ** chance.random()
@@ -133,7 +133,7 @@ def make_plan(days: float, seed: int) -> Plan:
 
 
 def distortion(plan: Plan) -> share.Distortion:
-    """Return what the plan does to the readings themselves."""
+    """Return the distortion of the readings that the plan contains."""
     spans = [share_faults.during(span.since, span.until, share_faults.late(span.until)) for span in plan.late]
     return share_faults.together(
         *(share_faults.during(span.since, span.until, share_faults.doubled()) for span in plan.doubles), *spans
@@ -144,7 +144,7 @@ def distortion(plan: Plan) -> share.Distortion:
 
 
 def serve(plan: Plan, now: ctypes.c_double, pipe: Connection) -> None:
-    """Serve until told to end; say where, and in the end how many of the answers were faults."""
+    """Run the service until the pipe says so; send its base URL first, and at the end a count of the outcomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     to_lose = list(plan.lost_sessions)
 
@@ -167,7 +167,7 @@ def serve(plan: Plan, now: ctypes.c_double, pipe: Connection) -> None:
 
 
 class SoakClock(Clock):
-    """A clock that shows what the world says, and whose waits let the world go on."""
+    """A clock with the world's time; waiting on it advances the world."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -178,12 +178,12 @@ class SoakClock(Clock):
         return self.world.unix - BEGIN + BOOTED
 
     def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
-        """Return an alarm that lets the world go on."""
+        """Return an alarm whose waits advance the world."""
         return SoakAlarm(self, back_by)
 
 
 class SoakAlarm(Alarm):
-    """An alarm of that clock."""
+    """An alarm of the `SoakClock`."""
 
     def __init__(self, clock: SoakClock, back_by: Callable[[float], None]) -> None:
         super().__init__(clock, back_by)
@@ -195,17 +195,17 @@ class SoakAlarm(Alarm):
         self._rings = True
 
     def wait(self, seconds: float) -> bool:
-        """Let the world go on for that long, or until it rings."""
+        """Advance the world for so many seconds, or until the alarm rings; return whether it rang."""
         end = self._world.unix + seconds
         while not self._rings:
-            self._world.go_on(end)  # at least once: the end may be too near to be told from now
+            self._world.advance(end)  # at least once: the end may be too close to distinguish from now
             if self._world.unix >= end:
                 break
         rang, self._rings = self._rings, False
         return rang
 
 
-# The broker, and all else around the account
+# The broker, and everything else around the account
 
 
 class Restarted(Stopped):
@@ -217,12 +217,12 @@ class Over(Stopped):
 
 
 class World:
-    """The time, the broker, and what its subscribers got."""
+    """The time, the broker, and what its subscribers received."""
 
     def __init__(self, plan: Plan, seed: int, shared_now: ctypes.c_double, base_url: str) -> None:
         self.unix = BEGIN
         self.published: Counter[int] = Counter()  # by date
-        self.may_repeat = 0  # published, but neither acknowledged nor in the history when all ended
+        self.may_repeat = 0  # published, but not acknowledged or not in the history when something ended
         self.requests = self.logins = self.cut = self.killed = 0
         self._chance = random.Random(seed)
         self._plan = plan
@@ -236,8 +236,8 @@ class World:
         self._on_their_way: list[Message] = []
         self.memory: list[tuple[float, int]] = []
 
-    def live(self) -> None:
-        """Let one daemon live, from its start until it is killed or the time is over."""
+    def run_daemon(self) -> None:
+        """Run one daemon from its start; raises Restarted when it is killed, and Over when the time is over."""
         self._mirror = Mirror(last=TOPICS.bridge_state)
         self._stream = Stream(TOPICS)
         self._clock = SoakClock(self)
@@ -260,8 +260,8 @@ class World:
         )
         self.poller.run()
 
-    def go_on(self, until: float) -> None:
-        """Let time pass until the next thing happens, or until then."""
+    def advance(self, until: float) -> None:
+        """Advance the time to the next event, but not beyond ``until``."""
         self._shared_now.value = self.unix
         self._fail()
         self._serve()
@@ -279,7 +279,7 @@ class World:
             self.memory.append((self.unix, resident()))
 
     def _fail(self) -> None:
-        """Let go wrong what is planned for now."""
+        """Cause the faults that are due."""
         if self.unix >= self._plan.end:
             raise Over
         if self._forgets and self._forgets[0] <= self.unix:
@@ -295,8 +295,8 @@ class World:
             self._kill()
 
     def _kill(self) -> None:
-        held = self._retained.get(TOPICS.of("anna", "history"))
-        saved = set() if held is None else {entry["date"] for entry in json.loads(held.payload)["readings"]}
+        kept = self._retained.get(TOPICS.of("anna", "history"))
+        saved = set() if kept is None else {entry["date"] for entry in json.loads(kept.payload)["readings"]}
         oldest = max(self.published, default=0) - DAY * 1000
         self.may_repeat += sum(date >= oldest and date not in saved for date in self.published)
         raise Restarted
@@ -313,11 +313,11 @@ class World:
         self._mirror.send_all()
         if not self._read_back:
             self._read_back = True
-            held = (self._retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status", "days"))
-            self.poller.take_read_back(*(None if message is None else message.payload.encode() for message in held))
+            kept = (self._retained.get(TOPICS.of("anna", leaf)) for leaf in ("history", "status", "days"))
+            self.poller.take_read_back(*(None if message is None else message.payload.encode() for message in kept))
 
     def _serve(self) -> None:
-        """Take what the daemon sends, and acknowledge what it sent the last time."""
+        """Accept the daemon's messages, and acknowledge those of the last call."""
         if not self._connected:
             if self._away and self._away[0].since <= self.unix:
                 return
@@ -342,11 +342,11 @@ class World:
 
     @property
     def repeated(self) -> int:
-        """How many of the published were so before."""
+        """How many publications were repetitions."""
         return sum(self.published.values()) - len(self.published)
 
-    def bury(self) -> None:
-        """Take note of what the daemon did in its life."""
+    def add_up(self) -> None:
+        """Add up the ended daemon's requests and sign-ins."""
         self.requests += self._client.requests
         self.logins += self._client.logins
 
@@ -361,9 +361,9 @@ def resident() -> int:
 
 
 def compare(plan: Plan, published: Counter[int]) -> tuple[int, int, int]:
-    """Return how many readings had to arrive, how many of them did not, and how many did that must not.
+    """Return how many readings were due, how many of them are lost, and how many unexpected ones arrived.
 
-    A double, which has the value of another one less than 30 s away, is published under one of the two dates.
+    Of two readings with the same value less than 30 s apart, only one is published.
     """
     records = distortion(plan)(list(share.series(ACCOUNT, BEGIN - DAY, plan.end)))
     groups: list[list[share.Record]] = []
@@ -378,14 +378,14 @@ def compare(plan: Plan, published: Counter[int]) -> tuple[int, int, int]:
         return sum(record.taken in published for record in group)
 
     due = [group for group in groups if min(record.arrives for record in group) <= plan.end - 600]
-    due = [group for group in due if group[0].taken >= (BEGIN - DAY + 60) * 1000]  # those before were just too old
+    due = [group for group in due if group[0].taken >= (BEGIN - DAY + 60) * 1000]  # earlier ones were just too old
     unexpected = sum(max(0, arrived(group) - 1) for group in groups)
     unexpected += len(published.keys() - {record.taken for record in records})
     return len(due), sum(not arrived(group) for group in due), unexpected
 
 
 def main() -> int:
-    """Run the soak and print its table; 1 where a reading was lost."""
+    """Run the soak and print its table; return 1 if a reading was lost, unexpected or wrongly repeated."""
     parser = argparse.ArgumentParser(description="A simulated month in minutes.")
     parser.add_argument("--days", type=float, default=30.0, help="simulated days (default: 30)")
     parser.add_argument("--seed", type=int, default=None, help="decides what goes wrong (default: by chance)")
@@ -405,12 +405,12 @@ def main() -> int:
     over = False
     while not over:
         try:
-            world.live()
+            world.run_daemon()
         except Restarted:
             pass
         except Over:
             over = True
-        world.bury()
+        world.add_up()
     pipe.send("end")
     outcomes = pipe.recv()
     service.join(10)
@@ -436,9 +436,9 @@ def report(plan: Plan, seed: int, world: World, outcomes: Counter[str], seconds:
         "published": len(world.published),
         "connections cut before the acknowledgement": world.cut,
         "killed before the history": world.killed,
-        "repeated (of those that may be)": f"{world.repeated} ({world.may_repeat})",
+        "repeated (allowed)": f"{world.repeated} ({world.may_repeat})",
         "lost": lost,
-        "published that must not be": unexpected,
+        "published, but unexpected": unexpected,
         "resident memory, first day": f"{max(first) / 1024:.1f} MiB",
         "resident memory, last day": f"{max(last) / 1024:.1f} MiB",
         "wall time": f"{seconds:.0f} s",

@@ -1,7 +1,7 @@
-"""The demo: simulated service, embedded broker, the real daemon, and what a subscriber of the broker gets.
+"""The demo: a simulated service, an embedded broker, the real daemon, and what a subscriber receives.
 
-It owns the composition, and the plain lines where there is no terminal for the view. The view learns everything as any
-subscriber does, from the messages. Nothing leaves this machine, and no file is read or written.
+It owns the composition, and the plain lines that replace the view if there is no terminal for it. The view learns
+everything from the messages, as any subscriber does. Nothing leaves this machine, and no file is read or written.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _WIDTH: Final = 110
 _BACKFILL: Final = '"backfill": true}'
 _REFRESH: Final = 0.1
 _REDRAW: Final = 0.5
-"""Real seconds after which the view is drawn again although nothing was heard: times go on."""
+"""Real seconds after which the view is drawn again without a message, because times in it change."""
 
 _NEW_FOR: Final = 1.5
-"""Real seconds for which a message is shown as new."""
+"""Real seconds during which a message is shown as new."""
 
 _ENDS: Final = STOP | {signal.SIGHUP, signal.SIGQUIT}
 _LOG_LINES: Final = 1000
@@ -52,7 +52,7 @@ _SUBSCRIBE_SECONDS: Final = 5.0
 
 class _Show(Protocol):
     def __call__(self, heard: Sequence[Heard]) -> None:
-        """Take what was heard since the last time, perhaps nothing."""
+        """Show the messages received since the last call; there may be none."""
 
 
 def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
@@ -61,12 +61,13 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
     ``speed`` is how many times faster than real time everything runs; ``mqtt_port`` is the broker's port on
     loopback, 0 for a free one.
     """
-    # Before a thread starts: they inherit it. Whatever of these ends or stops a program would leave the view standing.
+    # Before a thread starts, because threads inherit it. Otherwise these signals would end or stop the program without
+    # restoring the terminal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDS, signal.SIGTSTP})
     began = time.monotonic()
     until = None if duration is None else began + duration
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an arrow is no reason to end where there is no UTF-8
+        sys.stdout.reconfigure(errors="replace")  # without UTF-8 an arrow must not end the demo
     now = accelerated(speed)
     try:
         broker = EmbeddedBroker(mqtt_port)
@@ -81,12 +82,12 @@ def run(*, speed: float, duration: float | None, mqtt_port: int) -> int:
         settings = _settings(share.base_url, broker.port, page := _free_port())
         daemon = Daemon(settings, Clock(speed))
         daemon.start()
-        with contextlib.suppress(OSError):  # nobody looks any more: the pipe is broken, the terminal gone
+        with contextlib.suppress(OSError):  # the pipe is broken or the terminal gone: nobody looks any more
             _introduce(share.base_url, broker.port, page, speed)
             with _shown(settings, speed, now) as show:
                 seen = _follow(heard, show, until)
         daemon.stop()
-        client.disconnect()  # without it the next line takes a second
+        client.disconnect()  # without this, the next line takes a second
         client.loop_stop()
     broker.close()
     with contextlib.suppress(OSError):
@@ -109,13 +110,13 @@ def _introduce(base_url: str, port: int, page: int, speed: float) -> None:
 
 def _settings(base_url: str, port: int, page: int) -> Settings:
     anna = {"username": _ACCOUNT.username, "password": _ACCOUNT.password, "share_url": base_url}
-    # The embedded broker does not speak MQTT 5; the daemon would find out, but that takes a moment.
+    # The embedded broker does not speak MQTT 5. The daemon would find out by itself, but that takes a moment.
     mqtt = {"host": "127.0.0.1", "port": port, "protocol": "3.1.1"}
     return build(Settings, {"accounts": {_KEY: anna}, "mqtt": mqtt, "web": {"port": page}})
 
 
 def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
-    """Show what is heard until a signal comes or the time is over; return all that was."""
+    """Show messages until a signal arrives or the time is over; return everything that was received."""
     seen = Seen()
     while not signal.sigpending() & _ENDS and (until is None or time.monotonic() < until):
         time.sleep(_REFRESH)
@@ -127,7 +128,7 @@ def _follow(heard: Queue[Heard], show: _Show, until: float | None) -> Seen:
 
 @contextlib.contextmanager
 def _shown(settings: Settings, speed: float, now: Callable[[], float]) -> Iterator[_Show]:
-    """Show messages as the view where there is a terminal for it, else as lines."""
+    """Yield a function that shows messages: in the view if the terminal can show it, else as lines."""
     if not screen.suits(sys.stdout):
         yield _print_lines
         return
@@ -135,13 +136,13 @@ def _shown(settings: Settings, speed: float, now: Callable[[], float]) -> Iterat
     viewer = Viewer(_KEY, account.name, Topics(settings.mqtt.base_topic), fresh_for=_NEW_FOR * speed)
     head = f"dexcom2mqtt demo, {speed:g} times as fast as real time"
     page = f"http://127.0.0.1:{settings.web.port}/" if settings.web else ""
-    foot = f"Ctrl-C ends it. For a look of your own: {page}, or MQTT at 127.0.0.1:{settings.mqtt.port}, topic #"
+    foot = f"Ctrl-C ends it. Look for yourself: {page}, or MQTT at 127.0.0.1:{settings.mqtt.port}, topic #"
     with _log_held(), screen.Screen(sys.stdout, account.ranges, head, foot) as terminal:
         yield Drawing(terminal, viewer, now)
 
 
 class Drawing:
-    """Draws the view when there is something new in it, and now and then because time goes on."""
+    """Draws the view when there is something new, and every now and then because times in it change."""
 
     def __init__(self, terminal: screen.Screen, viewer: Viewer, now: Callable[[], float]) -> None:
         self._terminal = terminal
@@ -151,7 +152,7 @@ class Drawing:
         self._drawn = 0.0
 
     def __call__(self, heard: Sequence[Heard]) -> None:
-        """Take what was heard since the last time, perhaps nothing."""
+        """Show the messages received since the last call; there may be none."""
         self._seen = self._seen.then(heard)
         if heard or time.monotonic() - self._drawn >= _REDRAW:
             self._drawn = time.monotonic()
@@ -159,7 +160,7 @@ class Drawing:
 
 
 def _print_lines(heard: Sequence[Heard]) -> None:
-    """Print a line a message, but one for all the readings of the past."""
+    """Print one line for each message, but only one for all backfilled readings."""
     lines = [f"{message.topic} {message.payload}" for message in heard]
     earlier = [line for line in lines if line.endswith(_BACKFILL)]
     for line in lines:
@@ -171,7 +172,7 @@ def _print_lines(heard: Sequence[Heard]) -> None:
 
 
 def _subscribe(port: int, heard: Queue[Heard], now: Callable[[], float]) -> paho.Client:
-    """Put every message that a subscriber of everything gets into ``heard``."""
+    """Subscribe to everything, and put every message into ``heard``."""
     client = paho.Client(CallbackAPIVersion.VERSION2)
 
     def take(_client: object, _data: object, message: paho.MQTTMessage) -> None:
@@ -193,7 +194,7 @@ def _subscribe(port: int, heard: Queue[Heard], now: Callable[[], float]) -> paho
 
 @contextlib.contextmanager
 def _log_held() -> Iterator[None]:
-    """Keep lines of the log until the view is gone, which they would tear apart; the last of them, if too many."""
+    """Hold back the log until the view is gone, because lines would break the view; keep only the last ones."""
     root = logging.getLogger()
     if not sys.stderr.isatty():
         yield

@@ -1,8 +1,8 @@
 """An MQTT broker inside this process, on loopback: for the demo and for tests.
 
-Owns the thread and the event loop that amqtt runs in. Must not know who connects, or what is published. It speaks
-MQTT 3.1.1 only, lets everybody in, and keeps nothing beyond its end. Without amqtt (the `demo` extra) the import
-of this module raises `ImportError`.
+Owns the thread and the event loop of amqtt. Must not know who connects, or what is published. It speaks only MQTT
+3.1.1, admits everybody, and keeps nothing after it is closed. Without amqtt (the `demo` extra), importing this module
+raises `ImportError`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _LISTENER = "default"
 _CONFIG = {
-    # The connections are accepted here, not by amqtt: it does not tell which free port it has taken.
+    # This module accepts the connections, because amqtt does not say which free port it has chosen.
     "listeners": {_LISTENER: {"type": "external"}},
     "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
 }
-# Clients that vanish, speak MQTT 5, or are there when the broker ends are errors to amqtt; here they are daily life.
+# amqtt logs errors for clients that vanish, speak MQTT 5, or are connected when the broker ends. All are normal here.
 _LOG_LEVELS = {"amqtt": logging.CRITICAL, "transitions": logging.CRITICAL, "asyncio": logging.ERROR}
 _GRACE_SECONDS = 1.0
 _STOP_SECONDS = 5.0
@@ -41,11 +41,11 @@ class EmbeddedBroker:
 
     @property
     def port(self) -> int:
-        """The port that clients connect to; right once the broker has started."""
+        """The port that clients connect to; valid once the broker has started."""
         return self._port
 
     def start(self) -> None:
-        """Serve from now on; raises `OSError` where the port is taken."""
+        """Start to serve; raises `OSError` if the port is in use."""
         started: Future[int] = Future()
         self._stop = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="broker", daemon=True)
@@ -53,7 +53,7 @@ class EmbeddedBroker:
         self._port = started.result()
 
     def close(self) -> None:
-        """Close every connection, and forget every message."""
+        """Close every connection, and drop every message."""
         if self._thread:
             self._stop.set_result(None)
             self._thread.join(_STOP_SECONDS)
@@ -74,7 +74,7 @@ class EmbeddedBroker:
         except Exception as error:
             if started.done():
                 raise
-            started.set_exception(error)  # for start() to raise, which waits for it
+            started.set_exception(error)  # start() waits for this, and raises it
 
     async def _serve(self, started: Future[int]) -> None:
         for name, level in _LOG_LEVELS.items():
@@ -85,14 +85,14 @@ class EmbeddedBroker:
         started.set_result(server.sockets[0].getsockname()[1])
         await asyncio.wrap_future(self._stop)
         server.close()
-        # It would deliver first what is under way, however long that takes; what it leaves, `run` cancels.
+        # shutdown() first delivers pending messages, which may take long; after the timeout `asyncio.run` cancels it.
         await asyncio.wait([asyncio.create_task(broker.shutdown())], timeout=_GRACE_SECONDS)
 
 
 class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection, and close it even where amqtt forgets to: it never said CONNECT."""
-        # Cancelled at the end: Python 3.11.7 and 3.12.1, for two, would write that to the log as an error.
+        """Serve a connection, and close it; amqtt leaves it open if the client never sends CONNECT."""
+        # The task is cancelled at the end, which some Pythons (3.11.7, 3.12.1) would log as an error.
         with contextlib.suppress(asyncio.CancelledError):
             try:
                 await self.stream_connected(reader, writer, _LISTENER)
@@ -100,7 +100,7 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
                 writer.close()
 
     async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: object) -> None:
-        # amqtt sends a client that connects the retained messages of everybody's subscriptions.
+        # When a client connects, amqtt sends it the retained messages for everybody's subscriptions.
         own = {id(member) for member, _qos in self._subscriptions.get(subscription[0], ())}
         if id(session) in own:
             await super()._publish_retained_messages_for_subscription(subscription, session)

@@ -1,8 +1,8 @@
 """Believable glucose: a person's curve as a pure function of a seed and the time.
 
-Owns the shape of a day (meals and their insulin, night, dawn, the odd low and high, the sensor's noise) and
-the trend word that goes with the slope. Knows nothing of readings, of Share, or of what time it is now: the
-same seed and time give the same value in every process, so nothing has to be remembered.
+Owns the shape of a day (meals and their insulin, night, dawn, an occasional low or high, the sensor's noise) and the
+trend word for a slope. Knows nothing about readings, Share, or the present time: the same seed and time give the same
+value in every process, so nothing has to be stored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _HOUR = 3600.0
 _DAY = 24 * _HOUR
 _SLOT = 300.0
 
-_FLOOR = 45.0  # mg/dL: the body fights a low, the harder the deeper it is
-_STEADY, _SLANTED, _STEEP = 1.0, 2.0, 3.0  # mg/dL per minute: where one trend word ends and the next begins
+_FLOOR = 45.0  # mg/dL: the body resists a low, and more the deeper it is
+_STEADY, _SLANTED, _STEEP = 1.0, 2.0, 3.0  # mg/dL per minute: the limits between trend words
 
 # One name for each independent series of random numbers.
 _BASE, _EVENTS, _WANDER, _NOISE = range(4)
@@ -24,17 +24,17 @@ _BASE, _EVENTS, _WANDER, _NOISE = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Glucose:
-    """The glucose of one person, living `utc_offset_min` minutes east of UTC.
+    """The glucose of one person who lives `utc_offset_min` minutes east of UTC.
 
-    Times are Unix seconds and may be any; values are mg/dL. Readings 300 s apart differ by what a body can do,
-    rarely by more than 15 mg/dL, and lie mostly between 60 and 260.
+    Times are any Unix seconds; values are mg/dL. Readings 300 s apart differ as a body's do, rarely by more than
+    15 mg/dL, and are mostly between 60 and 260.
     """
 
     seed: int
     utc_offset_min: int = 0
 
     def at(self, t: float) -> int:
-        """Return what the sensor shows at `t`, in whole mg/dL; never LOW or HIGH."""
+        """Return the sensor's value at `t`, in whole mg/dL; never LOW or HIGH."""
         return round(self.level_at(t))
 
     def trend_at(self, t: float) -> str:
@@ -42,7 +42,7 @@ class Glucose:
         return trend_word((self.level_at(t) - self.level_at(t - _SLOT)) / (_SLOT / 60))
 
     def level_at(self, t: float) -> float:
-        """Return the value at `t` before it is rounded, in mg/dL."""
+        """Return the unrounded value at `t`, in mg/dL."""
         local = t + self.utc_offset_min * 60
         day, second = divmod(local, _DAY)
         events = (*_events(self.seed, int(day) - 1), *_events(self.seed, int(day)))
@@ -67,8 +67,8 @@ def trend_word(rate: float) -> str:
 def uniform(seed: int, series: int, index: int) -> float:
     """Return number `index` of a series of random numbers in [0, 1), the same in every process.
 
-    SplitMix64's mixing: the numbers can be asked for in any order, for which `random.Random` would have to be
-    seeded anew each time.
+    Uses SplitMix64's mixing, which gives the numbers in any order; `random.Random` would have to be seeded each
+    time.
     """
     mask = 2**64 - 1
     x = (seed * 0x9E3779B97F4A7C15 + series * 0xD1B54A32D192ED03 + index * 0x8CB92BA72F3D8DD7) & mask
@@ -79,7 +79,7 @@ def uniform(seed: int, series: int, index: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A meal, a dose, a run: glucose moves by `height` until two `tau` after `start`, and comes back."""
+    """A meal, a dose or exercise: glucose moves by `height` until two `tau` after `start`, then returns."""
 
     start: float  # local seconds
     tau: float  # seconds
@@ -92,7 +92,7 @@ class _Event:
 
 @lru_cache(maxsize=4096)
 def _events(seed: int, day: int) -> tuple[_Event, ...]:
-    """Return the events of one local day; none is felt for longer than until the end of the next."""
+    """Return the events of one local day; none has an effect beyond the end of the next day."""
     numbers = iter(range(100))
 
     def draw(low: float, high: float) -> float:
@@ -111,7 +111,7 @@ def _events(seed: int, day: int) -> tuple[_Event, ...]:
         events += [meal, insulin]
     if happens(0.4):  # a snack
         events.append(event(14.5, 16.5, 30, draw(20, 40)))
-    if happens(0.3):  # a dose forgotten at dinner
+    if happens(0.3):  # a forgotten dose at dinner
         events.append(event(18.5, 19.5, 60, draw(60, 110)))
     if happens(0.4):  # a low, at night as often as by day
         events.append(event(9.5, 27, draw(26, 36), draw(-85, -50)))
@@ -119,12 +119,12 @@ def _events(seed: int, day: int) -> tuple[_Event, ...]:
 
 
 def _night_and_dawn(hour: float) -> float:
-    """Return what the time of day does, in mg/dL: a little less asleep, a rise before waking."""
+    """Return the effect of the time of day in mg/dL: a little lower during sleep, a rise before waking."""
     return 18 * math.exp(-(((hour - 7) / 2) ** 2)) - 8 * math.exp(-(((hour - 2.5) / 1.5) ** 2))
 
 
 def _smooth_noise(seed: int, series: int, x: float) -> float:
-    """Return noise in [-1, 1] that is drawn at the whole numbers and eased in between."""
+    """Return noise in [-1, 1]: random at the whole numbers, interpolated in between."""
     node = math.floor(x)
     before, after = uniform(seed, series, node), uniform(seed, series, node + 1)
     eased = (1 - math.cos(math.pi * (x - node))) / 2

@@ -1,7 +1,6 @@
-"""The last hours as characters: which dots of a grid are set, and what range each character stands for.
+"""The last hours as characters: which dots of a grid are set, and which range each character belongs to.
 
-Owns the scale, the axes and the dots. Pure: it knows no terminal, no colour and no MQTT; what it returns is drawn
-as it is.
+Owns the scale, the axes and the dots. Pure: it knows no terminal, no color and no MQTT; its result is drawn unchanged.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ if TYPE_CHECKING:
 
 _CADENCE: Final = 300.0
 _DAY: Final = 86_400.0
-_GAP: Final = 450.0  # seconds; over a longer one no line is drawn
+_GAP: Final = 450.0  # seconds; no line is drawn across a longer gap
 _BOTTOM, _TOP, _CEILING, _STEP = 40, 220, 400, 20  # mg/dL; the top is raised in steps
-_MARGIN: Final = 5  # characters for the numbers at the left
+_MARGIN: Final = 5  # characters for the numbers on the left
 _CLOCK: Final = len("00:00")
 _LEAST_HEIGHT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """How dots become characters: each has ``across`` x ``down`` of them, numbered column by column.
+    """How dots become characters: each character has ``across`` x ``down`` dots, numbered column by column.
 
-    ``characters`` has one for every set of dots, by the sum of 2 to the power of the dots' numbers.
+    ``characters`` has one for every set of dots, at the index that is the sum of 2 to the power of the dots' numbers.
     """
 
     across: int
@@ -71,7 +70,7 @@ Row = list[Piece]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where and how the plot is drawn: ``width`` x ``height`` characters, axes included.
+    """Size and style of the plot: ``width`` x ``height`` characters, axes included.
 
     Times are shown ``offset_min`` minutes east of UTC, values in ``unit``.
     """
@@ -85,27 +84,27 @@ class Frame:
 
     @property
     def dots(self) -> int:
-        """How many dots lie beside each other."""
+        """How many dots the curve is wide."""
         return (self.width - _MARGIN) * self.pen.across
 
     @property
     def rows(self) -> int:
-        """How many rows of characters the curve has; the last row of all is the axis of time."""
+        """How many rows of characters the curve has; the row below them is the time axis."""
         return self.height - 1
 
     @property
     def seconds_per_dot(self) -> float:
-        """One reading a dot, so that the curve moves on evenly; less only where a whole day has room."""
+        """One reading per dot, so that the curve moves evenly; less only if a whole day fits."""
         return min(_CADENCE, _DAY / self.dots)
 
     @property
     def hours(self) -> float:
-        """How many hours there is room for."""
+        """How many hours fit."""
         return max(self.dots, 0) * self.seconds_per_dot / 3600 if self.dots > 0 else 0.0
 
 
 def plot(points: Sequence[Point], now: float, frame: Frame) -> list[Row]:
-    """Draw the readings up to ``now`` (Unix seconds), the newest at the right; nothing where there is no room."""
+    """Draw the readings up to ``now`` (Unix seconds), the newest on the right; return no rows if there is no room."""
     if frame.dots <= 0 or frame.height < _LEAST_HEIGHT:
         return []
     end = _end(points, now, frame)
@@ -119,14 +118,14 @@ def plot(points: Sequence[Point], now: float, frame: Frame) -> list[Row]:
 def _end(points: Sequence[Point], now: float, frame: Frame) -> float:
     """Return the time of the right edge: a whole number of dots after the newest reading.
 
-    If it were ``now``, the dots of a curve would jump back and forth against each other as time goes on.
+    If it were ``now``, the dots of a curve would jitter against each other as time passes.
     """
     newest = points[-1].at if points else now
     return newest + max(0.0, (now - newest) // frame.seconds_per_dot * frame.seconds_per_dot)
 
 
 def _cells(points: Sequence[Point], end: float, top: int, frame: Frame) -> dict[tuple[int, int], tuple[int, int]]:
-    """Return for each character of the curve, by column and row, its dots and a value in mg/dL that is in it."""
+    """Return, for each (column, row) of the curve, its dots and one of its values in mg/dL."""
     cells: dict[tuple[int, int], tuple[int, int]] = {}
     for x, y, mg_dl in (*_joints(points, end, top, frame), *_dots(points, end, top, frame)):
         column, dot_across = divmod(x, frame.pen.across)
@@ -144,7 +143,7 @@ def _dots(points: Sequence[Point], end: float, top: int, frame: Frame) -> Iterat
 
 
 def _joints(points: Sequence[Point], end: float, top: int, frame: Frame) -> Iterator[tuple[int, int, int]]:
-    """Yield dots between neighbours, so that a steep curve does not fall apart."""
+    """Yield the dots that connect neighboring readings, so that a steep curve has no gaps."""
     dots = list(_dots(points, end, top, frame))
     for (before, (x0, _, from_mg_dl)), (after, (x1, _, to_mg_dl)) in pairwise(zip(points, dots, strict=True)):
         if after.at - before.at > _GAP:
@@ -156,7 +155,7 @@ def _joints(points: Sequence[Point], end: float, top: int, frame: Frame) -> Iter
 
 
 def _y(mg_dl: int, top: int, frame: Frame) -> int:
-    """Return how many dots from above a value lies."""
+    """Return how many dots below the top a value is."""
     part = (top - min(max(mg_dl, _BOTTOM), top)) / (top - _BOTTOM)
     return round(part * (frame.rows * frame.pen.down - frame.pen.thickness))
 
@@ -175,7 +174,7 @@ def _line(row: int, cells: dict[tuple[int, int], tuple[int, int]], top: int, fra
 
 
 def _pieces(text: str, kinds: Sequence[str]) -> Iterator[Piece]:
-    """Cut a text where the kind of its characters changes."""
+    """Split a text wherever the kind of its characters changes."""
     for kind, places in groupby(range(len(text)), kinds.__getitem__):
         first, *others = places
         yield Piece(text[first : first + 1 + len(others)], kind)
@@ -187,7 +186,7 @@ def _label(mg_dl: int | None, unit: Unit) -> str:
 
 
 def _times(end: float, frame: Frame) -> str:
-    """Write the whole hours below the curve, as many as have room."""
+    """Return the labels of the full hours below the curve, as many as fit."""
     text = " " * frame.width
     column_seconds = frame.seconds_per_dot * frame.pen.across
     step = next((hours for hours in (1, 2, 3, 4, 6) if hours * 3600 / column_seconds > _CLOCK + 3), 12) * 3600

@@ -1,7 +1,7 @@
-"""The view on a terminal: panels, colours, the big number, and the plot, drawn by rich.
+"""The view on a terminal: panels, colors, the big number, and the plot, drawn by rich.
 
-Owns how it looks and the state of the terminal: the alternate screen and the cursor, which come back at the end.
-Must not know where the messages come from, or what is true: that it is told (`view.Shown`).
+Owns how it looks and the state of the terminal: the alternate screen and the cursor, both restored at the end.
+Must not know where the messages come from, or decide what is current: it draws a `view.Shown`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.settings import Ranges
     from dexcom2mqtt.demo.view import Line, Shown
 
-# The terminal's own colours, and no black or white: they suit a dark and a light background.
-_COLOURS: Final = {
+# The terminal's own colors, without black and white: they are readable on dark and light backgrounds.
+_COLORS: Final = {
     "very_low": "bold bright_red",
     "low": "red",
     "in_range": "green",
@@ -66,7 +66,7 @@ _DIGITS: Final = {
     "↘": ("▄    ", " ▀▄▄ ", "  ▄▄█"),
 }
 _NO_DIGITS: Final = frozenset({"linux", "vt100", "vt102", "vt220"})
-"""Terminals whose fonts have no braille."""
+"""Terminals whose fonts lack braille characters."""
 
 _WIDE: Final = 78
 _TOPICS_WIDTH: Final = 40
@@ -78,13 +78,13 @@ _TOPICS_LEAST: Final = 4
 
 
 def suits(stream: TextIO) -> bool:
-    """Tell whether a view can be drawn there: a terminal that can do more than print lines."""
+    """Return whether the stream is a terminal that can show the view, not only print lines."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How it is drawn: ``plain`` in ASCII alone; the limits of the plot; lines above and below the view."""
+    """How the view is drawn: the plot's limits, the lines above and below; ``plain`` means only in ASCII."""
 
     ranges: Ranges
     head: str
@@ -93,12 +93,12 @@ class Look:
 
     @property
     def overflow(self) -> OverflowMethod:
-        """How a text ends that has not room enough: rich's dots are not ASCII."""
+        """How a text that is too long ends: rich's ellipsis is not ASCII."""
         return "crop" if self.plain else "ellipsis"
 
 
 class Screen:
-    """A terminal that shows the view, from `__enter__` on until `__exit__` gives it back as it was."""
+    """A terminal that shows the view between `__enter__` and `__exit__`, which restores it."""
 
     def __init__(self, stream: TextIO, ranges: Ranges, head: str, foot: str) -> None:
         self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
@@ -118,13 +118,13 @@ class Screen:
         self._live.stop()
 
     def draw(self, shown: Shown) -> None:
-        """Show this; it fits the terminal's size, whatever that is now."""
+        """Draw the view in the terminal's present size."""
         self._live.update(Picture(shown, self._look), refresh=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The whole view as rich draws it, in the size that there is."""
+    """The whole view as a rich renderable, in the available size."""
 
     shown: Shown
     look: Look
@@ -135,7 +135,7 @@ class Picture:
 
 
 def _arranged(shown: Shown, look: Look, width: int, height: int) -> Layout:
-    """Put the panels where there is room: side by side, one above the other, or only the first of them."""
+    """Arrange the panels as the size allows: side by side, one above the other, or only the first of them."""
     whole = Layout()
     main = Layout(ratio=1)
     whole.split_column(Layout(_head(shown, look), size=1), main, Layout(_foot(look), size=1))
@@ -157,7 +157,7 @@ def _arranged(shown: Shown, look: Look, width: int, height: int) -> Layout:
 
 
 def _column(shown: Shown, look: Look, height: int) -> list[Layout]:
-    """Return the panels on the left, the least important left out where ``height`` lines are too few."""
+    """Return the panels on the left, without the least important if ``height`` lines are too few."""
     panels = [Layout(_now(shown, look), size=_NOW_HEIGHT)]
     if height >= _NOW_HEIGHT + _PLOT_LEAST + _DAEMON_HEIGHT:
         panels.append(Layout(_daemon(shown, look), size=_DAEMON_HEIGHT))
@@ -189,7 +189,7 @@ def _panel(content: RenderableType, title: str, look: Look, style: str = "dim") 
 
 
 def _now(shown: Shown, look: Look) -> RenderableType:
-    colour = _COLOURS[shown.range]
+    color = _COLORS[shown.range]
     row = Table.grid(padding=(0, 3), expand=True)
     row.add_column(no_wrap=True, overflow="crop")
     row.add_column(no_wrap=True, overflow="crop")
@@ -197,16 +197,16 @@ def _now(shown: Shown, look: Look) -> RenderableType:
     facts = Text("\n", no_wrap=True, overflow=look.overflow).join(
         [
             Text(f"{shown.delta} in 5 minutes" if shown.delta else shown.unit),
-            Text(shown.words, colour),
+            Text(shown.words, color),
             Text(shown.age, "dim" if shown.range else "bold"),
         ]
     )
-    row.add_row(_big(shown.value, look, colour), _big(shown.arrow, look, colour), facts)
-    return _panel(row, f"{shown.name}, {shown.unit}", look, colour)
+    row.add_row(_big(shown.value, look, color), _big(shown.arrow, look, color), facts)
+    return _panel(row, f"{shown.name}, {shown.unit}", look, color)
 
 
 def _big(text: str, look: Look, style: str) -> RenderableType:
-    """Write large, three lines high, where the terminal can and all characters are known."""
+    """Return large text, three lines high, if the terminal can show it and all characters are known."""
     if look.plain or not all(character in _DIGITS for character in text):
         written = view.in_ascii(text) if look.plain else text
         return Align(Text(written, f"bold {style}" if style else "bold", no_wrap=True), vertical="middle", height=3)
@@ -221,7 +221,7 @@ def _daemon(shown: Shown, look: Look) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """The curve, as large as its place."""
+    """The curve, in the available size."""
 
     shown: Shown
     look: Look
@@ -238,7 +238,7 @@ class _Plot:
         )
         rows = plot.plot(shown.points, shown.now, frame)
         curve = Text("\n", no_wrap=True, overflow="crop").join(
-            Text.assemble(*((piece.text, _COLOURS[piece.kind]) for piece in row)) for row in rows
+            Text.assemble(*((piece.text, _COLORS[piece.kind]) for piece in row)) for row in rows
         )
         title = ", ".join(filter(None, (f"the last {frame.hours:.0f} hours", shown.in_range)))
         yield _panel(curve, title, look)

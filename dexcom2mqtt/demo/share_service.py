@@ -1,11 +1,11 @@
-"""The simulated Dexcom Share service: the three calls, as they were recorded, over real HTTP on loopback.
+"""The simulated Dexcom Share service: the three calls, as recorded, over real HTTP on loopback.
 
-Owns accounts, sessions, lock-outs, the arrival of readings, and the log of what was asked. Must not know the client it
-serves, nor share code with it: a mistake made twice would not show. Its time is the clock it is given, which may run
-faster than real time.
+Owns accounts, sessions, lock-outs, the arrival of readings, and the log of requests. Must not know the client that it
+serves, nor share code with it, because tests would not notice a mistake in shared code. Its time is that of a given
+clock, which may run faster than real time.
 
-What goes wrong is for others to say: a `Fault` stands between a request and its answer, and a `Distortion` changes the
-readings of an account before Share learns of them.
+Tests decide what goes wrong: a `Fault` comes between a request and its answer, and a `Distortion` changes the readings
+of an account before they reach Share.
 """
 
 from __future__ import annotations
@@ -50,31 +50,31 @@ _DAY = 24 * 3600.0
 _CADENCE = 300.0  # seconds from one reading to the next
 _MAX_MINUTES, _MAX_COUNT = 1440, 288
 _MOVED = 4 * 3600.0  # how far a distortion may move a reading
-_LOGGED = 100_000  # requests remembered: a run of weeks must not grow
-_LEGACY_TRENDS = (  # a trend's number was its place
+_LOGGED = 100_000  # requests kept in the log, so that it does not grow during a run of weeks
+_LEGACY_TRENDS = (  # a trend's number was its index
     *("None", "DoubleUp", "SingleUp", "FortyFiveUp", "Flat", "FortyFiveDown", "SingleDown", "DoubleDown"),
     *("NotComputable", "RateOutOfRange"),
 )
-_PHASE, _DRIFT, _JITTER, _DELAY = range(100, 104)  # series of random numbers, none of them the glucose's
+_PHASE, _DRIFT, _JITTER, _DELAY = range(100, 104)  # series of random numbers, different from those of the glucose
 
 
 # Accounts and their readings
 
 Delay = Callable[[float], float]
-"""Makes of a random number in [0, 1), drawn for each reading, the seconds until Share knows the reading."""
+"""Turns a random number in [0, 1), drawn for each reading, into the seconds until Share has the reading."""
 
 
 def usual_delay(fixed: float = 8.0, mean: float = 2.0) -> Delay:
-    """Return the delay of a phone with good coverage: `fixed` seconds and an exponential rest, `mean` seconds."""
+    """Return the delay of a phone with good coverage: `fixed` seconds, plus an exponential part of `mean` seconds."""
     return lambda u: fixed - mean * math.log(1 - u)
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedAccount:
-    """A publisher of Share: the credentials, and what the readings are made from.
+    """An account at Share: the credentials, and what determines its readings.
 
-    `account_id` is a UUID, by default one made from the user name; `session_lifetime` is in seconds; `legacy`
-    answers in the format before 2021-12.
+    `account_id` is a UUID, by default made from the user name; `session_lifetime` is in seconds; `legacy` uses the
+    format from before December 2021.
     """
 
     username: str
@@ -93,7 +93,7 @@ class SimulatedAccount:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A reading: `taken` in Unix milliseconds, `value` in mg/dL; Share knows it from `arrives` on, Unix seconds."""
+    """A reading: `taken` in Unix milliseconds, `value` in mg/dL; Share has it from `arrives` (Unix seconds) on."""
 
     taken: int
     value: int
@@ -117,7 +117,7 @@ def series(account: SimulatedAccount, since: float, until: float) -> Iterator[Re
 
 
 def _taken(seed: int, slot: int) -> float:
-    """Return when the reading of a slot is taken: on the sensor's own grid, within half a second."""
+    """Return when the reading of a slot is taken: on the sensor's own five-minute grid, within half a second."""
     drift = math.sin(slot / 40 + uniform(seed, _DRIFT, 0)) / 4
     jitter = (uniform(seed, _JITTER, slot) - 0.5) / 2
     return (slot + uniform(seed, _PHASE, 0)) * _CADENCE + drift + jitter
@@ -127,7 +127,7 @@ def _as_json(record: Record, account: SimulatedAccount) -> dict[str, object]:
     hours, minutes = divmod(abs(account.zone_offset_min), 60)
     zone = f"{'-' if account.zone_offset_min < 0 else '+'}{hours:02}{minutes:02}"
     if account.legacy:
-        shown = record.taken - 23_000  # as recorded: the receiver's clock went apart from Share's
+        shown = record.taken - 23_000  # as recorded: the receiver's clock differed from Share's
         trend = _LEGACY_TRENDS.index(record.trend) if record.trend in _LEGACY_TRENDS else record.trend
         return {
             "DT": f"/Date({shown}{zone})/",
@@ -145,32 +145,32 @@ def _as_json(record: Record, account: SimulatedAccount) -> dict[str, object]:
     }
 
 
-# What can happen to readings
+# Distortions of readings
 
 Distortion = Callable[[list[Record]], list[Record]]
-"""Makes of the readings that were taken those that Share gets, in any order."""
+"""Turns the readings as taken into those that Share gets, in any order."""
 
 
 def unchanged(records: list[Record]) -> list[Record]:
-    """Leave the readings as they are."""
+    """Return the readings unchanged."""
     return records
 
 
 # Requests and answers
 
 Delivery = Callable[[socket.socket, bytes, bytes], bool]
-"""Puts an answer's head and body on a connection, and tells whether that may serve another request."""
+"""Sends an answer's head and body over a connection; returns whether the connection may serve another request."""
 
 
 def whole(connection: socket.socket, head: bytes, body: bytes) -> bool:
-    """Deliver the answer at once."""
+    """Send the whole answer at once."""
     connection.sendall(head + body)
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: `time` by the service's clock; `call` is authenticate, login, read, or an unknown path."""
+    """A request: `time` by the service's clock; `call` is authenticate, login, read, or an unknown path."""
 
     time: float
     call: str
@@ -182,9 +182,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer. Its headers go above the usual ones; None takes one away.
+    """An answer. Its headers override the usual ones; None removes one.
 
-    `outcome` is what the log calls it: `ok`, the `Code` of an error, or the name of a fault.
+    `outcome` is its name in the log: `ok`, the `Code` of an error, or the name of a fault.
     """
 
     status: int = 200
@@ -192,13 +192,13 @@ class Response:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     outcome: str = "ok"
     chunked: bool = False
-    compress: bool = True  # where the client allows it
+    compress: bool = True  # if the client accepts it
     delivery: Delivery = whole
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A request as the log keeps it; `account` is the user name, None where it is nobody's."""
+    """A request in the log; `account` is the user name, None if no account matches."""
 
     time: float
     call: str
@@ -210,15 +210,15 @@ class LoggedRequest:
     outcome: str
 
 
-# What can happen to answers
+# Faults of answers
 
 Respond = Callable[[Request], Response]
 Fault = Callable[[Request, Respond], Response]
-"""Answers in the service's stead; what the service would answer is there for the asking."""
+"""Answers instead of the service; `Respond` gives the service's own answer."""
 
 
 def no_fault(request: Request, respond: Respond) -> Response:
-    """Answer as the service does."""
+    """Return the service's own answer."""
     return respond(request)
 
 
@@ -228,12 +228,12 @@ def http_date(t: float) -> str:
 
 
 def json_bytes(value: object) -> bytes:
-    """Return JSON as Share writes it, without blanks."""
+    """Return JSON as Share writes it, without spaces."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def error_answer(request: Request, code: str, message: str) -> Response:
-    """Return one of Share's errors, in the form that was recorded."""
+    """Return one of Share's errors, in the recorded form."""
     thrown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(request.time))
     exception = {
         "DateThrownLocal": thrown,
@@ -265,7 +265,7 @@ class _RefusalError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Publisher:
-    """What the service knows of an account by now."""
+    """The present state of an account at the service."""
 
     account: SimulatedAccount
     distortion: Distortion = unchanged
@@ -284,12 +284,12 @@ class _Session:
 class SimulatedShare:
     """Dexcom Share for some accounts, on a port of 127.0.0.1.
 
-    `now` is the service's clock in Unix seconds; readings go back to 24 hours before the construction. A port of 0
-    takes a free one and keeps it: closed and started again, the service is the same one at the same place.
-    After `max_rejections` wrong passwords without a right one in between, sign-ins are locked for `lock_seconds`,
-    and every further try renews the lock.
+    `now` is the service's clock in Unix seconds; readings begin 24 hours before this object was created. Port 0 means
+    a free port, which is kept: after `close` and `start` the service is the same one on the same port. After
+    `max_rejections` wrong passwords without a correct one in between, sign-ins are locked for `lock_seconds`, and every
+    further try renews the lock.
 
-    `fault` may be set at any time, from any thread; likewise every method may be called.
+    `fault` may be set, and every method called, at any time and from any thread.
     """
 
     def __init__(
@@ -311,12 +311,12 @@ class SimulatedShare:
         self._by_id = {each.account.account_id.lower(): each for each in self._publishers.values()}
         self._sessions: dict[str, _Session] = {}
         self._log: deque[LoggedRequest] = deque(maxlen=_LOGGED)
-        self._guard = threading.Lock()  # over everything above that changes
+        self._guard = threading.Lock()  # protects everything above that changes
         self._server: _Server | None = None
 
     @property
     def base_url(self) -> str:
-        """The URL below which the calls are, without a slash at its end; right once the service has started."""
+        """The URL of the calls, without a slash at the end; valid once the service has started."""
         return f"http://127.0.0.1:{self._port}{_ROOT}"
 
     @property
@@ -326,60 +326,60 @@ class SimulatedShare:
             return list(self._log)
 
     def count(self, since: float = -math.inf, **conditions: object) -> int:
-        """Return how many logged requests since then (Unix seconds) have all these values, as in `password=True`."""
+        """Return how many logged requests since then (Unix seconds) have all these values, such as `password=True`."""
         return sum(
             entry.time >= since and all(getattr(entry, name) == value for name, value in conditions.items())
             for entry in self.requests
         )
 
     def add(self, username: str, *records: Record) -> None:
-        """Give an account further readings, exactly as they are: no distortion touches them."""
+        """Give an account further readings, which no distortion changes."""
         oldest = (self._now() - _DAY) * 1000 - _CADENCE * 1000
         with self._guard:
             publisher = self._publishers[username]
             publisher.added = [record for record in (*publisher.added, *records) if record.taken >= oldest]
 
     def distort(self, distortion: Distortion, username: str | None = None) -> None:
-        """Let this distortion, instead of the one before, change one account's readings, or everyone's."""
+        """Set the distortion that changes the readings of one account, or of all."""
         with self._guard:
             for publisher in self._chosen(username):
                 publisher.distortion = distortion
 
     def drop_sessions(self, username: str | None = None) -> None:
-        """Forget the sessions of one account, or all: `SessionIdNotFound`."""
+        """Forget the sessions of one account, or of all: `SessionIdNotFound`."""
         with self._guard:
             chosen = self._chosen(username)
             self._sessions = {key: each for key, each in self._sessions.items() if each.owner not in chosen}
 
     def expire_sessions(self, username: str | None = None) -> None:
-        """Let the sessions of one account, or all, be over: `SessionNotValid`."""
+        """End the sessions of one account, or of all: `SessionNotValid`."""
         with self._guard:
             for session in self._sessions.values():
                 if session.owner in self._chosen(username):
                     session.expires = -math.inf
 
     def spoil_sessions(self, fault: Fault, username: str | None = None) -> None:
-        """Let the sessions of one account, or all, be dead without a word: `fault` answers what is read with them."""
+        """Break the present sessions of one account, or of all: `fault` answers every read with them."""
         with self._guard:
             for session in self._sessions.values():
                 if session.owner in self._chosen(username):
                     session.spoiled = fault
 
     def change_id(self, username: str, account_id: str) -> None:
-        """Give an account another id, as a migration does: the old one is rejected from now on."""
+        """Give an account another id, as a migration does: the old id is rejected from then on."""
         with self._guard:
             publisher = self._publishers[username]
             publisher.account = replace(publisher.account, account_id=account_id)
             self._by_id = {each.account.account_id.lower(): each for each in self._publishers.values()}
 
     def start(self) -> None:
-        """Serve from now on; raises `OSError` where the port is taken."""
+        """Start to serve; raises `OSError` if the port is in use."""
         self._server = _Server(self._port, self._handle)
         self._port = self._server.server_address[1]
         self._server.start()
 
     def close(self) -> None:
-        """Refuse connections, and end the present ones at once, whatever hangs on them."""
+        """Refuse connections, and end the present ones at once, even those that hang."""
         if self._server:
             self._server.close()
             self._server = None
@@ -513,8 +513,8 @@ class SimulatedShare:
         return Response(body=json_bytes([_as_json(each, session.owner.account) for each in newest]), chunked=True)
 
     def _known(self, publisher: _Publisher, now: float, since: float) -> list[Record]:
-        """Return the readings taken after `since` that Share knows by now."""
-        # More than asked for: a distortion may move a reading into the time asked for.
+        """Return the readings taken after `since` that Share has by `now`."""
+        # Begins earlier than requested, because a distortion may move a reading into the requested time.
         moved = 0.0 if publisher.distortion is unchanged else _MOVED
         taken = list(series(publisher.account, max(since - moved, self._begin), now))
         records = publisher.distortion(taken) + publisher.added
@@ -558,7 +558,7 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
 
 
 def _object(content: bytes) -> dict[str, object]:
-    """Return the JSON object that is a request's body, empty where it is something else."""
+    """Return the JSON object in a request's body; an empty one if the body is anything else."""
     with suppress(ValueError):
         value = json.loads(content)
         if isinstance(value, dict):
@@ -570,7 +570,7 @@ def _object(content: bytes) -> dict[str, object]:
 
 
 def _on_the_wire(request: Request, response: Response) -> tuple[bytes, bytes]:
-    """Return an answer's head and body as they travel."""
+    """Return an answer's head and body as sent over the connection."""
     content = response.body
     headers: dict[str, str | None] = {
         "Date": http_date(request.time),
@@ -598,7 +598,7 @@ def _reason(code: int) -> str:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """A thread per connection; unlike `HTTPServer` it asks no name server for its own name."""
+    """One thread for each connection; unlike `HTTPServer` it does not look up its own name in DNS."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -618,7 +618,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.server_close()
         with self._changed:
             for connection in self._connections:
-                with suppress(OSError):  # the client was faster
+                with suppress(OSError):  # the client has already closed it
                     connection.shutdown(socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self._connections, timeout=0.5)
 
@@ -635,7 +635,7 @@ class _Server(socketserver.ThreadingTCPServer):
             self._changed.notify_all()
 
     def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that goes away is no mistake of ours
+        if not isinstance(sys.exception(), ConnectionError):  # clients may disconnect at any time
             super().handle_error(request, client_address)
 
 
@@ -650,20 +650,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
-        """Say nothing: the service keeps a log of its own."""
+        """Print nothing: the service has its own log."""
 
 
-# Alone, as a process
+# As a process of its own
 
 
 def accelerated(speed: float) -> Callable[[], float]:
-    """Return a clock in Unix seconds that is right now and runs `speed` times too fast."""
+    """Return a clock in Unix seconds that begins at the real time and runs `speed` times too fast."""
     begin, started = time.time(), time.monotonic()
     return lambda: begin + (time.monotonic() - started) * speed
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve one account until SIGTERM or SIGINT; the base URL on standard output says that it is ready."""
+    """Serve one account until SIGTERM or SIGINT; print the base URL to standard output once it is ready."""
     parser = argparse.ArgumentParser(description="The simulated Dexcom Share service.")
     parser.add_argument("--username", required=True)
     parser.add_argument("--password", required=True)
@@ -672,10 +672,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     options = parser.parse_args(arguments)
     stop = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # before the threads, which inherit it
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # before any thread starts, because threads inherit it
     account = SimulatedAccount(options.username, options.password, options.account_id)
     with SimulatedShare([account], accelerated(options.speed), options.port) as service:
-        print(service.base_url, flush=True)  # what a parent process waits for
+        print(service.base_url, flush=True)  # a parent process waits for this
         signal.sigwait(stop)
 
 

@@ -1,8 +1,8 @@
-"""What a subscriber makes of the messages: from those heard so far, and the time, to what a person is shown.
+"""Turns the messages that a subscriber has received so far, and the time, into what a person is shown.
 
 Owns the rule that a value is current only while ``bridge/state`` and ``availability`` are both ``online``, and the
-words. Pure: it knows no terminal, no connection and nothing of the daemon but its messages. Whoever reaches the
-broker can publish anything, so nothing in a payload is taken for granted.
+words. Pure: it knows no terminal, no connection, and only the messages of the daemon. Anybody who reaches the broker
+can publish anything, so nothing in a payload is taken for granted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.values import Unit
 
 MISSING: Final = "---"
-"""What is shown in place of a value that is not current."""
+"""Shown if no value is current."""
 
 _ASCII_ARROWS: Final = {"↑↑": "^^", "↑": "^", "↗": "/^", "→": "->", "↘": "\\v", "↓": "v", "↓↓": "vv"}
 _LIMITS: Final = {"low": "LOW", "high": "HIGH"}
@@ -40,14 +40,14 @@ _FIRST: Final = (
     "history",
     "state",
 )
-_FAR: Final = 1e11  # Unix seconds; beyond it there is no date to show
-_SECONDS: Final = 600  # up to so many, seconds are told
+_FAR: Final = 1e11  # Unix seconds; later times cannot be shown as a date
+_SECONDS: Final = 600  # shorter durations are shown with seconds
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message as a subscriber got it, printable; ``at`` is when, in Unix seconds by the viewer's clock."""
+    """A message that a subscriber received, made printable; ``at`` is when, in Unix seconds by the viewer's clock."""
 
     topic: str
     payload: str
@@ -55,29 +55,29 @@ class Heard:
 
     @classmethod
     def of(cls, topic: str, payload: bytes, at: float) -> Heard:
-        """Take a message as it came; what a terminal would obey rather than show becomes ``?``."""
+        """Make one from a received message; control characters become ``?``."""
         return cls(_printable(topic), _printable(payload.decode(errors="replace")), at)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was heard so far, as much of it as matters: the last message of each topic, and the counts."""
+    """What was received so far: the last message of each topic, and the counts."""
 
     topics: Mapping[str, Heard] = field(default_factory=dict)
     readings: int = 0
-    """New readings of the stream."""
+    """New readings on the topic ``reading``."""
     earlier: int = 0
-    """Readings of the stream that were backfill."""
+    """Backfilled readings on the topic ``reading``."""
 
     def then(self, messages: Iterable[Heard]) -> Seen:
-        """Hear further messages, in order."""
+        """Return this with further messages, in order."""
         topics, readings, earlier = dict(self.topics), self.readings, self.earlier
         for message in messages:
             topics[message.topic] = message
             if message.topic.endswith("/reading"):
                 backfill = _object(message.payload).get("backfill") is True
                 readings, earlier = readings + (not backfill), earlier + backfill
-        # An empty payload is what takes a retained message away.
+        # An empty payload clears a retained message.
         return replace(
             self, topics={topic: each for topic, each in topics.items() if each.payload}, readings=readings,
             earlier=earlier,
@@ -86,7 +86,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A topic below ``base_topic`` and its payload; ``new`` where it was heard just now."""
+    """A topic below ``base_topic`` and its payload; ``new`` if it has just been received."""
 
     topic: str
     payload: str
@@ -95,24 +95,24 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a person is shown of one account at a moment; texts are empty where there is nothing to say."""
+    """What a person is shown of one account at one moment; a text is empty if there is nothing to say."""
 
     name: str
     value: str
-    """The number, ``LOW``, ``HIGH``, or ``---`` where none is current."""
+    """The number, ``LOW``, ``HIGH``, or ``---`` if none is current."""
     unit: Unit
     arrow: str
     range: str
-    """One of `RANGES`, or empty where no value is current."""
+    """One of `RANGES`, or empty if no value is current."""
     words: str
     """The range and the trend."""
     delta: str
     age: str
     in_range: str
-    """Which part of the last 24 hours was in range, in words."""
+    """The percentage of the last 24 hours in range, in words."""
     share: str
     daemon: tuple[str, ...]
-    """What the daemon does, in lines."""
+    """Lines that say what the daemon does."""
     clock: str
     points: tuple[Point, ...]
     """The readings of the last 24 hours, oldest first."""
@@ -123,9 +123,9 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who looks at what: one account below ``topics``.
+    """Shows one account below ``topics``.
 
-    ``fresh_for`` is how many seconds of the viewer's clock a message counts as new.
+    ``fresh_for`` is how long a message counts as new, in seconds of the viewer's clock.
     """
 
     account: str
@@ -134,7 +134,7 @@ class Viewer:
     fresh_for: float = 90.0
 
     def show(self, seen: Seen, now: float) -> Shown:
-        """Tell what is true at ``now``, Unix seconds by the viewer's clock."""
+        """Return what to show at ``now``, Unix seconds by the viewer's clock."""
         state = _object(self._payload(seen, "state"))
         status = _object(self._payload(seen, "status"))
         points = _points(_object(self._payload(seen, "history")))
@@ -167,12 +167,12 @@ class Viewer:
         return said == {"online"}
 
     def _daemon(self, seen: Seen, status: Mapping[str, object], now: float, offset: int) -> tuple[str, ...]:
-        bridge = _payload(seen, self.topics.bridge_state) or "not heard of yet"
-        share = f"{_text(status, 'share') or '?'}: {_text(status, 'message')}" if status else "not heard of yet"
+        bridge = _payload(seen, self.topics.bridge_state) or "not seen yet"
+        share = f"{_text(status, 'share') or '?'}: {_text(status, 'message')}" if status else "not seen yet"
         return (f"daemon {bridge}, Share {share}", *_plans(status, now, offset))
 
     def _lines(self, seen: Seen, now: float) -> tuple[Line, ...]:
-        """List the topics, those that tell most first: a small terminal has room for few."""
+        """List the topics, the most useful first, because a small terminal shows only a few."""
         bridge = [self.topics.bridge_state, *(self.topics.of(self.account, leaf) for leaf in _FIRST)]
         others = [self.topics.of(self.account, leaf) for leaf in RETAINED]
         known = [topic for topic in dict.fromkeys([*bridge, *others, self.topics.bridge_info]) if topic in seen.topics]
@@ -187,18 +187,18 @@ class Viewer:
 
 
 def closing(seen: Seen) -> str:
-    """Say at the end what there was to see."""
+    """Return the last line of the demo: how many readings it showed."""
     many = "1 reading" if seen.readings == 1 else f"{seen.readings} readings"
     return f"the demo has ended: {many} shown as they arrived, and {seen.earlier} earlier ones"
 
 
 def in_ascii(text: str) -> str:
-    """Write an arrow, or any text, for a terminal that has ASCII alone."""
+    """Return an arrow, or any text, for a terminal that shows only ASCII."""
     return _ASCII_ARROWS.get(text, text.encode("ascii", "replace").decode())
 
 
 def span(seconds: float) -> str:
-    """Write a duration as a person would: ``45 s``, ``2 min 05 s``, ``12 min``, ``1 h 05 min``, ``2 days``."""
+    """Return a duration in words: ``45 s``, ``2 min 05 s``, ``12 min``, ``1 h 05 min``, ``2 days``."""
     whole = round(seconds)
     if whole < _MINUTE:
         return f"{whole} s"
@@ -212,7 +212,7 @@ def span(seconds: float) -> str:
 
 
 def _plans(status: Mapping[str, object], now: float, offset: int) -> tuple[str, ...]:
-    """Say when the daemon asks next, what it has learned, and what that cost."""
+    """Say when the daemon asks next, what it has learned, and how many requests that took."""
     if not status:
         return ()
     next_poll, delay = parse_iso(status.get("next_poll_at")), _number(status, "delay")
@@ -254,7 +254,7 @@ def _age(state: Mapping[str, object], now: float, *, current: bool) -> str:
     if date is None:
         return "no reading yet"
     ago = f"{span(max(0.0, now - date / 1000))} ago"
-    return ago if current else f"nothing current; the last was {ago}"
+    return ago if current else f"no current reading; the last was {ago}"
 
 
 def _in_range(statistics: Mapping[str, object]) -> str:

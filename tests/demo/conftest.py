@@ -1,4 +1,4 @@
-"""Fixtures: the simulated Share service on a clock that is moved by hand, and a client for each account."""
+"""Fixtures: the simulated Share service with a clock that tests set, and a client for each account."""
 
 from __future__ import annotations
 

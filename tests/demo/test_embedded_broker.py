@@ -1,4 +1,4 @@
-"""The embedded broker does what the daemon needs of a broker, seen by a real client."""
+"""The embedded broker does what the daemon needs, as seen by a real client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Got(NamedTuple):
 
 
 class Client:
-    """A client that collects what it gets."""
+    """A client that collects the messages that it receives."""
 
     def __init__(self, port: int, name: str, *, will: tuple[str, str] | None = None) -> None:
         self.messages: queue.Queue[Got] = queue.Queue()
@@ -61,14 +61,14 @@ class Client:
         self.expect("subscribed")
 
     def publish(self, topic: str, payload: str, *, retain: bool = False) -> None:
-        """Publish at QoS 1, and wait for the acknowledgement."""
+        """Publish with QoS 1, and wait for the acknowledgement."""
         self.paho.publish(topic, payload, qos=1, retain=retain).wait_for_publish(PATIENCE)
 
     def next(self) -> Got:
         return self.messages.get(timeout=PATIENCE)
 
     def vanish(self) -> None:
-        """Lose the connection without a word."""
+        """Close the connection without DISCONNECT."""
         connection = self.paho.socket()
         assert isinstance(connection, socket.socket)
         connection.shutdown(socket.SHUT_RDWR)
@@ -92,7 +92,7 @@ def port() -> Iterator[int]:
 
 
 def test_delivers_in_order(port: int) -> None:
-    """A subscriber gets every message at QoS 1, in the order of publishing, not marked as retained."""
+    """A subscriber gets every message with QoS 1, in the order of publishing, and not marked as retained."""
     with connected(port, "daemon") as daemon, connected(port, "view") as view:
         view.subscribe("#")
         for number in range(100):
@@ -103,7 +103,7 @@ def test_delivers_in_order(port: int) -> None:
 
 
 def test_retains_the_newest(port: int) -> None:
-    """Who subscribes later gets the newest retained message of each topic, marked so; a cleared one is gone."""
+    """A later subscriber gets each topic's newest retained message, marked as retained; a cleared one is gone."""
     with connected(port, "daemon") as daemon, connected(port, "view") as view:
         for topic, payload in [("a", "old"), ("a", "new"), ("b", "gone"), ("b", ""), ("c", "kept")]:
             daemon.publish(topic, payload, retain=True)
@@ -116,8 +116,8 @@ def test_retains_the_newest(port: int) -> None:
         assert view.next().topic == "end"
 
 
-def test_speaks_the_will(port: int) -> None:
-    """A client that vanishes leaves its will to those who listen and, retained, to those who come."""
+def test_publishes_the_will(port: int) -> None:
+    """If a client vanishes, its will goes to present subscribers and, retained, to later ones."""
     daemon = Client(port, "daemon", will=("bridge/state", "offline"))
     with connected(port, "view") as view:
         view.subscribe("bridge/state")
@@ -128,8 +128,8 @@ def test_speaks_the_will(port: int) -> None:
         assert late.next() == Got("bridge/state", b"offline", retained=True)
 
 
-def test_keeps_the_will_of_one_who_says_goodbye(port: int) -> None:
-    """A client that disconnects properly leaves no will."""
+def test_a_proper_disconnect_publishes_no_will(port: int) -> None:
+    """If a client disconnects properly, its will is not published."""
     with connected(port, "view") as view:
         view.subscribe("#")
         with connected(port, "daemon", will=("bridge/state", "offline")):
@@ -138,8 +138,8 @@ def test_keeps_the_will_of_one_who_says_goodbye(port: int) -> None:
         assert view.next().topic == "end"
 
 
-def test_gives_nobody_what_others_subscribed_to(port: int) -> None:
-    """A client that connects and subscribes to nothing gets nothing, whatever others are subscribed to."""
+def test_sends_nobody_the_messages_of_others_subscriptions(port: int) -> None:
+    """A client without subscriptions gets nothing, even if others have subscribed."""
     with connected(port, "view") as view, connected(port, "daemon") as daemon:
         view.subscribe("#")
         daemon.publish("anna/state", "85", retain=True)
@@ -150,7 +150,7 @@ def test_gives_nobody_what_others_subscribed_to(port: int) -> None:
 
 
 def test_refuses_mqtt_5(port: int) -> None:
-    """A client of MQTT 5 is told that its protocol is unknown, so that it can go on with 3.1.1."""
+    """The broker refuses MQTT 5 as an unknown protocol, so that the client can try 3.1.1."""
     told: queue.Queue[str] = queue.Queue()
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
@@ -165,8 +165,8 @@ def test_refuses_mqtt_5(port: int) -> None:
     client.loop_stop()
 
 
-def test_ends_cleanly_in_the_middle_of_traffic(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever is connected, the end closes the connections and the thread within 3 s, and nothing is logged."""
+def test_ends_cleanly_during_traffic(caplog: pytest.LogCaptureFixture) -> None:
+    """Closing the broker ends all connections and the thread within 3 s, and logs nothing."""
     caplog.set_level(logging.WARNING)
     broker = EmbeddedBroker()
     broker.start()
@@ -187,17 +187,17 @@ def test_ends_cleanly_in_the_middle_of_traffic(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
-def test_ends_without_a_word_while_somebody_holds_a_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """A connection that is open at the end, and never said what it wants, leaves no line in the log."""
+def test_ends_without_a_log_line_if_a_connection_is_open(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that never sent CONNECT leaves no line in the log when the broker is closed."""
     with EmbeddedBroker() as broker, socket.create_connection(("127.0.0.1", broker.port)):
         with connected(broker.port, "later"):
-            pass  # connections are taken in their order
+            pass  # connections are accepted in order
         broker.close()
     assert not caplog.records
 
 
-def test_starts_again_on_its_port_with_nothing() -> None:
-    """A broker that was closed starts again where it was, and has forgotten all it held."""
+def test_starts_again_on_its_port_without_messages() -> None:
+    """A closed broker starts again on its port, without its earlier messages."""
     broker = EmbeddedBroker()
     with broker, connected(broker.port, "daemon") as daemon:
         daemon.publish("anna/state", "85", retain=True)
@@ -210,14 +210,14 @@ def test_starts_again_on_its_port_with_nothing() -> None:
     broker.close()
 
 
-def test_says_that_the_port_is_taken(port: int) -> None:
-    """Two brokers on one port are refused at the start."""
+def test_a_port_in_use_is_an_error(port: int) -> None:
+    """Starting a second broker on the same port fails."""
     with pytest.raises(OSError, match="address already in use"):
         EmbeddedBroker(port).start()
 
 
 def test_cannot_be_imported_without_amqtt() -> None:
-    """Without the extra the import fails with the name of what is missing, which is what the command needs."""
+    """Without the extra, the import error names the missing package, which the command needs."""
     program = "import sys; sys.modules['amqtt.broker'] = None; import dexcom2mqtt.demo.embedded_broker"
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert ended.returncode == 1

@@ -1,4 +1,4 @@
-"""The made-up glucose looks like a person's, and is the same wherever it is asked for."""
+"""The simulated glucose looks like a person's, and is the same in every process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def values(person: Glucose) -> list[int]:
     return [person.at(START + 300 * slot) for slot in TWO_WEEKS]
 
 
-def test_lies_mostly_where_a_persons_glucose_lies() -> None:
-    """Nineteen of twenty values are between 60 and 260 mg/dL, and none is what a sensor cannot show."""
+def test_is_mostly_in_a_persons_range() -> None:
+    """At least 95 % of the values are between 60 and 260 mg/dL, and none is outside a sensor's range."""
     everything = [value for person in PEOPLE for value in values(person)]
     assert sum(60 <= value <= 260 for value in everything) > 0.95 * len(everything)
     assert min(everything) >= 40
@@ -31,14 +31,14 @@ def test_lies_mostly_where_a_persons_glucose_lies() -> None:
 
 @pytest.mark.parametrize("person", PEOPLE[:8])
 def test_is_smooth(person: Glucose) -> None:
-    """Neighbours differ by more than 15 mg/dL at most once in a hundred times, and never by more than 25."""
+    """At most 1 % of neighboring values differ by more than 15 mg/dL, and none by more than 25."""
     steps = [abs(after - before) for before, after in pairwise(values(person))]
     assert sum(step > 15 for step in steps) <= len(steps) / 100
     assert max(steps) <= 25
 
 
 def test_has_lows_and_highs() -> None:
-    """Within two weeks everybody is below 70 and above 180 mg/dL, but not for most of the time."""
+    """Within two weeks everybody is sometimes below 70 and sometimes above 180 mg/dL."""
     for person in PEOPLE:
         curve = values(person)
         assert 0 < sum(value < 70 for value in curve) < len(curve) / 5
@@ -46,7 +46,7 @@ def test_has_lows_and_highs() -> None:
 
 
 def test_rises_before_waking() -> None:
-    """At dawn glucose is, on average over many days, higher than in the night."""
+    """On average over many days, glucose is higher at dawn than at night."""
 
     def mean_at(hour: float) -> float:
         midnight = START - START % 86400
@@ -57,13 +57,13 @@ def test_rises_before_waking() -> None:
 
 
 def test_lives_by_local_time() -> None:
-    """The same person two hours further east has the same day two hours earlier."""
+    """The same person two hours farther east has the same day two hours earlier."""
     assert Glucose(5, utc_offset_min=120).at(START) == Glucose(5).at(START + 7200)
 
 
 @pytest.mark.parametrize("person", PEOPLE[:8])
-def test_trend_goes_with_the_slope(person: Glucose) -> None:
-    """The trend word agrees with the difference to the reading before, give or take the rounding."""
+def test_trend_follows_the_slope(person: Glucose) -> None:
+    """The trend word agrees with the difference from the previous reading, except for rounding."""
     limits = {"FortyFive": (1, 2), "Single": (2, 3), "Double": (3, 9)}
     for before, after in pairwise(START + 300 * slot for slot in TWO_WEEKS):
         rate = (person.at(after) - person.at(before)) / 5
@@ -97,19 +97,19 @@ def test_trend_words_begin_where_dexcom_says(rate: float, word: str) -> None:
 
 
 def test_is_the_same_in_every_process() -> None:
-    """Another process, with another hash seed, gets the same curve."""
+    """A process with another hash seed gets the same curve."""
     program = f"from dexcom2mqtt.demo.glucose import Glucose; print(Glucose(7).at({START}))"
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert int(answer.stdout) == Glucose(7).at(START)
 
 
 def test_seeds_give_different_people() -> None:
-    """No two seeds give the same fortnight."""
+    """Different seeds give different fortnights."""
     assert len({tuple(values(person)) for person in PEOPLE}) == len(PEOPLE)
 
 
 def test_random_numbers_are_even() -> None:
-    """The numbers lie in [0, 1) and fill it evenly."""
+    """The numbers are evenly distributed in [0, 1)."""
     numbers = [uniform(1, 2, index) for index in range(10_000)]
     assert all(0 <= number < 1 for number in numbers)
     assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.02)

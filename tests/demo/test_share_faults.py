@@ -1,4 +1,4 @@
-"""The simulated Share service fails in every way it is told to."""
+"""The simulated Share service produces every fault that it is set to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.plain_client import ANNA, BEN, NOON, ZERO, Client, Clock, ref
 
 
 def test_phone_off_is_a_late_batch(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """While the phone is off nothing arrives; when it is on again, all that was missed arrives at once."""
+    """While the phone is off no reading arrives; when it is on again, all missed ones arrive at once."""
     back = NOON + 3600
     share.distort(share_faults.during(NOON, back, share_faults.late(until=back)))
     clock.time = back - 1
@@ -30,7 +30,7 @@ def test_phone_off_is_a_late_batch(anna: Client, clock: Clock, share: SimulatedS
 
 
 def test_warm_up_has_no_readings(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """The readings of a sensor's warm-up never come, and those of another account do."""
+    """There are no readings during a sensor's warm-up, except for other accounts."""
     share.distort(share_faults.during(NOON - 7200, NOON, share_faults.missing), ANNA.username)
     clock.time = NOON + 1800
     assert not [each for each in anna.times() if NOON - 7200 <= each / 1000 < NOON]
@@ -40,7 +40,7 @@ def test_warm_up_has_no_readings(anna: Client, clock: Clock, share: SimulatedSha
 
 
 def test_two_devices_double_each_reading(anna: Client, share: SimulatedShare) -> None:
-    """A watch and a phone give the same value twice, 9.5 s apart, so that 288 reach back half a day."""
+    """A watch and a phone upload each value twice, 9.5 s apart, so 288 records cover half a day."""
     share.distort(share_faults.doubled())
     newest = anna.readings()
     assert len(newest) == 288
@@ -51,7 +51,7 @@ def test_two_devices_double_each_reading(anna: Client, share: SimulatedShare) ->
 
 
 def test_calibration_puts_a_second_value_into_the_slot(anna: Client, share: SimulatedShare) -> None:
-    """Within the slot comes a second reading, with another value."""
+    """A second reading with another value arrives within the same five minutes."""
     share.distort(share_faults.calibrated(by=30, after=60))
     second, first = anna.readings(minutes=20)[-2:]
     assert wt(second) - wt(first) == 60_000
@@ -60,14 +60,14 @@ def test_calibration_puts_a_second_value_into_the_slot(anna: Client, share: Simu
 
 @pytest.mark.parametrize("value", [5, 39, 401])
 def test_gives_error_codes_and_limits(anna: Client, share: SimulatedShare, value: int) -> None:
-    """An error code, LOW and HIGH stand where the value stands; with another distortion so does the trend."""
+    """The value can be replaced by an error code, LOW or HIGH, and the trend by any word."""
     share.distort(share_faults.together(share_faults.valued(value), share_faults.trending("Sideways")))
     newest = anna.readings(count=1)[0]
     assert (newest["Value"], newest["Trend"]) == (value, "Sideways")
 
 
 def test_distortion_can_be_undone(anna: Client, share: SimulatedShare) -> None:
-    """The last distortion set is the one that counts."""
+    """Setting a distortion replaces the previous one."""
     before = anna.readings()
     share.distort(share_faults.missing)
     assert anna.readings() == []
@@ -79,7 +79,7 @@ def test_distortion_can_be_undone(anna: Client, share: SimulatedShare) -> None:
 
 
 def test_changed_password_counts_as_wrong(anna: Client, share: SimulatedShare) -> None:
-    """With the password changed meanwhile, reads go on, and sign-ins lead to the lock."""
+    """After a password change, reads continue to work, and sign-ins are rejected until the lock-out."""
     share.fault = share_faults.password_changed()
     assert anna.read().status_code == 200
     codes = [refused(anna.login())[0] for _ in range(6)]
@@ -88,7 +88,7 @@ def test_changed_password_counts_as_wrong(anna: Client, share: SimulatedShare) -
 
 
 def test_rate_limit_says_how_long(anna: Client, share: SimulatedShare) -> None:
-    """429 carries what it is told to, seconds or a date."""
+    """429 carries the given Retry-After, in seconds or as a date."""
     share.fault = share_faults.status(429, {"Retry-After": "120"})
     assert (anna.read().status_code, anna.read().headers["Retry-After"]) == (429, "120")
     share.fault = share_faults.status(429, {"Retry-After": sim.http_date(NOON + 60)})
@@ -96,8 +96,8 @@ def test_rate_limit_says_how_long(anna: Client, share: SimulatedShare) -> None:
 
 
 @pytest.mark.parametrize("code", [403, 502, 503, 504])
-def test_pages_for_people(anna: Client, share: SimulatedShare, code: int) -> None:
-    """Cloudflare's pages are HTML."""
+def test_html_pages(anna: Client, share: SimulatedShare, code: int) -> None:
+    """Cloudflare's pages are HTML, with any status."""
     share.fault = share_faults.html(code)
     answer = anna.read()
     assert answer.status_code == code
@@ -107,27 +107,27 @@ def test_pages_for_people(anna: Client, share: SimulatedShare, code: int) -> Non
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"not JSON"])
 def test_any_body(anna: Client, share: SimulatedShare, content: bytes) -> None:
-    """200 with any body."""
+    """The service can answer 200 with any body."""
     share.fault = share_faults.body(content)
     answer = anna.read()
     assert (answer.status_code, answer.content) == (200, content)
 
 
 def test_any_error(anna: Client, share: SimulatedShare) -> None:
-    """Any of Share's errors, whatever the credentials are."""
+    """The service can answer with any of Share's errors, whatever the credentials are."""
     share.fault = share_faults.error("SSO_AuthenticatePasswordInvalid", "old spelling")
     assert refused(anna.login()) == ("SSO_AuthenticatePasswordInvalid", "old spelling")
 
 
 def test_zero_uuid(anna: Client, share: SimulatedShare) -> None:
-    """A sign-in is answered with the all-zero UUID, while reads are as ever."""
+    """A sign-in gets the all-zero UUID, while reads work as usual."""
     share.fault = share_faults.only(share_faults.zero_uuid(), call="login")
     assert anna.read().json()
     assert anna.login().json() == ZERO
 
 
 def test_edited_and_truncated_answers(anna: Client, share: SimulatedShare) -> None:
-    """One reading is spoiled among good ones; half the JSON arrives as if it were all."""
+    """An answer can have one invalid reading among valid ones, or only half of its JSON."""
     share.fault = share_faults.edited(lambda readings: [{"WT": "nonsense"}, *reversed(readings)])
     spoiled = anna.readings(minutes=60)
     assert spoiled[0] == {"WT": "nonsense"}
@@ -139,7 +139,7 @@ def test_edited_and_truncated_answers(anna: Client, share: SimulatedShare) -> No
 
 @pytest.mark.parametrize("compress", [True, False])
 def test_large_answers(anna: Client, share: SimulatedShare, *, compress: bool) -> None:
-    """More than a mebibyte of good JSON, which compressed is next to nothing on the way."""
+    """An answer can have more than a mebibyte of valid JSON, which is tiny when compressed."""
     share.fault = share_faults.padded(2**20 + 1, compress=compress)
     answer = anna.read(count=1)
     assert len(answer.content) == 2**20 + 1
@@ -148,7 +148,7 @@ def test_large_answers(anna: Client, share: SimulatedShare, *, compress: bool) -
 
 
 def test_wrong_and_missing_headers(anna: Client, share: SimulatedShare) -> None:
-    """The date is off by as much as told, or not there at all."""
+    """The Date header can be wrong by any amount, or missing."""
     share.fault = share_faults.date_offset(-3600)
     assert anna.read().headers["Date"] == "Sat, 19 Apr 2025 11:00:00 GMT"
     share.fault = share_faults.header("Date", None)
@@ -162,7 +162,7 @@ def test_wrong_and_missing_headers(anna: Client, share: SimulatedShare) -> None:
     "fault", [share_faults.drop(), share_faults.reset(), share_faults.cut()], ids=["drop", "reset", "cut"]
 )
 def test_broken_connections(anna: Client, share: SimulatedShare, fault: sim.Fault) -> None:
-    """The connection ends before the answer or within it, and the next one is good again."""
+    """The connection breaks before or during the answer, and the next one works."""
     share.fault = share_faults.only(fault, times=1)
     with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         anna.read()
@@ -170,7 +170,7 @@ def test_broken_connections(anna: Client, share: SimulatedShare, fault: sim.Faul
 
 
 def test_cut_leaves_half_a_body(anna: Client, share: SimulatedShare) -> None:
-    """The head and half the body arrive before the connection ends."""
+    """The head and half of the body arrive before the connection ends."""
     share.fault = share_faults.cut()
     with raw(anna) as connection:
         answer = read_all(connection)
@@ -181,7 +181,7 @@ def test_cut_leaves_half_a_body(anna: Client, share: SimulatedShare) -> None:
 
 
 def test_drip_never_times_out_a_read(anna: Client, share: SimulatedShare) -> None:
-    """The body comes byte by byte, as slowly as told, and whole in the end."""
+    """The body arrives byte by byte, as slowly as set, and complete in the end."""
     share.fault = share_faults.drip(interval=0.02)
     with raw(anna, minutes=0) as connection:
         connection.settimeout(0.5)
@@ -193,8 +193,8 @@ def test_drip_never_times_out_a_read(anna: Client, share: SimulatedShare) -> Non
     assert time.monotonic() - began > 0.1
 
 
-def test_hang_says_nothing(anna: Client, share: SimulatedShare) -> None:
-    """The request is in the log, and the client waits for as long as it likes."""
+def test_hang_never_answers(anna: Client, share: SimulatedShare) -> None:
+    """The request is in the log, and the client gets no answer."""
     share.fault = share_faults.hang()
     with pytest.raises(requests.ReadTimeout):
         anna.http.post(f"{share.base_url}/Publisher/ReadPublisherLatestGlucoseValues", json={}, timeout=0.1)
@@ -202,8 +202,8 @@ def test_hang_says_nothing(anna: Client, share: SimulatedShare) -> None:
 
 
 @pytest.mark.parametrize("fault", [share_faults.hang(), share_faults.drip(interval=30)], ids=["hang", "drip"])
-def test_close_ends_what_hangs(clock: Clock, fault: sim.Fault) -> None:
-    """Closing the service takes less than a second, whatever hangs, and leaves no thread behind."""
+def test_close_ends_hanging_requests(clock: Clock, fault: sim.Fault) -> None:
+    """Closing the service takes less than a second even with hanging requests, and leaves no thread."""
     before = threading.active_count()
     with contextlib.ExitStack() as connections:
         with SimulatedShare([ANNA], clock) as share:
@@ -222,8 +222,8 @@ def test_close_ends_what_hangs(clock: Clock, fault: sim.Fault) -> None:
     assert threading.active_count() == before
 
 
-def test_hanging_ends_when_the_client_goes(anna: Client, share: SimulatedShare) -> None:
-    """A client that gives up leaves no thread waiting in the service."""
+def test_hanging_ends_when_the_client_disconnects(anna: Client, share: SimulatedShare) -> None:
+    """After a client gives up, no thread of the service keeps waiting."""
     share.fault = share_faults.only(share_faults.hang(), call="read")
     before = threading.active_count()
     raw(anna).close()
@@ -253,11 +253,11 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
-# Several of them
+# Several faults
 
 
-def test_faults_only_where_they_are_meant(anna: Client, ben: Client, clock: Clock, share: SimulatedShare) -> None:
-    """A fault can be kept to an account, a call, a time, and a number of requests."""
+def test_faults_can_be_limited(anna: Client, ben: Client, clock: Clock, share: SimulatedShare) -> None:
+    """A fault can be limited to an account, a call, a time, and a number of requests."""
     fault = share_faults.status(503)
     share.fault = share_faults.only(
         fault, call="read", account=ANNA.username, since=NOON + 10, until=NOON + 20, times=2
@@ -277,7 +277,7 @@ def test_faults_only_where_they_are_meant(anna: Client, ben: Client, clock: Cloc
 
 
 def test_faults_are_chained(anna: Client, share: SimulatedShare) -> None:
-    """Several faults act together, the first one last."""
+    """Several faults can be combined; the first one is applied last."""
     share.fault = share_faults.chain(
         share_faults.header("Date", None),
         share_faults.only(share_faults.status(502), call="login"),

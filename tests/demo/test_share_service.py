@@ -1,4 +1,4 @@
-"""The simulated Share service answers as the real one was recorded, and keeps sessions, locks and a log as it does."""
+"""The simulated Share service answers as the recorded one, with sessions, lock-outs and a log."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.plain_client import ANNA, APPLICATION_ID, BEN, JAPANESE_ID, N
 
 
 def test_signs_in_in_two_steps(anna: Client) -> None:
-    """The user name gives the account id, the id a session id, both bare JSON strings, and both are UUIDs."""
+    """The user name gives the account id, and that a session id; both are UUIDs as JSON strings."""
     assert anna.authenticate().text == '"99999999-9999-9999-9999-999999999999"'
     assert str(uuid.UUID(anna.login().json())) == anna.session_id
     assert len(anna.login().text) == 38
 
 
 def test_gives_a_reading_as_recorded_in_2025(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """Every byte of a reading is as in the recording."""
+    """A reading is byte for byte as in the recording."""
     clock.time = 1745081100.0
     share.distort(share_faults.missing)
     share.add(ANNA.username, Record(1745081013817, 224))
@@ -42,7 +42,7 @@ def test_gives_a_reading_as_recorded_in_2025(anna: Client, clock: Clock, share: 
 
 
 def test_gives_a_reading_as_recorded_in_2015(clock: Clock) -> None:
-    """The older format is that of the recording too: slashes, trends as numbers, an ST that is an hour off."""
+    """The older format also matches the recording: slashes, numeric trends, an ST that is an hour off."""
     account = SimulatedAccount("old", "pw", zone_offset_min=-420, legacy=True)
     with SimulatedShare([account], clock) as share, Client(share, account) as client:
         share.distort(share_faults.missing)
@@ -62,31 +62,31 @@ def test_gives_a_reading_as_recorded_in_2015(clock: Clock) -> None:
 
 
 def test_writes_zones_east_of_greenwich(ben: Client) -> None:
-    """DT carries the wearer's own zone, half hours included."""
+    """DT has the wearer's own UTC offset, even with half hours."""
     assert ben.readings(count=1)[0]["DT"].endswith("+0530)")
 
 
 def test_answers_nothing_for_zero_minutes(anna: Client) -> None:
-    """No minutes and no count are an empty list, as recorded."""
+    """Zero minutes or a zero count give an empty list, as recorded."""
     assert anna.read(0, 0).text == "[]"
     assert anna.read(0, 10).text == "[]"
     assert anna.read(10, 0).text == "[]"
 
 
 @pytest.mark.parametrize("user", ["anna@example.com", "nobody", "11234567890"])
-def test_rejects_what_it_does_not_know(anna: Client, user: str) -> None:
-    """A wrong password, an unknown user and a phone number without its plus are the same error."""
+def test_rejects_unknown_credentials(anna: Client, user: str) -> None:
+    """A wrong password, an unknown user and a phone number without its plus give the same error."""
     expected = ("AccountPasswordInvalid", "Publisher account password failed")
     assert refused(anna.authenticate(accountName=user, password="wrong")) == expected
 
 
 def test_rejects_a_wrong_password_by_id(anna: Client) -> None:
-    """The second step calls a wrong password what the first calls it."""
+    """The second step gives the same error for a wrong password as the first."""
     assert refused(anna.login(password="wrong"))[0] == "AccountPasswordInvalid"
 
 
 def test_rejects_an_unknown_account_id(anna: Client) -> None:
-    """An unknown id is an internal error whose message says that it cannot authenticate."""
+    """An unknown id gives an internal error whose message says that it cannot authenticate."""
     unknown = "55555555-5555-5555-5555-555555555555"
     code, message = refused(anna.login(accountId=unknown))
     assert code == "SSO_InternalError"
@@ -99,7 +99,7 @@ def test_rejects_an_unknown_account_id(anna: Client) -> None:
 
 @pytest.mark.parametrize("account_id", [1, "1", "99999999999999999999999999999999"])
 def test_rejects_a_malformed_account_id(anna: Client, account_id: object) -> None:
-    """An id that is no UUID of 36 characters is an invalid argument, and the message says UUID."""
+    """An id that is not a UUID of 36 characters is an invalid argument, and the message mentions UUID."""
     code, message = refused(anna.login(accountId=account_id))
     assert code == "InvalidArgument"
     assert message == (
@@ -110,18 +110,18 @@ def test_rejects_a_malformed_account_id(anna: Client, account_id: object) -> Non
 
 @pytest.mark.parametrize("account_id", ["", ZERO])
 def test_gives_the_zero_session_for_the_zero_account(anna: Client, account_id: str) -> None:
-    """No account id, or the all-zero one, signs in to the all-zero session."""
+    """An empty or all-zero account id gives the all-zero session."""
     assert anna.login(accountId=account_id).text == f'"{ZERO}"'
 
 
-def test_answers_nothing_at_all_to_the_zero_session(anna: Client) -> None:
-    """A read with the all-zero session is 200 with an empty body."""
+def test_answers_the_zero_session_with_an_empty_body(anna: Client) -> None:
+    """A read with the all-zero session gives 200 with an empty body."""
     answer = anna.read(session_id=ZERO)
     assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_rejects_an_unknown_session(anna: Client) -> None:
-    """A session that nobody knows is named in the message."""
+    """The message names an unknown session."""
     unknown = "33333333-3333-3333-3333-333333333333"
     assert refused(anna.read(session_id=unknown)) == (
         "SessionIdNotFound",
@@ -139,19 +139,19 @@ def test_rejects_an_unknown_session(anna: Client) -> None:
     ],
 )
 def test_names_the_malformed_argument(anna: Client, changed: dict[str, object], named: str) -> None:
-    """An argument that is missing or senseless is named in the message, and is no rejected password."""
+    """The message names a missing or invalid argument, which does not count as a rejection."""
     code, message = refused(anna.authenticate(**changed))
     assert code == "InvalidArgument"
     assert named in message
 
 
 def test_knows_the_applications_of_all_regions(anna: Client) -> None:
-    """Japan has an application id of its own."""
+    """The service accepts Japan's own application id."""
     assert anna.login(applicationId=JAPANESE_ID).status_code == 200
 
 
 def test_has_the_headers_of_the_real_one(anna: Client, clock: Clock) -> None:
-    """Date is the service's time, Cloudflare stands in front, and reads are chunked."""
+    """Date is the service's time, Server is Cloudflare, and reads are chunked."""
     clock.time = NOON + 0.9
     answer = anna.read(count=1)
     assert answer.headers["Date"] == "Sat, 19 Apr 2025 12:00:00 GMT"
@@ -162,7 +162,7 @@ def test_has_the_headers_of_the_real_one(anna: Client, clock: Clock) -> None:
 
 @pytest.mark.parametrize(("accepted", "encoding"), [("gzip, deflate", "gzip"), ("identity", None)])
 def test_compresses_when_asked(anna: Client, accepted: str, encoding: str | None) -> None:
-    """Answers are gzip for those who accept it, and plain for others."""
+    """Answers are compressed with gzip if the client accepts it."""
     anna.http.headers["Accept-Encoding"] = accepted
     answer = anna.read()
     assert answer.headers.get("Content-Encoding") == encoding
@@ -170,7 +170,7 @@ def test_compresses_when_asked(anna: Client, accepted: str, encoding: str | None
 
 
 def test_keeps_the_connection(share: SimulatedShare) -> None:
-    """One call after the other goes over one connection, errors included."""
+    """Several calls can use one connection, even after errors."""
     sockets = set()
     with contextlib.closing(http.client.HTTPConnection(share.base_url.split("/")[2])) as connection:
         for _ in range(3):
@@ -182,7 +182,7 @@ def test_keeps_the_connection(share: SimulatedShare) -> None:
 
 
 def test_knows_no_other_call(anna: Client) -> None:
-    """Another path is 404, another method an error."""
+    """Another path gives 404, and another method an error."""
     assert anna.post("General/SystemUtcTime").status_code == 404
     assert anna.http.get(anna.share.base_url, timeout=5).status_code >= 400
 
@@ -191,7 +191,7 @@ def test_knows_no_other_call(anna: Client) -> None:
 
 
 def test_readings_come_every_five_minutes(anna: Client) -> None:
-    """A day has 288 readings or one fewer, newest first, 300 s apart within a second."""
+    """A day has 287 or 288 readings, newest first, 300 s apart to within a second."""
     times = anna.times()
     assert len(times) in (287, 288)
     assert all(299_000 <= newer - older <= 301_000 for newer, older in pairwise(times))
@@ -199,7 +199,7 @@ def test_readings_come_every_five_minutes(anna: Client) -> None:
 
 
 def test_readings_differ_only_between_accounts(anna: Client, ben: Client, clock: Clock) -> None:
-    """Another service has the same readings for the same account; another account has others."""
+    """Every service has the same readings for the same account; another account has different ones."""
     with SimulatedShare([ANNA], clock) as again, Client(again) as client:
         client.login()
         assert client.readings() == anna.readings()
@@ -207,19 +207,19 @@ def test_readings_differ_only_between_accounts(anna: Client, ben: Client, clock:
 
 
 def test_limits_by_minutes_and_count(anna: Client) -> None:
-    """Both limits hold, whichever is reached first; the newest stay."""
+    """Both limits apply, and the newest readings are returned."""
     assert len(anna.readings(minutes=60)) in (11, 12)
     assert anna.readings(minutes=60, count=3) == anna.readings()[:3]
 
 
 @pytest.mark.parametrize(("minutes", "count"), [(1441, 288), (1440, 289), (-1, 1), (10, "many")])
 def test_refuses_limits_out_of_range(anna: Client, minutes: object, count: object) -> None:
-    """More than a day, more than 288, and what is no number are invalid arguments."""
+    """More than a day, more than 288, and anything but a number are invalid arguments."""
     assert refused(anna.read(minutes, count))[0] == "InvalidArgument"
 
 
 def test_readings_arrive_some_seconds_late(anna: Client, clock: Clock) -> None:
-    """A reading is there 8 s after it was taken at the earliest, and about 10 s after it on average."""
+    """A reading arrives at least 8 s after it was taken, and about 10 s on average."""
     delays = []
     for record in list(sim.series(ANNA, NOON, NOON + 3600)):
         clock.time = record.arrives - 0.001
@@ -232,7 +232,7 @@ def test_readings_arrive_some_seconds_late(anna: Client, clock: Clock) -> None:
 
 
 def test_delay_is_the_accounts_own() -> None:
-    """The delay is any function of a random number."""
+    """The delay can be any function of a random number."""
     account = SimulatedAccount("far", "pw", delay=lambda u: 60 + 10 * u)
     delays = [each.arrives - each.taken / 1000 for each in sim.series(account, NOON, NOON + 86400)]
     assert min(delays) >= 59.9
@@ -241,14 +241,14 @@ def test_delay_is_the_accounts_own() -> None:
 
 
 def test_readings_begin_a_day_before_the_service(anna: Client, clock: Clock) -> None:
-    """There is a day of readings from the first moment on, and always a day after that."""
+    """There are always 24 hours of readings, even at the start."""
     clock.time = NOON + 3 * 86400
     anna.login()
     assert len(anna.times()) in (287, 288)
 
 
-def test_gives_explicit_readings_as_they_are(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """A reading put in by hand is there from its arrival on: late, or in the future, whatever is distorted."""
+def test_returns_added_readings_unchanged(anna: Client, clock: Clock, share: SimulatedShare) -> None:
+    """An added reading is returned from its arrival on, even if it is late or in the future, and is never distorted."""
     share.distort(share_faults.missing)
     late = Record(round(NOON - 3600) * 1000, 100, "SingleUp", arrives=NOON + 60)
     future = Record(round(NOON + 7200) * 1000, 120)
@@ -258,8 +258,8 @@ def test_gives_explicit_readings_as_they_are(anna: Client, clock: Clock, share: 
     assert anna.times() == [future.taken, late.taken]
 
 
-def test_forgets_old_explicit_readings(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """Readings of weeks are not kept."""
+def test_drops_old_added_readings(anna: Client, clock: Clock, share: SimulatedShare) -> None:
+    """Old added readings are dropped."""
     for day in range(30):
         clock.time = NOON + day * 86400
         share.add(ANNA.username, Record(round(clock.time) * 1000, 100))
@@ -273,7 +273,7 @@ def test_forgets_old_explicit_readings(anna: Client, clock: Clock, share: Simula
 
 
 def test_sessions_end_after_a_day(anna: Client, clock: Clock) -> None:
-    """A session lives for its lifetime, and is then called not valid; a new sign-in helps."""
+    """After its lifetime a session is not valid; a new sign-in gives another."""
     clock.time = NOON + 86399
     assert anna.read().status_code == 200
     clock.time = NOON + 86400
@@ -285,7 +285,7 @@ def test_sessions_end_after_a_day(anna: Client, clock: Clock) -> None:
 
 
 def test_sessions_can_be_dropped(anna: Client, ben: Client, share: SimulatedShare) -> None:
-    """Sessions are forgotten or ended for one account or for all."""
+    """Sessions can be forgotten or ended for one account or for all."""
     share.drop_sessions(ANNA.username)
     assert refused(anna.read())[0] == "SessionIdNotFound"
     assert ben.read().status_code == 200
@@ -295,8 +295,8 @@ def test_sessions_can_be_dropped(anna: Client, ben: Client, share: SimulatedShar
     assert refused(ben.read())[0] == "SessionIdNotFound"
 
 
-def test_sessions_are_not_kept_for_ever(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """Signing in four times a day for a month leaves no month of sessions."""
+def test_old_sessions_are_dropped(anna: Client, clock: Clock, share: SimulatedShare) -> None:
+    """After four sign-ins a day for a month, only recent sessions are kept."""
     for quarter in range(4 * 30):
         clock.time = NOON + quarter * 6 * 3600
         anna.login()
@@ -304,7 +304,7 @@ def test_sessions_are_not_kept_for_ever(anna: Client, clock: Clock, share: Simul
 
 
 def test_locks_after_five_rejections(anna: Client, clock: Clock) -> None:
-    """After five wrong passwords even the right one is refused, for 15 minutes."""
+    """After five wrong passwords even the correct one is rejected for 15 minutes."""
     for _ in range(5):
         assert refused(anna.login(password="wrong"))[0] == "AccountPasswordInvalid"
     assert "MaxAttempts" in refused(anna.authenticate())[0]
@@ -313,7 +313,7 @@ def test_locks_after_five_rejections(anna: Client, clock: Clock) -> None:
 
 
 def test_each_try_renews_the_lock(anna: Client, clock: Clock) -> None:
-    """Who keeps trying stays locked out."""
+    """Every further try renews the lock-out."""
     for _ in range(5):
         anna.login(password="wrong")
     for minutes in (10, 20, 30):
@@ -323,8 +323,8 @@ def test_each_try_renews_the_lock(anna: Client, clock: Clock) -> None:
     assert anna.login().status_code == 200
 
 
-def test_success_forgets_rejections(anna: Client, ben: Client) -> None:
-    """A right password in between starts the count anew, and the account next door is untouched."""
+def test_success_resets_rejections(anna: Client, ben: Client) -> None:
+    """A correct password resets the count, and other accounts are not affected."""
     for _ in range(3):
         for _ in range(4):
             anna.login(password="wrong")
@@ -333,7 +333,7 @@ def test_success_forgets_rejections(anna: Client, ben: Client) -> None:
 
 
 def test_lock_is_configurable(clock: Clock) -> None:
-    """Number and length are the test's to choose."""
+    """The number of rejections and the length of the lock-out can be chosen."""
     with SimulatedShare([ANNA], clock, max_rejections=2, lock_seconds=60) as share, Client(share) as client:
         client.login(password="wrong")
         client.login(password="wrong")
@@ -347,7 +347,7 @@ def test_lock_is_configurable(clock: Clock) -> None:
 
 
 def test_logs_every_request(anna: Client, clock: Clock, share: SimulatedShare) -> None:
-    """The log tells when, who, what for, how far back, and what came of it."""
+    """The log has the time, the account, the call, its limits, and the outcome."""
     clock.time = NOON + 5
     anna.read(minutes=30, count=7)
     anna.authenticate(accountName="nobody")
@@ -360,7 +360,7 @@ def test_logs_every_request(anna: Client, clock: Clock, share: SimulatedShare) -
 
 
 def test_counts_requests(anna: Client, ben: Client, clock: Clock, share: SimulatedShare) -> None:
-    """Requests are counted by any of their properties: those that carried a password, for one."""
+    """Requests can be counted by any of their properties, such as whether they carried a password."""
     anna.read()
     clock.time = NOON + 60
     ben.read()
@@ -373,7 +373,7 @@ def test_counts_requests(anna: Client, ben: Client, clock: Clock, share: Simulat
 
 
 def test_serves_many_at_once(clock: Clock) -> None:
-    """A hundred accounts sign in and read a day each in the same moment, and nothing is lost."""
+    """A hundred accounts can sign in and read a day at the same moment."""
     accounts = [SimulatedAccount(f"user{number}", "pw", seed=number) for number in range(100)]
     lengths: list[int] = []
 
@@ -395,7 +395,7 @@ def test_serves_many_at_once(clock: Clock) -> None:
 
 
 def test_outage_is_close_and_start(anna: Client, share: SimulatedShare) -> None:
-    """Closed, the service refuses connections; started again it is the same one at the same place."""
+    """A closed service refuses connections; started again it is the same one on the same port."""
     before = anna.readings()
     share.close()
     with pytest.raises(requests.ConnectionError):
@@ -404,12 +404,12 @@ def test_outage_is_close_and_start(anna: Client, share: SimulatedShare) -> None:
     assert anna.readings() == before
 
 
-# Alone, as a process
+# As a process of its own
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_runs_as_a_process(stop: signal.Signals) -> None:
-    """The process prints its base URL when it is ready, has a fast clock, and ends on a signal with 0."""
+    """The process prints its base URL when ready, runs a fast clock, and ends with 0 on a signal."""
     command = [sys.executable, "-m", "dexcom2mqtt.demo.share_service", "--speed", "3600"]
     account = ["--username", "anna", "--password", "pw", "--account-id", ANNA.account_id]
     with subprocess.Popen([*command, *account], stdout=subprocess.PIPE, text=True) as process:
@@ -423,7 +423,7 @@ def test_runs_as_a_process(stop: signal.Signals) -> None:
 
 
 def test_clock_runs_faster() -> None:
-    """An accelerated clock begins with the real time, and leaves it behind."""
+    """An accelerated clock begins at the real time and runs faster."""
     now = sim.accelerated(1000)
     assert now() == pytest.approx(time.time(), abs=60)
     began = now()

@@ -1,4 +1,4 @@
-"""The demo's view: what a subscriber makes of messages, the plot, and the real program in a real pseudo terminal."""
+"""The demo's view: what it shows for messages, the plot, and the real program in a real pseudo terminal."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reading(mg_dl: int = 120, ago: float = 60, direction: str = "Flat", offset_m
 
 
 def picture(newest: Reading | None = None, delta: int | None = None, **keys: Any) -> Seen:
-    """Hear what the daemon says of an account that is well."""
+    """Return the messages of an account that works."""
     newest = newest or reading()
     state = state_of(newest, delta, account(**keys))
     history = history_message(TOPICS, "anna", "0", [reading(110, 360), newest])
@@ -66,7 +66,7 @@ def picture(newest: Reading | None = None, delta: int | None = None, **keys: Any
 
 
 def told(seen: Seen, leaf: str, payload: object) -> Seen:
-    """Hear one more message of the account."""
+    """Add one more message of the account."""
     text = payload if isinstance(payload, str) else json.dumps(payload)
     return seen.then([Heard.of(TOPICS.of("anna", leaf), text.encode(), NOW)])
 
@@ -75,7 +75,7 @@ def shown(seen: Seen, now: float = NOW) -> Shown:
     return VIEWER.show(seen, now)
 
 
-# --- what is heard -> what is shown ------------------------------------------------------------------------
+# --- messages -> what is shown ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def shown(seen: Seen, now: float = NOW) -> Shown:
     ],
 )
 def test_the_newest_value_is_shown(newest: Reading, keys: dict[str, Any], value: str) -> None:
-    """The value is in the account's unit; where the number is only a limit, the sensor's word stands for it."""
+    """The value is in the account's unit; if the number is only a limit, the view shows LOW or HIGH."""
     assert shown(picture(newest, **keys)).value == value
 
 
@@ -108,18 +108,18 @@ GONE = [
 
 
 @pytest.mark.parametrize(("leaf", "payload"), GONE)
-def test_what_is_not_current_is_missing(leaf: str, payload: object) -> None:
-    """An old number is never shown: not while bridge or account are offline, nor where the state says nothing."""
+def test_no_value_is_shown_unless_it_is_current(leaf: str, payload: object) -> None:
+    """The view shows no number while the bridge or the account is offline, or if the state has no value."""
     topic = TOPICS.bridge_state if leaf.startswith("..") else TOPICS.of("anna", leaf)
     text = payload if isinstance(payload, str) else json.dumps(payload)
     view = shown(picture(delta=3).then([Heard.of(topic, text.encode(), NOW)]))
     assert (view.value, view.range, view.delta) == (MISSING, "", "")
 
 
-def test_tells_since_when_nothing_is_current() -> None:
-    """Where nothing is current, it says how old the newest reading is, and where there never was one, that."""
+def test_says_how_old_the_newest_reading_is() -> None:
+    """Without a current reading, the view says how old the newest one is, or that there is none yet."""
     assert shown(told(picture(reading(ago=1200)), "availability", "offline")).age == (
-        "nothing current; the last was 20 min ago"
+        "no current reading; the last was 20 min ago"
     )
     assert shown(Seen()).age == "no reading yet"
     assert shown(picture(reading(ago=60))).age == "1 min 00 s ago"
@@ -138,12 +138,12 @@ def test_tells_since_when_nothing_is_current() -> None:
     ],
 )
 def test_the_delta_has_a_sign(delta: int | None, keys: dict[str, Any], text: str) -> None:
-    """Rising and falling are told apart by more than an arrow, in the account's unit."""
+    """The delta has a sign, and the account's unit."""
     assert shown(picture(delta=delta, **keys)).delta == text
 
 
 def test_range_and_trend_are_in_words() -> None:
-    """No colour and no arrow is needed to read it."""
+    """The view can be read without color and arrows."""
     view = shown(picture(reading(60, direction="FortyFiveDown")))
     assert view.words == "low, falling slightly"
     assert (view.range, view.arrow) == ("low", "↘")
@@ -155,8 +155,8 @@ STATUS = {
 }  # fmt: skip
 
 
-def test_tells_what_the_daemon_does() -> None:
-    """How Share is doing, when it is asked next in the wearer's time, what was learned, and what it cost."""
+def test_says_what_the_daemon_does() -> None:
+    """The view says how Share is doing, when it is asked next in the wearer's time, the learned delay, and the requests."""
     view = shown(told(picture(reading(offset_min=60)), "status", STATUS))
     assert view.share == "ok"
     assert view.daemon == (
@@ -168,17 +168,17 @@ def test_tells_what_the_daemon_does() -> None:
     assert view.clock == "09:00:00"
 
 
-def test_tells_that_a_poll_is_due_and_nothing_learned() -> None:
-    """A time that has passed is not shown as a wait, and an unknown delay not as a number."""
+def test_says_that_a_poll_is_due_and_that_nothing_was_learned() -> None:
+    """A time in the past is shown as now, and an unknown delay in words."""
     view = shown(told(picture(), "status", STATUS | {"delay": None, "next_poll_at": "2027-01-15T07:59:59+00:00"}))
     assert view.daemon[1:3] == ("asks Share now", "has not learned yet")
     view = shown(told(picture(reading(offset_min=60)), "status", STATUS | {"next_poll_at": "9999-12-31T23:59:59Z"}))
     assert view.daemon[1].endswith(" days, at ?")
-    assert shown(Seen()).daemon == ("daemon not heard of yet, Share not heard of yet",)
+    assert shown(Seen()).daemon == ("daemon not seen yet, Share not seen yet",)
 
 
 def test_topics_are_listed_and_new_ones_marked() -> None:
-    """Each topic with its payload, what tells most first; those heard just now are marked, those cleared gone."""
+    """Topics and payloads are listed, the most useful first; new ones are marked, and cleared ones are gone."""
     seen = picture(reading(85)).then([Heard.of("dexcom2mqtt/anna/value", b"86", NOW - 200)])
     lines = shown(told(seen, "delta", "")).topics
     assert [(line.topic, line.payload, line.new) for line in lines[:3]] == [
@@ -191,8 +191,8 @@ def test_topics_are_listed_and_new_ones_marked() -> None:
     assert len(lines) == len({line.topic for line in lines}) == 17
 
 
-def test_counts_readings_and_those_of_the_past() -> None:
-    """New readings and backfill are told apart, and only messages of the stream count."""
+def test_counts_new_and_backfilled_readings() -> None:
+    """New readings and backfill are counted separately, and only from the topic reading."""
     state = state_of(reading(), 1, account())
     stream = [reading_message(TOPICS, "anna", state, backfill=late) for late in (True, True, False)]
     seen = picture().then(heard(stream))
@@ -201,8 +201,8 @@ def test_counts_readings_and_those_of_the_past() -> None:
     assert "3 readings" in closing(Seen(readings=3))
 
 
-def test_the_history_is_what_is_plotted() -> None:
-    """The points are those of the history, in order, without what is no reading."""
+def test_the_plot_has_the_readings_of_the_history() -> None:
+    """The plot has the readings of the history, in order, and ignores invalid entries."""
     entries = [{"date": 2000, "mg_dl": 90}, {"date": 1000, "mg_dl": 80}, {"date": "x", "mg_dl": 1}, 5, {"date": 1}]
     assert shown(told(Seen(), "history", {"readings": entries})).points == (Point(1, 80), Point(2, 90))
     assert shown(told(Seen(), "history", {"readings": 3})).points == ()
@@ -216,12 +216,12 @@ def test_the_history_is_what_is_plotted() -> None:
     ],
 )  # fmt: skip
 def test_durations_in_words(seconds: float, text: str) -> None:
-    """The longer it is, the less exactly a duration is told."""
+    """The longer a duration, the less precise its text."""
     assert span(seconds) == text
 
 
-def test_what_a_terminal_would_obey_is_not_shown() -> None:
-    """Whoever can publish cannot write to the terminal: control characters and broken UTF-8 become marks."""
+def test_control_characters_are_not_shown() -> None:
+    """No message can control the terminal: control characters and broken UTF-8 become replacement characters."""
     message = Heard.of("a/\x1b[2J", b"\x1b]0;x\x07 \n\xff \xe2\x86\x92", NOW)
     assert message.topic == "a/?[2J"
     assert message.payload == "?]0;x? ?\ufffd →"
@@ -247,7 +247,7 @@ ENTRIES: Any = st.lists(
 @settings(max_examples=100, deadline=None)  # each is a whole picture
 @given(st.dictionaries(KEYS, JSON), st.dictionaries(KEYS, JSON), st.dictionaries(st.just("readings"), ENTRIES | JSON))
 def test_whatever_is_published_can_be_drawn(state: object, status: object, history: object) -> None:
-    """Any client may publish anything on the demo's broker; the view shows something, and never fails."""
+    """The view can draw anything that clients publish on the demo's broker."""
     seen = picture()
     for leaf, payload in (("state", state), ("status", status), ("history", history)):
         seen = told(seen, leaf, payload)
@@ -265,7 +265,7 @@ def text(rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def dots(rows: Sequence[Sequence[Any]]) -> str:
-    """Return the kinds of range of the columns of the curve from the left, first letters, blank where there is none."""
+    """Return the first letter of the range in each column of the curve, a space if there is none."""
     columns = [" "] * 500
     for row in rows[:-1]:
         at = 0
@@ -285,14 +285,14 @@ def dots(rows: Sequence[Sequence[Any]]) -> str:
     ],
 )  # fmt: skip
 def test_a_reading_is_plotted_by_its_range(mg_dl: int, kind: str) -> None:
-    """Each reading has its range's colour, also where it lies beyond the scale."""
+    """Each reading has its range's kind, even beyond the scale."""
     pieces = [piece for row in plot([Point(NOW, mg_dl)], NOW, FRAME) for piece in row if piece.kind in RANGES]
     assert {piece.kind for piece in pieces} == {kind}
     assert all(piece.text.strip("\u2800 ") for piece in pieces)
 
 
-def test_the_newest_is_at_the_right_and_a_dot_is_a_reading() -> None:
-    """As many readings as there are dots beside each other are shown, the newest in the last column."""
+def test_the_newest_is_on_the_right_and_a_dot_is_a_reading() -> None:
+    """The plot shows one reading per dot of its width, the newest in the last column."""
     rows = plot(CURVE, NOW, FRAME)
     assert FRAME.hours == 10
     assert dots(rows) == "r" * 60
@@ -302,25 +302,25 @@ def test_the_newest_is_at_the_right_and_a_dot_is_a_reading() -> None:
 
 
 def test_a_gap_stays_open() -> None:
-    """Where readings are missing, nothing is drawn, not even a line."""
+    """Missing readings leave a gap without a line."""
     points = [*CURVE[:-21], *CURVE[-5:]]
     assert dots(plot(points, NOW, FRAME)) == "r" * 50 + " " * 7 + "rrr"
 
 
-def test_neighbours_are_joined() -> None:
-    """A steep curve does not fall apart: the rows between two readings have dots."""
+def test_neighboring_readings_are_connected() -> None:
+    """The rows between two readings of a steep curve have dots."""
     rows = plot([Point(NOW - 300, 60), Point(NOW, 200)], NOW, FRAME)
     assert [line[-1] not in " ╌" for line in text(rows)[2:-1]].count(True) >= 12
 
 
-def test_the_curve_moves_on_while_nothing_comes() -> None:
-    """While readings are missing, the time since the last one is seen; the dots keep their places to each other."""
+def test_the_curve_moves_while_readings_are_missing() -> None:
+    """While readings are missing, the curve moves left, and its dots keep their distances."""
     assert dots(plot(CURVE, NOW + 3000, FRAME)) == "r" * 55
     assert text(plot(CURVE, NOW + 299, FRAME)) == text(plot(CURVE, NOW, FRAME))
 
 
 def test_an_empty_plot_has_limits_and_axes() -> None:
-    """Without readings there are the limits, with their values, and the hours."""
+    """Without readings the plot has the limits, their values, and the hours."""
     rows = text(plot([], NOW, FRAME))
     assert [line[:5] for line in rows if "╌" in line] == [" 180 ", "  70 "]
     assert rows[0].startswith(" 220 ")
@@ -329,23 +329,23 @@ def test_an_empty_plot_has_limits_and_axes() -> None:
 
 
 def test_axes_are_in_the_accounts_unit_and_time() -> None:
-    """The values are in mmol/L for an account in mmol/L, and the hours those of the wearer."""
+    """The values are in the account's unit, and the hours in the wearer's time."""
     rows = text(plot([], NOW, Frame(65, 20, Ranges(), "mmol/L", offset_min=-60)))
     assert [line[:5] for line in rows if "╌" in line] == ["10.0 ", " 3.9 "]
     assert [hour in rows[-1] for hour in ("06:00", "04:00")] == [True, True]
     assert NOW % 86400 == 8 * 3600
-    assert rows[-1].index("06:00") == 65 - 1 - 6 - 2  # an hour has 6 columns; its text is centred
+    assert rows[-1].index("06:00") == 65 - 1 - 6 - 2  # an hour has 6 columns; its text is centered
 
 
-def test_a_whole_day_is_the_most() -> None:
-    """On a wide terminal a day fills the plot."""
+def test_a_plot_has_at_most_a_day() -> None:
+    """A wide plot shows no more than 24 hours."""
     assert Frame(400, 20, Ranges()).hours == pytest.approx(24)
     assert dots(plot(CURVE, NOW, Frame(205, 20, Ranges()))).count("r") == 140  # 16 h 40 min of 24 h in 200 columns
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 20), (0, 0), (-3, 20), (65, 2), (65, -1)])
 def test_no_room_no_plot(width: int, height: int) -> None:
-    """Where there is no room, nothing is drawn."""
+    """Without enough room, nothing is drawn."""
     assert plot(CURVE, NOW, Frame(width, height, Ranges())) == []
 
 
@@ -367,8 +367,8 @@ def drawn(view: Shown, width: int, height: int, *, plain: bool = False) -> str:
     return "\n".join("".join(segment.text for segment in line) for line in lines)
 
 
-def colours_of(view: Shown, characters: str) -> set[str]:
-    """Return the colours in which the picture has one of the characters."""
+def colors_of(view: Shown, characters: str) -> set[str]:
+    """Return the colors in which the picture has any of the characters."""
     console = Console(file=io.StringIO(), width=100, height=30, force_terminal=True, color_system="256")
     segments = console.render(Picture(view, Look(Ranges(), "", "")), console.options.update(width=100, height=30))
     found = {s.style.color.name if s.style and s.style.color else "" for s in segments if set(s.text) & set(characters)}
@@ -376,21 +376,21 @@ def colours_of(view: Shown, characters: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("mg_dl", "colour"),
+    ("mg_dl", "color"),
     [(50, "bright_red"), (60, RED), (120, GREEN), (200, YELLOW), (300, "dark_orange")],
 )
-def test_the_big_number_has_the_ranges_colour(mg_dl: int, colour: str) -> None:
-    """The colour tells the range from afar; without a current value there is none."""
+def test_the_big_number_has_the_ranges_color(mg_dl: int, color: str) -> None:
+    """The big number has the color of its range; without a current value there is no color."""
     seen = picture(reading(mg_dl))
-    assert colours_of(shown(seen), "█▀▄") == {colour}
-    assert colours_of(shown(told(seen, "availability", "offline")), "█▀▄") == set()
+    assert colors_of(shown(seen), "█▀▄") == {color}
+    assert colors_of(shown(told(seen, "availability", "offline")), "█▀▄") == set()
 
 
-def test_the_curve_has_the_ranges_colours() -> None:
-    """Each part of the curve has the colour of its range."""
+def test_the_curve_has_the_ranges_colors() -> None:
+    """Each part of the curve has the color of its range."""
     entries = [{"date": (NOW - 300 * ago) * 1000, "mg_dl": mg_dl} for ago, mg_dl in ((40, 60), (20, 120), (0, 200))]
     view = shown(told(picture(), "history", {"readings": entries}))
-    assert colours_of(view, BRAILLE.characters[1:]) == {RED, GREEN, YELLOW}
+    assert colors_of(view, BRAILLE.characters[1:]) == {RED, GREEN, YELLOW}
 
 
 SIZES = [(20, 7), (40, 12), (60, 20), (77, 24), (78, 24), (80, 24), (104, 27), (250, 80)]
@@ -399,7 +399,7 @@ SIZES = [(20, 7), (40, 12), (60, 20), (77, 24), (78, 24), (80, 24), (104, 27), (
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_fits_every_size(width: int, height: int, *, plain: bool) -> None:
-    """From narrow to large the view fills the terminal, and what matters most is always there."""
+    """The view fills a terminal of any size, and always shows the most important parts."""
     view = shown(told(picture(reading(123)), "status", STATUS))
     screen = drawn(view, width, height, plain=plain)
     assert "Anna" in screen
@@ -413,8 +413,8 @@ def test_fits_every_size(width: int, height: int, *, plain: bool) -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_fits_where_there_is_no_room(*, plain: bool) -> None:
-    """No terminal is too small to be drawn on."""
+def test_fits_the_smallest_terminal(*, plain: bool) -> None:
+    """The view can be drawn on even the smallest terminal."""
     for width in range(1, 20):
         for height in range(1, 9):
             screen = drawn(shown(picture()), width, height, plain=plain)
@@ -422,12 +422,12 @@ def test_fits_where_there_is_no_room(*, plain: bool) -> None:
 
 
 def test_arrows_in_ascii() -> None:
-    """Where there is ASCII alone, arrows are drawn with it, and all else becomes a mark."""
+    """With only ASCII, arrows are drawn in ASCII, and other characters become question marks."""
     assert [in_ascii(arrow) for arrow in ("↑↑", "↗", "→", "?", "ü")] == ["^^", "/^", "->", "?", "?"]
 
 
 def test_every_value_is_written_large() -> None:
-    """Digits, the words of the sensor, the arrows, and nothing at all have large characters."""
+    """Digits, LOW and HIGH, the arrows, and a missing value have large characters."""
     for number in (103, 245, 367, 89):
         assert str(number) not in drawn(shown(picture(reading(number))), 80, 24).partition("topics")[0]
     for mg_dl, word in ((39, "LOW"), (401, "HIGH")):
@@ -436,7 +436,7 @@ def test_every_value_is_written_large() -> None:
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The view needs a terminal that can do more than print."""
+    """The view is not used on a terminal that can only print lines."""
     master, slave = pty.openpty()
     with open(master, "rb"), open(slave, "w", encoding="utf-8") as terminal:  # noqa: PTH123  # not paths
         for name, fits in (("xterm", True), ("dumb", False), ("unknown", False), ("", False)):
@@ -448,8 +448,8 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not suits(io.StringIO())
 
 
-def test_draws_again_while_nothing_is_heard() -> None:
-    """Ages and waits go on although no message comes."""
+def test_draws_again_without_messages() -> None:
+    """Ages and waits change even if no message arrives."""
     stream = io.StringIO()
     with Screen(stream, Ranges(), "", "") as terminal:
         draw = Drawing(terminal, VIEWER, lambda: NOW)
@@ -470,7 +470,7 @@ ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 class Terminal:
-    """A pseudo terminal with a program in it, and what a person sees; it ends with the test."""
+    """A pseudo terminal with a program in it, and what a person sees; the program ends with the test."""
 
     def __init__(
         self, *command: str, columns: int = 100, rows: int = 30, environ: Mapping[str, str] | None = None
@@ -482,7 +482,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
         self.written = b""
-        # setsid makes it the program's own terminal, so that Ctrl-C is a signal.
+        # With setsid it is the program's controlling terminal, so that Ctrl-C sends a signal.
         self._process = subprocess.Popen(
             ["setsid", "--ctty", *command],
             stdin=slave,
@@ -493,7 +493,7 @@ class Terminal:
             | {"TERM": "xterm-256color"}
             | dict(environ or {}),
         )
-        self._slave = slave  # open, so that what is written at last can still be read
+        self._slave = slave  # kept open, so that the last output can still be read
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -508,7 +508,7 @@ class Terminal:
         with self._lock:
             return "\n".join(self._screen.display)
 
-    def colour_of(self, characters: str) -> set[str]:
+    def color_of(self, characters: str) -> set[str]:
         with self._lock:
             cells = [cell for line in self._screen.buffer.values() for cell in line.values()]
             return {cell.fg for cell in cells if cell.data in characters}
@@ -554,13 +554,13 @@ class Terminal:
 
 
 def test_the_terminal_shows_value_plot_and_topics_until_ctrl_c() -> None:
-    """The view has all its parts, moves on, and Ctrl-C gives the terminal back as it was, with a last line."""
+    """The view has all its parts and advances; Ctrl-C restores the terminal and leaves a last line."""
     with Terminal(*PROGRAM, "--speed", "300", "--mqtt-port", "0") as terminal:
         eventually(lambda: "anna/value" in terminal.text() and "daemon online" in terminal.text(), why=terminal.text())
         eventually(lambda: re.search("[⠁-⣿]", terminal.text()))
         eventually(lambda: terminal.cursor_hidden)
         parts = ("the last 8 hours", "300 times as fast", r"MQTT at 127\.0\.0\.1:\d{4,5}")
-        eventually(lambda: all(re.search(part, terminal.text()) for part in parts))  # else it was drawn by half
+        eventually(lambda: all(re.search(part, terminal.text()) for part in parts))  # otherwise it was only half drawn
         first = eventually(lambda: re.search(r"anna/date +(\d+)", terminal.text()))
         assert first
         eventually(lambda: (now := re.search(r"anna/date +(\d+)", terminal.text())) and now[1] != first[1])
@@ -577,7 +577,7 @@ def test_the_terminal_shows_value_plot_and_topics_until_ctrl_c() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, None])
 def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
-    """A signal and the end of the duration leave the terminal as it was, too, and end with 0 within 2 s."""
+    """After a signal or the end of the duration, the demo restores the terminal and ends with 0 within 2 s."""
     duration = () if how else ("--duration", "3")
     with Terminal(*PROGRAM, *duration) as terminal:
         eventually(lambda: "anna/value" in terminal.text())
@@ -590,7 +590,7 @@ def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
 
 
 def test_follows_the_terminals_size() -> None:
-    """A narrower and a wider terminal get a view of their size, with nothing of the one before."""
+    """If the terminal becomes narrower or wider, the view adapts, without remains of the old one."""
     with Terminal(*PROGRAM) as terminal:
         eventually(lambda: "anna/value" in terminal.text())
         terminal.resize(60, 20)
@@ -600,14 +600,14 @@ def test_follows_the_terminals_size() -> None:
         eventually(lambda: terminal.text().count("Ctrl-C ends it") == 1)
 
 
-def test_no_colour_where_none_is_wanted() -> None:
-    """NO_COLOR takes the colours away; without it, the number has one."""
+def test_no_color_if_none_is_wanted() -> None:
+    """With NO_COLOR there are no colors; without it, the number has one."""
     with Terminal(*PROGRAM, "--duration", "6") as terminal:
         eventually(lambda: "anna/value" in terminal.text())
-        eventually(lambda: terminal.colour_of("█▀▄") - {"default"})
+        eventually(lambda: terminal.color_of("█▀▄") - {"default"})
     with Terminal(*PROGRAM, "--duration", "6", environ={"NO_COLOR": "1"}) as terminal:
         eventually(lambda: "anna/value" in terminal.text() and re.search("[█▀▄]", terminal.text()))
-        assert terminal.colour_of("█▀▄│") == {"default"}
+        assert terminal.color_of("█▀▄│") == {"default"}
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,7 @@ def test_no_colour_where_none_is_wanted() -> None:
     ],
 )
 def test_a_terminal_without_the_characters(environ: dict[str, str], *, ascii_alone: bool) -> None:
-    """Where there is no UTF-8 or the font has no braille, it is drawn in ASCII, and nothing fails."""
+    """Without UTF-8, or if the font lacks braille, the view is drawn in ASCII."""
     with Terminal(*PROGRAM, environ=environ) as terminal:
         eventually(lambda: "anna/arrow" in terminal.text() and "daemon online" in terminal.text())
         assert (b"\xe2" not in terminal.written.partition(b"anna/arrow")[0]) is ascii_alone
@@ -630,8 +630,8 @@ def test_a_terminal_without_the_characters(environ: dict[str, str], *, ascii_alo
         assert b"Traceback" not in terminal.written
 
 
-def test_the_log_does_not_tear_the_view() -> None:
-    """Lines of the log that a terminal would get are kept until the view is gone."""
+def test_the_log_does_not_break_the_view() -> None:
+    """Log lines for the terminal are held back until the view is gone."""
     with Terminal(*PROGRAM, "--log-level", "info", columns=200) as terminal:
         eventually(lambda: "anna/value" in terminal.text() and "daemon online" in terminal.text())
         terminal.press(b"\x03")
@@ -642,8 +642,8 @@ def test_the_log_does_not_tear_the_view() -> None:
     assert b" INFO " in after
 
 
-def test_a_stop_during_the_start_is_a_stop_too(tmp_path: Path) -> None:
-    """Ctrl-C while the demo is still loading ends it as cleanly as later."""
+def test_a_stop_during_the_start_ends_it(tmp_path: Path) -> None:
+    """Ctrl-C while the demo is loading ends it cleanly."""
     with Process(PROGRAM, tmp_path / "log", {"PYTHONPROFILEIMPORTTIME": "1"}) as demo:
         eventually(lambda: re.search(r"\| +paho\.mqtt\.properties", demo.text()))
         demo.signal(signal.SIGINT)
@@ -652,7 +652,7 @@ def test_a_stop_during_the_start_is_a_stop_too(tmp_path: Path) -> None:
 
 
 def test_a_dumb_terminal_shows_lines() -> None:
-    """Without the means for a view, a terminal gets a line a message, and no control sequence."""
+    """A dumb terminal gets one line for each message, and no control sequences."""
     with Terminal(*PROGRAM, "--duration", "4", columns=200, environ={"TERM": "dumb"}) as terminal:
         eventually(lambda: b"dexcom2mqtt/anna/value " in terminal.written)
         assert terminal.wait() == 0
@@ -661,8 +661,8 @@ def test_a_dumb_terminal_shows_lines() -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
-def test_lines_where_there_is_no_terminal(environ: dict[str, str], tmp_path: Path) -> None:
-    """In a pipe or a file there are plain lines, whatever the encoding."""
+def test_lines_without_a_terminal(environ: dict[str, str], tmp_path: Path) -> None:
+    """A pipe or a file gets plain lines, in any encoding."""
     with Process([*PROGRAM, "--duration", "6"], tmp_path / "log", environ) as demo:
         assert demo.wait() == 0
         lines = demo.text().splitlines()
@@ -675,7 +675,7 @@ def test_lines_where_there_is_no_terminal(environ: dict[str, str], tmp_path: Pat
 
 @pytest.mark.parametrize("trap", ["", "trap '' HUP;"])
 def test_a_terminal_that_goes_away_ends_it(trap: str, tmp_path: Path) -> None:
-    """Where the terminal is gone, the demo ends, with no traceback, also where nohup keeps the signal away."""
+    """If the terminal is closed, the demo ends without a traceback, even if nohup blocks the signal."""
     errors = tmp_path / "errors"
     command = f"{trap} exec {' '.join(PROGRAM)} 2>{errors}"
     with Terminal("sh", "-c", command) as terminal:
@@ -686,7 +686,7 @@ def test_a_terminal_that_goes_away_ends_it(trap: str, tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_breaks_ends_it(tmp_path: Path) -> None:
-    """`demo | head` ends quietly."""
+    """`demo | head` ends without an error."""
     errors = tmp_path / "errors"
     command = f"set -o pipefail; {' '.join(PROGRAM)} 2>{errors} | head -n 8"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=30, check=False)

@@ -1,4 +1,4 @@
-"""The demo's view: which part of the last 24 hours was in range."""
+"""The demo's view: the percentage of the last 24 hours in range."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.demo.test_view import drawn, picture, shown, told
         ([], ""),
     ],
 )
-def test_time_in_range_is_told(statistics: object, words: str) -> None:
-    """In whole percent, above the plot of the readings that it is made of; nothing if it is not known."""
+def test_time_in_range_is_shown(statistics: object, words: str) -> None:
+    """The view shows time in range in whole percent above the plot; nothing if it is unknown."""
     view = shown(told(picture(), "statistics", statistics))
     assert view.in_range == words
     for plain in (False, True):
