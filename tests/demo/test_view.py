@@ -156,7 +156,7 @@ STATUS = {
 
 
 def test_says_what_the_daemon_does() -> None:
-    """The view says how Share is doing, when it is asked next in the wearer's time, the learned delay, and the requests."""
+    """The view says how Share is doing, the wearer's time of the next poll, the learned delay, and the requests."""
     view = shown(told(picture(reading(offset_min=60)), "status", STATUS))
     assert view.share == "ok"
     assert view.daemon == (

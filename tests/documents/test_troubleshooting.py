@@ -1,7 +1,7 @@
-"""The page that explains the messages, held against the code that writes them.
+"""The page that explains the messages, compared with the code that writes them.
 
-The first column of the page's tables quotes them, each in a code span: any piece of a message that can be searched
-for, with … for what varies.
+The first column of the page's tables quotes them, each in a code span: any searchable piece of a message, with … for
+variable parts.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PAGE: Final = ROOT / "docs" / "troubleshooting.md"
 MODULES: Final = sorted(Path(dexcom2mqtt.__file__).parent.rglob("*.py"))
 
 CALLS: Final = {
-    *("warning", "error", "critical"),  # of a log
+    *("warning", "error", "critical"),  # of a logger
     *("Failure", "BrokerError", "PurgeError", "TlsFileError", "VariableError", "ConfigError"),
     *("UnavailableError", "CredentialsRejectedError", "LockedOutError", "RateLimitedError", "UnexpectedResponseError"),
     *("_fail", "Step", "print", "append"),
 }
-"""What takes a message for a person: somewhere in its arguments, or in a name that is given to it."""
+"""Callables that get a message for a person, in their arguments or in a name among these."""
 FUNCTIONS: Final = {
     "explain",
     "_describe",
@@ -41,7 +41,7 @@ FUNCTIONS: Final = {
     "_unaccepted",
     "_unwelcome",
 }
-"""What returns or writes nothing but such messages."""
+"""Functions whose texts are all such messages."""
 NO_TROUBLE: Final = (
     *("Valid. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
     *(
@@ -60,14 +60,14 @@ NO_TROUBLE: Final = (
         "ahead of",
         "sudo chown",
         "Make sure this machine can reach a time server",
-    ),  # parts of others, which hold the remedy
+    ),  # parts of other messages, with the remedy
 )
-"""Pieces of what is said when all is well, or says itself what to do."""
+"""Pieces of messages that report no trouble, or that say themselves what to do."""
 SENTENCE: Final = re.compile(r"[a-z]{2,}[ ,:]+[a-z]{2,}")
 
 
 def template(node: ast.expr) -> str:
-    """Return a text of the code with … for what varies; empty where it is none."""
+    """Return a text in the code with … for variable parts; empty if the node is not a text."""
     if isinstance(node, ast.JoinedStr):
         return "".join(template(part) or "…" for part in node.values)
     text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
@@ -75,7 +75,7 @@ def template(node: ast.expr) -> str:
 
 
 def texts(node: ast.AST) -> Iterator[str]:
-    """Yield every text in a piece of code, but not the pieces of a text."""
+    """Yield every text in a piece of code, each as a whole."""
     if isinstance(node, ast.JoinedStr | ast.Constant):
         yield re.sub(" +", " ", template(node))
     else:
@@ -90,7 +90,7 @@ def without_docstring(function: ast.FunctionDef) -> ast.AST:
 
 
 def said_in(function: ast.FunctionDef) -> Iterator[str]:
-    """Yield what a function has to say to a person."""
+    """Yield the messages for a person in a function."""
     body = without_docstring(function)
     if function.name in FUNCTIONS:
         yield from texts(body)
@@ -116,7 +116,7 @@ def functions() -> Iterator[ast.FunctionDef]:
 
 
 def messages() -> set[str]:
-    """Return every message of the code that tells of trouble."""
+    """Return every message in the code that reports trouble."""
     states = ast.parse(Path(status.__file__).read_text(encoding="utf-8")).body
     found = {text for node in states if isinstance(node, ast.AnnAssign) and node.value for text in texts(node.value)}
     found |= {text for function in functions() for text in said_in(function)}
@@ -124,26 +124,26 @@ def messages() -> set[str]:
 
 
 def quotes() -> list[str]:
-    """Return what the page quotes."""
+    """Return the quotes on the page."""
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     return [quote for row in rows for quote in re.findall("`([^`]+)`", row.split(" | ")[0])]
 
 
 def test_every_message_is_explained() -> None:
-    """Each message of trouble that the code can write is quoted on the page, and so is each state of an account."""
+    """The page quotes each message that reports trouble, and each status of an account."""
     quoted = quotes()
     assert not sorted(text for text in messages() if not any(quote in text for quote in quoted))
     assert set(status.REMEDIES) - {"ok", "starting"} <= set(quoted)
 
 
 def test_every_quote_is_a_message() -> None:
-    """What the page quotes is still in the code, and long enough to be found."""
+    """Each quote on the page is in the code, and long enough to search for."""
     code = {text for module in MODULES for text in texts(ast.parse(module.read_text(encoding="utf-8")))}
     assert not [quote for quote in quotes() if not any(quote in text for text in code)]
     assert not [quote for quote in quotes() if len(quote) < 7]
 
 
 def test_every_quote_is_explained_once() -> None:
-    """Nothing is quoted twice, so that a search ends at one place."""
+    """Nothing is quoted twice, so that a search finds one place."""
     quoted = quotes()
     assert sorted(quoted) == sorted(set(quoted))
