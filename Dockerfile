@@ -2,7 +2,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY dexcom2mqtt dexcom2mqtt
-# What it needs comes as wheels for amd64, arm64 and armv7, so there is no compiler. Once pip is done, it goes.
+# There are wheels of all dependencies for amd64, arm64 and armv7, so no compiler is needed. pip is not needed later.
 RUN python -m venv /opt/dexcom2mqtt \
     && /opt/dexcom2mqtt/bin/pip install --no-cache-dir . \
     && /opt/dexcom2mqtt/bin/pip uninstall --yes pip
@@ -20,7 +20,7 @@ USER 65532:65532
 # The page, if it is switched on: DEXCOM2MQTT_WEB__HOST=0.0.0.0
 EXPOSE 8017
 STOPSIGNAL SIGTERM
-# Python needs a while to start on a small machine; the daemon itself has to answer within 5 s.
+# Python starts slowly on a small machine. The daemon itself has to answer within 5 s.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 CMD ["dexcom2mqtt", "healthcheck"]
 ENTRYPOINT ["dexcom2mqtt"]
 CMD ["run"]
