@@ -1,6 +1,6 @@
-"""The app's icon and logo, drawn here: a drop, and a line of readings that runs through it.
+"""Draws the app's icon and logo: a drop, and a line of readings that runs through it.
 
-Both are PNG, made of nothing but Python's zlib.
+Both are PNG, made with only Python's zlib.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _DROP: Final = (3, 155, 211, 255)
 _LINE: Final = (255, 255, 255, 255)
 _BESIDE: Final = (3, 155, 211, 255)
 _FINE: Final = 4
-"""How many points a pixel has in each direction, for smooth edges."""
+"""Sampling points per pixel in each direction, for smooth edges."""
 
 
 def icon(size: int = 128) -> bytes:
-    """Draw the square one."""
+    """Draw the square icon."""
     return _png(size, size, lambda x, y: _drop(x / size * 2 - 1, y / size * 2 - 1))
 
 
 def logo(width: int = 250, height: int = 100) -> bytes:
-    """Draw the wide one: the drop in the middle of the line."""
+    """Draw the wide logo: the drop in the middle of the line."""
 
     def at(x: float, y: float) -> Colour:
         across, down = (x - width / 2) / height * 2, y / height * 2 - 1
@@ -51,7 +51,7 @@ def _drop(x: float, y: float) -> Colour:
 
 def _on_line(x: float, y: float) -> bool:
     wave = 0.3 + 0.22 * math.sin(3.4 * x) * math.exp(-0.3 * x * x)
-    return abs(y - wave) < 0.07 and abs(x) < 2.3  # noqa: PLR2004  # its strength and its length
+    return abs(y - wave) < 0.07 and abs(x) < 2.3  # noqa: PLR2004  # its thickness and its length
 
 
 def _png(width: int, height: int, at: Callable[[float, float], Colour]) -> bytes:
@@ -62,7 +62,7 @@ def _png(width: int, height: int, at: Callable[[float, float], Colour]) -> bytes
 
 
 def _pixel(x: int, y: int, at: Callable[[float, float], Colour]) -> Colour:
-    """Mix the colours of a pixel's points, each by its opacity."""
+    """Mix the colours of a pixel's points, weighted by their opacity."""
     points = [at(x + (i + 0.5) / _FINE, y + (j + 0.5) / _FINE) for i in range(_FINE) for j in range(_FINE)]
     opaque = sum(point[3] for point in points) or 1
     red, green, blue = (round(sum(point[part] * point[3] for point in points) / opaque) for part in range(3))

@@ -1,7 +1,7 @@
 """Write a repository with the app for Home Assistant: ``scripts/home-assistant-app FOLDER [--image NAME]``.
 
-It needs nothing but Python, and what pip downloads to build the package. The templates lie beside this file. None of
-them is called config.yaml, for Home Assistant takes every file of that name in a repository for an app.
+It needs only Python, and what pip downloads to build the package. The templates are beside this file. None of them is
+called config.yaml, because Home Assistant treats every file of that name in a repository as an app.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COPIED: Final = {
     f"{APP}/CHANGELOG.md": ROOT / "CHANGELOG.md",
     **{f"{APP}/starter/{file.name}": file for file in sorted((HERE / "starter").glob("*.py"))},
 }
-"""Each file of the repository that is one of here as it stands, but for the version."""
+"""Each file of the repository that is copied from here, with the version filled in."""
 MADE: Final = re.compile(rf"{APP}/(config\.yaml|icon\.png|logo\.png|{APP}-[^/]+\.whl|starter/\w+\.py)")
 _VERSION: Final = re.compile(r"\bVERSION\b")
 _REGISTRY: Final = re.compile(r"localhost|[a-z0-9-]+(\.[a-z0-9-]+)+")
@@ -43,20 +43,20 @@ _PART: Final = re.compile(r"[a-z0-9{][a-z0-9.\-_{}]*")
 
 
 class WritingError(Exception):
-    """It cannot be written; the text says why, and what to do."""
+    """The repository cannot be written; the text says why, and what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write it; return the exit code."""
+    """Write the repository; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="home-assistant-app", description="Write a repository with the app for Home Assistant."
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; a new or an empty one, or one of before")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder, or one written before")
     parser.add_argument(
         "--image",
         type=_image,
         metavar="NAME",
-        help="a published image, as registry.example.com/you/dexcom2mqtt, in place of one that Home Assistant builds",
+        help="a published image, such as registry.example.com/you/dexcom2mqtt; without it, Home Assistant builds one",
     )
     given = parser.parse_args(arguments)
     try:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(folder: Path, image: str | None = None) -> None:
     """Write the repository into a folder. Raises WritingError and OSError."""
     if strange := next(_strange(folder), None):
-        raise WritingError(f"{folder} has something else in it ({strange}); name a new or an empty folder")
+        raise WritingError(f"{folder} contains something else ({strange}); name a new or empty folder")
     with tempfile.TemporaryDirectory() as place:
         wheel = _wheel(Path(place))
         for old in _files(folder):
@@ -83,7 +83,7 @@ def write(folder: Path, image: str | None = None) -> None:
 
 
 def _contents(image: str | None) -> Iterator[tuple[str, bytes]]:
-    """Yield each file but the package, with what is in it."""
+    """Yield the name and content of each file except the package."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     published = f"image: {image}\n" if image else ""
     yield f"{APP}/config.yaml", _filled(HERE / "app.yaml", version) + published.encode()
@@ -98,7 +98,7 @@ def _filled(template: Path, version: str) -> bytes:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield the path of each file, but not those of a version control."""
+    """Yield the path of each file, except those of Git."""
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if not file.is_dir() and not name.startswith(".git"):
@@ -106,37 +106,37 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _strange(folder: Path) -> Iterator[str]:
-    """Yield each file that was not written here before."""
+    """Yield each file that this script did not write."""
     if folder.exists() and not folder.is_dir():
         raise WritingError(f"{folder} is a file; name a folder")
     yield from (name for name in _files(folder) if name not in COPIED and not MADE.fullmatch(name))
 
 
 def _wheel(place: Path) -> Path:
-    """Build the package; return the file."""
+    """Build the package; return the path of the wheel."""
     try:
         venv.create(place / "venv", with_pip=True)
     except subprocess.CalledProcessError:
-        raise WritingError("Python has no venv; install it, as by: sudo apt install python3-venv") from None
+        raise WritingError("Python has no venv; install it, for example with: sudo apt install python3-venv") from None
     python = next(file for name in ("bin/python", "Scripts/python.exe") if (file := place / "venv" / name).exists())
     command = [str(python), "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     built = subprocess.run(  # noqa: S603  # our own pip
         [*command, f"--wheel-dir={place}", str(ROOT)], capture_output=True, text=True, check=False
     )
     if built.returncode:
-        last = (built.stderr.strip().splitlines() or ["without a word"])[-1]
+        last = (built.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise WritingError(f"the package cannot be built: {last}")
     return next(place.glob(f"{APP}-*.whl"))
 
 
 def _image(name: str) -> str:
-    """Take the name of an image as Home Assistant does: it adds the version itself."""
+    """Check the name of an image by Home Assistant's rules. It has no version: Home Assistant adds that itself."""
     first, slash, rest = name.partition("/")
     path = rest if slash and ("." in first or ":" in first or first == "localhost") else name
     registry = first.partition(":")[0] if path == rest else "localhost"
     if ":" in path or not _REGISTRY.fullmatch(registry) or not all(map(_PART.fullmatch, path.split("/"))):
         raise argparse.ArgumentTypeError(
-            f"{name!r} is not as registry.example.com/you/dexcom2mqtt: small letters, and no tag"
+            f"{name!r} must look like registry.example.com/you/dexcom2mqtt: lowercase, without a tag"
         )
     return name
 

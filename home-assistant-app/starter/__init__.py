@@ -1,5 +1,5 @@
-"""What starts the daemon in Home Assistant's app: from the form and the Supervisor's word on the broker.
+"""The starter of the daemon in Home Assistant's app. It uses the form, and asks the Supervisor for the broker.
 
-It runs as root, since nobody else may read what was filled in, and the daemon as a user without rights. It knows
-nothing of glucose, Share or MQTT, and takes no library.
+It runs as root, because only root may read the filled-in form; the daemon runs as a user without rights. It knows
+nothing about glucose, Share or MQTT, and uses no library.
 """

@@ -1,7 +1,7 @@
-"""What was filled in on the tab Configuration, and the daemon's configuration that follows from it.
+"""The form on the tab Configuration, and the daemon's configuration made from it.
 
-The Supervisor has checked it against the schema of the app. What a schema cannot say is checked here or by the daemon,
-and told by the names on the form.
+The Supervisor has checked the form against the schema of the app. What a schema cannot express is checked here or by
+the daemon, and reported with the names on the form.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 KEY: Final = re.compile(r"(?!bridge$)[a-z0-9]+(_[a-z0-9]+)*")
-"""What the daemon takes for the key of an account."""
+"""What the daemon accepts as the key of an account."""
 FROM: Final = 55
 TO: Final = 249
-"""mg/dL; the limits of very low and very high, which the form does not have, lie right beyond these."""
-WEB: Final = {"host": "0.0.0.0", "port": 8017}  # noqa: S104  # the container's own, and nobody else's
-"""Where the daemon has the page for tablets and clocks. Before that port is opened only the other apps reach it."""
+"""mg/dL; the limits of very low and very high, which are not on the form, are just beyond these."""
+WEB: Final = {"host": "0.0.0.0", "port": 8017}  # noqa: S104  # of the container only
+"""Where the daemon serves the page for tablets and clocks. Until that port is opened, only other apps can reach it."""
 _OPEN_WAY: Final = "the broker is on another machine and tls is not set"
 _LISTENING: Final = "INFO    web: listening at "
 _OPEN_PAGE: Final = re.compile(r"WARNING web: the page can be opened from other machines, .*")
 _OPEN_PAGE_HERE: Final = (
     "INFO    web: if port 8017 is opened under Network, everybody in the home network can read the glucose there; to "
-    "let in only who knows it, fill in web_token"
+    "require a token, fill in web_token"
 )
 _DEFAULTS: Final = {"low": 70, "high": 180}
 
 _UNDIVIDED: Final = str.maketrans(
     {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ħ": "h", "\u0131": "i", "ł": "l", "þ": "th"}
 )
-"""Letters that Unicode does not take apart into a plain one and its accent."""
+"""Letters that Unicode does not decompose into a plain letter and an accent."""
 _HARMLESS: Final = re.compile(r"[ !#-\[\]-~]")
-"""What stands for itself between double quotes in YAML, and nowhere breaks a line."""
+"""Characters that need no escape between double quotes in YAML, and never break a line."""
 
 
 class FormError(Exception):
-    """What was filled in cannot be used; ``problems`` has a text for each reason, none of them a secret."""
+    """The form cannot be used; ``problems`` has a text for each reason, without secrets."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -48,7 +48,7 @@ class FormError(Exception):
 
 
 class Broker(NamedTuple):
-    """A broker and how to sign in to it, as the Supervisor tells."""
+    """A broker and its credentials, as the Supervisor reports them."""
 
     host: str
     port: int
@@ -64,13 +64,13 @@ class Broker(NamedTuple):
         return {"host": self.host, "port": self.port} | _filled(signing_in) | tls
 
     def __str__(self) -> str:
-        """Name it, without what is a secret."""
+        """Return its host and port, without secrets."""
         return f"{self.host} port {self.port}"
 
 
 @dataclass(frozen=True)
 class Form:
-    """The form as it was filled in: each account by its key, and what is empty left out."""
+    """The filled-in form: each account by its key, without empty fields."""
 
     accounts: Mapping[str, Mapping[str, object]]
     mqtt: Mapping[str, object]
@@ -79,22 +79,22 @@ class Form:
 
     @property
     def names_a_broker(self) -> bool:
-        """Whether the Supervisor need not be asked for one."""
+        """Whether a broker is filled in, so that the Supervisor need not be asked."""
         return "host" in self.mqtt
 
     def configuration(self, broker: Broker | None) -> str:
         """Return the daemon's configuration as YAML; ``broker`` is the Supervisor's, if it was asked for one."""
         found = broker.settings if broker else {}
-        if "username" in self.mqtt:  # the other one's password is not theirs
+        if "username" in self.mqtt:  # the Supervisor's password belongs to another user name
             found.pop("password", None)
         accounts = {key: _account(entry) for key, entry in self.accounts.items()}
         return _yaml({"accounts": accounts, "mqtt": {**found, **self.mqtt}, "web": self.web, **self.general}) + "\n"
 
-    def told(self, line: str) -> str | None:
-        """Say by the form's names what the daemon says of its configuration, without where in its file that is.
+    def reworded(self, line: str) -> str | None:
+        """Return a line of the daemon's output with the form's names in it, and without the place in its file.
 
-        None for what need not be said: the way to the Supervisor's broker is open, but within this machine; and the
-        daemon listens, but within its container.
+        None for two lines that would mislead: that the connection to the Supervisor's broker is not encrypted, because
+        it stays on this machine; and where the daemon listens, because that is within its container.
         """
         if _OPEN_WAY in line:
             return line.partition("; ")[0] if self.names_a_broker else None
@@ -116,7 +116,7 @@ def read(text: str) -> Form:
         accounts = [_filled(entry) for entry in options.get("accounts") or []]
         mqtt = _filled(options.get("mqtt") or {})
     except (ValueError, TypeError, AttributeError):
-        raise FormError("what was filled in is not as the form has it; save it once more") from None
+        raise FormError("the saved options do not fit the form; save them again on the tab Configuration") from None
     problems = [*_problems(accounts)]
     if problems:
         raise FormError(*problems)
@@ -126,7 +126,7 @@ def read(text: str) -> Form:
 
 
 def key_of(entry: Mapping[str, object]) -> str:
-    """Return the key of an account: the one that was filled in, or what its name has of plain letters and digits."""
+    """Return the key of an account: the filled-in one, or one made of the letters and digits in its name."""
     if "key" in entry:
         return str(entry["key"])
     plain = unicodedata.normalize("NFKD", str(entry.get("name", "")).casefold().translate(_UNDIVIDED))
@@ -136,7 +136,7 @@ def key_of(entry: Mapping[str, object]) -> str:
 
 def _problems(accounts: list[dict[str, Any]]) -> Iterator[str]:
     if not accounts:
-        yield "accounts: there is none yet; add one, with the user name and password of who wears the sensor"
+        yield "accounts: there is none yet; add one, with the user name and password of the person who wears the sensor"
     taken: dict[str, str] = {}
     for number, entry in enumerate(accounts, 1):
         key, place = key_of(entry), _place(entry, number)
@@ -144,8 +144,8 @@ def _problems(accounts: list[dict[str, Any]]) -> Iterator[str]:
             yield _unusable(place, entry)
         elif key in taken:
             yield (
-                f"{place}: its topics and entities would be called {key}, as those of {taken[key]}; give one of the "
-                f"two a key of its own, such as {key}_2"
+                f"{place}: its topics and entities would be called {key}, like those of {taken[key]}; fill in another "
+                f"key for one of the two, such as {key}_2"
             )
         taken[key] = place
         yield from _limits(place, entry)
@@ -154,9 +154,9 @@ def _problems(accounts: list[dict[str, Any]]) -> Iterator[str]:
 def _unusable(place: str, entry: Mapping[str, object]) -> str:
     if "key" in entry or "name" not in entry:
         what = "key" if "key" in entry else "name"
-        return f"{place}, {what}: small letters and digits, separated by single _, such as anna_marie; not bridge"
+        return f"{place}, {what}: lowercase letters and digits, separated by single _, such as anna_marie; not bridge"
     return (
-        f"{place}: no key follows from this name; fill in the key yourself: small letters and digits, separated by "
+        f"{place}: no key can be made from this name; fill one in: lowercase letters and digits, separated by "
         "single _, such as anna_marie; not bridge"
     )
 
@@ -168,11 +168,11 @@ def _limits(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
             yield f"{place}, {key}: a whole number from {FROM} to {TO}, in mg/dL whatever the unit (mmol/L times 18)"
             return
     if found["low"] >= found["high"]:
-        yield f"{place}: low ({found['low']}) has to be below high ({found['high']})"
+        yield f"{place}: low ({found['low']}) must be below high ({found['high']})"
 
 
 def _place(entry: Mapping[str, object], number: int = 0) -> str:
-    """Name an account as its user sees it; control characters could forge a line in the log."""
+    """Name an account as on the form, without control characters: they could forge a line in the log."""
     name = "".join(character if character.isprintable() else "?" for character in str(entry.get("name", "")))
     return f'accounts, "{name[:60]}"' if name else f"accounts, entry {number}"
 
@@ -184,12 +184,12 @@ def _account(entry: Mapping[str, object]) -> dict[str, object]:
 
 
 def _filled(options: Mapping[str, object]) -> dict[str, object]:
-    """Leave out what is empty: a field that was filled in once and emptied again stays as an empty text."""
+    """Leave out empty fields: one that was filled in and emptied again remains as an empty text."""
     return {key: value for key, value in options.items() if value not in (None, "")}
 
 
 def _yaml(value: object) -> str:
-    """Write YAML in one line, every text between quotes: no password can be taken for anything else."""
+    """Return YAML in one line, with every text in quotes, so that no password is mistaken for something else."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
     text = str(value).lower() if isinstance(value, bool) else str(value)

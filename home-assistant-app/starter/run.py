@@ -1,7 +1,7 @@
-"""From the form to the running daemon, until a signal or the daemon ends it.
+"""From the form to the running daemon, until a signal or the end of the daemon.
 
-The main thread only waits for signals: to stop, that the daemon ended, and that there is another broker. They are
-blocked before anything else starts, so that none is lost.
+The main thread only waits for signals: a request to stop, the end of the daemon, and another broker. They are blocked
+before anything else starts, so that none is lost.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 OPTIONS: Final = Path("/data/options.json")
-MISCONFIGURED: Final = 78  # as the daemon ends then
+MISCONFIGURED: Final = 78  # the daemon's exit code in that case
 _STOP: Final = {signal.SIGTERM, signal.SIGINT}
 _OTHER_BROKER: Final = signal.SIGUSR1
 
 
 def main() -> int:
-    """Run until SIGTERM, SIGINT or the end of the daemon; return its exit code, 78 where the form cannot be used."""
+    """Run until SIGTERM, SIGINT or the end of the daemon; return its exit code, 78 if the form cannot be used."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOP, signal.SIGCHLD, _OTHER_BROKER})
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO)
     try:
@@ -40,15 +40,15 @@ def main() -> int:
 
 
 class Starter:
-    """A daemon, and the broker that it is to have."""
+    """Runs the daemon with the right broker."""
 
     def __init__(self, filled_in: Form) -> None:
         self._form = filled_in
-        self._daemon = Daemon(os.environ, filled_in.told)
+        self._daemon = Daemon(os.environ, filled_in.reworded)
         self._broker: Broker | None = None
 
     def run(self) -> int:
-        """Start the daemon as soon as it is known which broker, and anew when that changes; return the exit code."""
+        """Start the daemon once the broker is known, restart it when that changes; return the exit code."""
         if self._form.names_a_broker:
             self._start()
         else:
@@ -65,7 +65,7 @@ class Starter:
                 return _say_how_it_ended(code)
 
     def _use(self, broker: Broker) -> None:
-        """Let the main thread start the daemon with this broker; called by the thread that asks."""
+        """Let the main thread start the daemon with this broker; called by the asking thread."""
         self._broker = broker
         os.kill(os.getpid(), _OTHER_BROKER)
 
@@ -77,7 +77,7 @@ def _options() -> str:
     try:
         return OPTIONS.read_text(encoding="utf-8")
     except (OSError, ValueError):
-        raise form.FormError(f"{OPTIONS} cannot be read; this image runs as an app of Home Assistant alone") from None
+        raise form.FormError(f"{OPTIONS} cannot be read; this image runs only as an app in Home Assistant") from None
 
 
 def _complain(error: form.FormError) -> int:
@@ -90,5 +90,5 @@ def _say_how_it_ended(code: int) -> int:
     if code == MISCONFIGURED:
         _log.error("change it on the tab Configuration, save, and start the app again")
     elif code:
-        _log.error("the daemon ended with %s; the app's switch Watchdog starts it again then", code)
+        _log.error("the daemon ended with %s; if the app's switch Watchdog is on, it restarts", code)
     return code

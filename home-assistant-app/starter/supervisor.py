@@ -22,12 +22,12 @@ SECONDS: Final = 10.0
 """How long one answer may take."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between two questions while there is no broker; each pause is twice as long as the one before."""
+"""Seconds between two requests while there is no broker; each pause is twice as long as the one before."""
 EVERY: Final = 60.0
-"""Seconds between two questions while there is one.
+"""Seconds between two requests while there is one.
 
-This finds out about other credentials whether the broker refuses the old ones or is gone to another place, and whatever
-words the daemon has for it. The Supervisor is on this machine.
+So new credentials or a new address are noticed, whatever the daemon reports meanwhile. The Supervisor is on this
+machine, so this costs little.
 """
 _MOST_BYTES: Final = 64 * 1024
 _LAST_PORT: Final = 65535
@@ -35,11 +35,11 @@ _ADDRESS: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
 class NoBrokerError(Exception):
-    """There is no broker now; the text says why, and what to do about it."""
+    """There is no broker now; the text says why, and what to do."""
 
 
 def keep_asking(token: str, use: Callable[[Broker], None]) -> NoReturn:
-    """Ask for ever, and hand on each broker that is another than the one before. Why there is none is said once."""
+    """Keep asking, and pass on each new broker. Each reason for there being none is logged once."""
     last: Broker | None = None
     told: set[str] = set()
     pause = FIRST_PAUSE
@@ -47,26 +47,26 @@ def keep_asking(token: str, use: Callable[[Broker], None]) -> NoReturn:
         try:
             found = ask(token)
         except NoBrokerError as error:
-            # While the daemon has one, its broker is perhaps starting anew, and so it goes on with that.
+            # If the daemon has a broker, that may be restarting, so the daemon keeps it.
             if last is None and str(error) not in told:
                 told.add(str(error))
                 _log.warning("%s; asking again until there is a broker", error)
         else:
             if found != last:
-                _log.info("the broker is %s%s", found, ", with other credentials" if _renewed(found, last) else "")
+                _log.info("the broker is %s%s", found, ", with new credentials" if _is_same_place(found, last) else "")
                 use(found)
             last = found
         time.sleep(EVERY if last else pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _renewed(found: Broker, last: Broker | None) -> bool:
+def _is_same_place(found: Broker, last: Broker | None) -> bool:
     return last is not None and (found.host, found.port) == (last.host, last.port)
 
 
 def ask(token: str) -> Broker:
     """Ask once. Raises NoBrokerError."""
-    # Not urllib: that would carry the token to wherever an answer leads, or to a proxy.
+    # Not urllib: it would send the token to a proxy, or wherever an answer redirects.
     connection = http.client.HTTPConnection(HOST, timeout=SECONDS)
     try:
         connection.request("GET", PATH, headers={"Authorization": f"Bearer {token}"})
@@ -94,15 +94,15 @@ def _refusal(status: int) -> str:
     if status == http.client.BAD_REQUEST:
         return "there is no broker yet: start the app Mosquitto broker, or fill in mqtt on the tab Configuration"
     if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
-        return f"the Supervisor does not let us ask for the broker ({status}): install this app anew"
-    return f"the Supervisor cannot say which broker there is ({status})"
+        return f"the Supervisor does not let this app ask for the broker ({status}): uninstall and reinstall it"
+    return f"the Supervisor cannot name a broker ({status})"
 
 
-def _broker(data: Any) -> Broker:  # noqa: ANN401  # whatever JSON can be
-    """Take what was answered; raise ValueError, TypeError or KeyError where it is not as it should be."""
+def _broker(data: Any) -> Broker:  # noqa: ANN401  # any JSON value
+    """Return the broker in an answer. Raises ValueError, TypeError or KeyError if the answer is malformed."""
     host, port = data["host"], data["port"]
     username, password = data.get("username") or "", data.get("password") or ""
     usable = _ADDRESS.fullmatch(host) and type(port) is int and 0 < port <= _LAST_PORT
     if not usable or not isinstance(username + password, str):
-        raise ValueError  # it is what was answered, not how we are called
+        raise ValueError  # wrong is the answer, not our call
     return Broker(host, port, username, password, tls=data.get("ssl") is True)

@@ -155,7 +155,7 @@ def test_a_key_of_any_name_is_usable_or_told(name: str) -> None:
     if form.KEY.fullmatch(key_of(entry)):
         assert list(read(entry).accounts) == [key_of(entry)]
     else:
-        assert ["small letters and digits" in problem for problem in problems_of(entry)] == [True]
+        assert ["lowercase letters and digits" in problem for problem in problems_of(entry)] == [True]
 
 
 # --- problems ----------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_two_names_that_are_alike_are_both_named() -> None:
     """The user learns which two accounts would be one, and what to fill in."""
     (problem,) = problems_of(ANNA | {"name": "Zoë"}, BEN, ANNA | {"name": "ZOE", "username": "zoe"})
     assert problem.startswith('accounts, "ZOE": ')
-    for piece in ("called zoe", 'accounts, "Zoë"', "a key of its own, such as zoe_2"):
+    for piece in ("called zoe", 'accounts, "Zoë"', "another key for one of the two, such as zoe_2"):
         assert piece in problem
     assert list(read(ANNA, ANNA | {"key": "other"}).accounts) == ["anna", "other"]
 
@@ -178,15 +178,15 @@ def test_two_names_that_are_alike_are_both_named() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"name": "安娜"}, 'accounts, "安娜": no key follows from this name; fill in the key yourself'),
-        ({"name": "Bridge"}, 'accounts, "Bridge": no key follows'),
-        ({"name": ""}, "accounts, entry 1, name: small letters and digits"),
-        ({"key": "Anna Marie"}, 'accounts, "Anna", key: small letters and digits'),
+        ({"name": "安娜"}, 'accounts, "安娜": no key can be made from this name; fill one in'),
+        ({"name": "Bridge"}, 'accounts, "Bridge": no key can be made'),
+        ({"name": ""}, "accounts, entry 1, name: lowercase letters and digits"),
+        ({"key": "Anna Marie"}, 'accounts, "Anna", key: lowercase letters and digits'),
         ({"key": "bridge"}, 'accounts, "Anna", key: '),
         ({"low": 4}, 'accounts, "Anna", low: a whole number from 55 to 249, in mg/dL whatever the unit'),
         ({"high": 250}, 'accounts, "Anna", high: a whole number from 55 to 249'),
         ({"low": "70"}, 'accounts, "Anna", low: a whole number'),
-        ({"low": 200}, 'accounts, "Anna": low (200) has to be below high (180)'),
+        ({"low": 200}, 'accounts, "Anna": low (200) must be below high (180)'),
         ({"name": "A\nERROR forged", "low": 1}, 'accounts, "A?ERROR forged", low: '),
     ],
 )
@@ -220,7 +220,7 @@ def test_the_daemons_problems_are_told_by_the_forms_names(
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
     (problem,) = raised.value.problems
-    line = filled_in.told(problem)
+    line = filled_in.reworded(problem)
     assert line
     assert line.startswith(told)
     assert "config.yaml" not in line
@@ -232,7 +232,7 @@ def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[...
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
     (problem,) = raised.value.problems
-    line = filled_in.told(problem)
+    line = filled_in.reworded(problem)
     assert line
     assert line.startswith("web_token: found a value (hidden, as it may be a secret); allowed: up to 128")
     assert "two words" not in line
@@ -241,21 +241,21 @@ def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[...
 def test_what_the_daemon_says_of_other_things_stays() -> None:
     """Lines of the log pass as they are."""
     for line in ("INFO    anna: 85 mg/dL →", "accounts.carla.region: x", "reads accountsXanna.y", ""):
-        assert read(ANNA).told(line) == line
+        assert read(ANNA).reworded(line) == line
 
 
 def test_the_way_to_the_supervisors_broker_is_no_trouble(load: Callable[..., Settings]) -> None:
     """The warning of a broker without TLS is for one on another machine, without a remedy that the form has not."""
     own = read(ANNA, mqtt={"host": "10.0.0.3"}, web_token="x")
     (warning,) = load(own).warnings
-    assert own.told(warning) == warning.partition(";")[0]
-    assert read(ANNA).told(load(read(ANNA)).warnings[0]) is None
+    assert own.reworded(warning) == warning.partition(";")[0]
+    assert read(ANNA).reworded(load(read(ANNA)).warnings[0]) is None
 
 
 def test_a_page_without_a_token_is_told_as_what_it_is_here(load: Callable[..., Settings]) -> None:
     """Nobody reaches the port before it is opened, so it is no warning; and web_token is what to fill in."""
     _, warning = load(read(ANNA)).warnings
-    line = read(ANNA).told(f"2026-01-01 00:00:00,000 WARNING {warning}")
+    line = read(ANNA).reworded(f"2026-01-01 00:00:00,000 WARNING {warning}")
     assert line
     assert line.startswith("2026-01-01 00:00:00,000 INFO    web: if port 8017 is opened under Network, everybody")
     assert line.endswith("fill in web_token")
@@ -264,9 +264,9 @@ def test_a_page_without_a_token_is_told_as_what_it_is_here(load: Callable[..., S
 
 def test_where_the_daemon_listens_is_no_news() -> None:
     """It is within the container, so it would say nothing of who can open the page; that it cannot listen is told."""
-    assert read(ANNA).told("2026-01-01 00:00:00,000 INFO    web: listening at 0.0.0.0 port 8017") is None
+    assert read(ANNA).reworded("2026-01-01 00:00:00,000 INFO    web: listening at 0.0.0.0 port 8017") is None
     trouble = "2026-01-01 00:00:00,000 ERROR   web: cannot listen at 0.0.0.0 port 8017 (Address already in use)"
-    assert read(ANNA).told(trouble) == trouble
+    assert read(ANNA).reworded(trouble) == trouble
 
 
 # --- the house ---------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def test_an_image_that_cannot_be_is_refused(image: str, tmp_path: Path) -> None:
     """What Home Assistant would refuse is told before anything is written."""
     ran = script(tmp_path / "repository", "--image", image)
     assert ran.returncode == 2
-    assert "is not as registry.example.com/you/dexcom2mqtt: small letters, and no tag" in ran.stderr
+    assert "must look like registry.example.com/you/dexcom2mqtt: lowercase, without a tag" in ran.stderr
     assert not (tmp_path / "repository").exists()
 
 
@@ -306,7 +306,7 @@ def test_it_writes_over_nothing_else(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     ran = script(tmp_path)
     assert ran.returncode == 1
-    assert f"has something else in it ({name}); name a new or an empty folder" in ran.stderr
+    assert f"contains something else ({name}); name a new or empty folder" in ran.stderr
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / name]
 
 

@@ -250,10 +250,10 @@ def test_ingress_wants_no_token_and_no_name(app: App, mosquitto: Mosquitto) -> N
     ("answer", "words"),
     [
         (stub.NOT_ENABLED, "there is no broker yet: start the app Mosquitto broker, or fill in mqtt"),
-        (stub.FORBIDDEN, "the Supervisor does not let us ask for the broker (403)"),
-        (Answer(401), "the Supervisor does not let us ask for the broker (401)"),
-        (Answer(502, b"<html>"), "the Supervisor cannot say which broker there is (502)"),
-        (Answer(307, headers=(("Location", "http://127.0.0.1:1/"),)), "cannot say which broker there is (307)"),
+        (stub.FORBIDDEN, "the Supervisor does not let this app ask for the broker (403)"),
+        (Answer(401), "the Supervisor does not let this app ask for the broker (401)"),
+        (Answer(502, b"<html>"), "the Supervisor cannot name a broker (502)"),
+        (Answer(307, headers=(("Location", "http://127.0.0.1:1/"),)), "cannot name a broker (307)"),
         (Answer(200, b""), "the Supervisor's answer about the broker cannot be read"),
         (Answer(200, b"\xff" * 100_000), "cannot be read"),
         (Answer(200, b"[" * 60_000), "cannot be read"),
@@ -303,7 +303,7 @@ def test_other_credentials_start_the_daemon_anew(app: App, closed_broker: Mosqui
     closed_broker.start()
     _said(process, "refuses this daemon")
     app.supervisor.answer = stub.broker(closed_broker.port, *OTHER_LOGIN)
-    _said(process, f"the broker is 127.0.0.1 port {closed_broker.port}, with other credentials")
+    _said(process, f"the broker is 127.0.0.1 port {closed_broker.port}, with new credentials")
     _readings_arrive(closed_broker.port, "anna", login=OTHER_LOGIN)
     eventually(lambda: _ours(process) not in {0, first})
     _no_secret(process)
@@ -341,7 +341,7 @@ def test_problems_end_it_with_78(app: App) -> None:
     assert process.wait() == 78
     text = process.text()
     assert 'accounts, "Anna", low: a whole number from 55 to 249' in text
-    assert "a key of its own, such as anna_2" in text
+    assert "another key for one of the two, such as anna_2" in text
     assert "change it on the tab Configuration, save, and start the app again" in text
     assert app.supervisor.asked == []
     _no_secret(process)
@@ -371,7 +371,7 @@ def test_a_daemon_that_is_killed_ends_it(app: App, mosquitto: Mosquitto) -> None
     _readings_arrive(mosquitto.port, "anna")
     os.kill(_ours(process), signal.SIGKILL)
     assert process.wait() == 128 + 9
-    assert "the daemon ended with 137; the app's switch Watchdog starts it again then" in process.text()
+    assert "the daemon ended with 137; if the app's switch Watchdog is on, it restarts" in process.text()
 
 
 def test_without_options_it_says_where_it_belongs(app: App) -> None:
@@ -382,7 +382,7 @@ def test_without_options_it_says_where_it_belongs(app: App) -> None:
     command = [sys.executable, "-m", "tests.support.app_launcher"]
     process = app.stack.enter_context(Process(command, app.folder / "log", environ))
     assert process.wait() == 78
-    assert "cannot be read; this image runs as an app of Home Assistant alone" in process.text()
+    assert "cannot be read; this image runs only as an app in Home Assistant" in process.text()
 
 
 def test_a_broker_that_is_not_there_is_the_daemons_business(app: App) -> None:
