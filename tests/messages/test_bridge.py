@@ -1,4 +1,4 @@
-"""What the daemon says of itself, and reads back of the daemon before it."""
+"""How the daemon describes itself, and what it reads back from an earlier daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.payloads import TOPICS, parsed, typed
 
 
 def test_bridge_state() -> None:
-    """The daemon is online until the message expires, and offline for as long as nothing else is said."""
+    """The online message expires; the offline message does not."""
     assert bridge_online(TOPICS, 180.0) == Message(TOPICS.bridge_state, "online", 180.0)
     assert bridge_offline(TOPICS) == Message(TOPICS.bridge_state, "offline")
 
@@ -44,7 +44,7 @@ def test_bridge_info_while_the_time_is_unknown() -> None:
 
 
 def test_info_is_read_back() -> None:
-    """The accounts that were published are those that are read back."""
+    """The published accounts are read back."""
     message = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna", "b_2"])
     assert parse_info(message.payload.encode()) == Info(("anna", "b_2"), days=True)
     message = bridge_info(TOPICS, version="1", started_at=None, protocol="5", accounts=["anna"], days=False)
@@ -52,7 +52,7 @@ def test_info_is_read_back() -> None:
 
 
 def test_an_older_daemon_kept_no_days() -> None:
-    """What says nothing of days, or anything but true, promises none."""
+    """Unless ``days`` is true, no days are expected."""
     for more in ("", ', "days": "true"', ', "days": 1', ', "days": null'):
         assert parse_info(f'{{"schema_version": 1, "accounts": []{more}}}'.encode()) == Info()
 
@@ -74,6 +74,6 @@ def test_an_older_daemon_kept_no_days() -> None:
     ],
 )
 def test_info_that_is_not_ours(payload: bytes) -> None:
-    """A list of accounts that is not plainly ours is refused as a whole, since it decides what is removed."""
+    """A list of accounts that is not clearly ours is ignored entirely, because it decides what is removed."""
     with pytest.raises(ForeignError):
         parse_info(payload)

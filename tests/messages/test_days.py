@@ -1,4 +1,4 @@
-"""The days: counted, written, read back, joined to an earlier count, and refused whole if they are not ours."""
+"""The days: counted, written, read back, joined to an earlier count, and ignored if they are not ours."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def on(day: int, values: Sequence[int]) -> list[Reading]:
 
 
 def numbers(days: Days) -> dict[int, int]:
-    """Return by the day, counted from today, how many readings it has."""
+    """Return the number of readings by day, with today as 0."""
     return {number - TODAY: day.readings for number, day in days.items()}
 
 
@@ -83,14 +83,14 @@ def test_days_are_as_promised() -> None:
 
 
 def test_a_day_is_the_wearers() -> None:
-    """The same instant is on another day further east; a late reading counts for the day on which it was taken."""
+    """The same instant may be another day further east; a late reading counts for the day on which it was taken."""
     late = reading(100, seconds=-DAYS, offset_min=0)
     days = counted({}, [reading(100, offset_min=780), reading(100, offset_min=-780), reading(100), late], LIMITS)
     assert numbers(days) == {-1: 2, 0: 1, 1: 1}
 
 
 def test_90_days_are_kept() -> None:
-    """With the 91st the oldest goes; what is later than today, after a journey west, stays."""
+    """The 91st day drops the oldest; days later than today, after a journey west, stay."""
     days = counted({}, [reading(100, seconds=-DAYS * n) for n in range(90)], LIMITS)
     assert len(days) == 90
     assert sorted(numbers(counted(days, on(1, [100]), LIMITS))) == list(range(-88, 2))
@@ -98,8 +98,8 @@ def test_90_days_are_kept() -> None:
     assert numbers(counted(days, on(-90, [100]), LIMITS)) == numbers(days)
 
 
-def test_a_late_reading_falls_into_the_ranges_of_its_day() -> None:
-    """A day has one set of ranges, those it began with."""
+def test_a_late_reading_is_counted_by_the_ranges_of_its_day() -> None:
+    """A day keeps the ranges it began with."""
     days = counted(counted({}, on(-1, [150]), LIMITS), [*on(-1, [150])[:1], *on(0, [150])], NARROW)
     assert [(day["ranges"][2], day["bands"]) for day in written(days)] == [
         (180, [0, 0, 2, 0, 0]),
@@ -110,8 +110,8 @@ def test_a_late_reading_falls_into_the_ranges_of_its_day() -> None:
 # --- going on after a restart ------------------------------------------------------------------------------
 
 
-def test_a_restart_goes_on_counting() -> None:
-    """What was counted stays, the history counts as counted, and days that are too old go."""
+def test_a_restart_continues_counting() -> None:
+    """The count stays, the history is not counted again, and days that are too old are dropped."""
     earlier = counted({}, [*on(-95, [100]), *on(-1, [100, 100]), *on(0, [100])], LIMITS)
     tally = resumed(earlier, on(0, [100]), LIMITS, TODAY)
     assert numbers(tally.days) == {-1: 2, 0: 1}
@@ -120,14 +120,14 @@ def test_a_restart_goes_on_counting() -> None:
 
 @pytest.mark.parametrize("earlier", [None, {}])
 def test_without_an_earlier_count_it_begins_with_the_history(earlier: Days | None) -> None:
-    """So the first start of a version that counts has a day at once."""
+    """So the first start of a version that counts days has one day at once."""
     tally = resumed(earlier, [*on(-1, [100]), *on(0, [100, 100])], LIMITS, TODAY)
     assert numbers(tally.days) == {-1: 1, 0: 2}
     assert numbers(resumed(earlier, None, LIMITS, TODAY).days) == {}
 
 
-def test_other_ranges_count_today_anew() -> None:
-    """From the history; the days before keep the ranges that they were counted with."""
+def test_changed_ranges_count_today_again() -> None:
+    """Today is counted again from the history; earlier days keep their ranges."""
     earlier = counted({}, [*on(-1, [150, 150]), *on(0, [150, 150, 160])], LIMITS)
     tally = resumed(earlier, [*on(-1, [150]), *on(0, [150, 160])], NARROW, TODAY)
     assert [(day["n"], day["ranges"][2], day["bands"]) for day in written(tally.days)] == [
@@ -136,8 +136,8 @@ def test_other_ranges_count_today_anew() -> None:
     ]
 
 
-def test_a_history_that_is_gone_doubles_no_day() -> None:
-    """Share gives a day once more then: today is counted anew from it, and what was counted before stays as it is."""
+def test_a_lost_history_counts_no_day_twice() -> None:
+    """Share then returns a day of readings: today is counted again from them, and earlier days stay unchanged."""
     earlier = counted({}, [*on(-2, [100]), *on(-1, [100, 100]), *on(0, [100, 100])], LIMITS)
     tally = resumed(earlier, None, LIMITS, TODAY)
     for each in [*on(-1, [100, 100]), *on(0, [100, 100, 100])]:
@@ -145,8 +145,8 @@ def test_a_history_that_is_gone_doubles_no_day() -> None:
     assert numbers(tally.days) == {-2: 1, -1: 2, 0: 3}
 
 
-def test_an_earlier_count_that_comes_late_is_joined() -> None:
-    """It is added to what was counted since the start, and the history, which it has already, is not counted again."""
+def test_an_earlier_count_that_arrives_late_is_joined() -> None:
+    """It is added to the count since the start; the history, which it includes, is not counted again."""
     history = on(0, [100, 110])
     earlier = counted({}, [*on(-1, [100]), *history], LIMITS)
     begun = resumed(None, history, LIMITS, TODAY)
@@ -166,7 +166,7 @@ def test_an_earlier_count_that_comes_late_is_joined() -> None:
 @property_of
 @given(st.lists(st.integers(39, 401), max_size=8), st.lists(st.integers(39, 401), max_size=8), st.integers(0, 8))
 def test_a_late_count_makes_no_difference(before: list[int], since: list[int], split: int) -> None:
-    """Whether the earlier count came in time or late, the sums are the same, also if the ranges changed."""
+    """Whether the earlier count arrives in time or late, the sums are the same, even if the ranges changed."""
     history = on(0, before)
     earlier = counted({}, [*on(-1, before), *history], LIMITS)
     later = [reading(value, seconds=300 * n - 3600) for n, value in enumerate(since)]
@@ -186,14 +186,14 @@ def test_a_late_count_makes_no_difference(before: list[int], since: list[int], s
 @property_of
 @given(st.dictionaries(st.integers(-89, 0), st.lists(st.integers(39, 2000), min_size=1, max_size=5), max_size=20))
 def test_days_are_read_back(values: dict[int, list[int]]) -> None:
-    """What was written is what a restart goes on from."""
+    """A restart reads back exactly the days that were written."""
     days = counted({}, [each for day, some in values.items() for each in on(day, some)], LIMITS)
     payload = days_message(TOPICS, "anna", SOURCE, days).payload.encode()
     assert parse_days(payload, SOURCE, NOON) == days
 
 
 @pytest.mark.parametrize("most", [12_000, 5000, 300, 20])
-def test_a_broker_that_takes_less_gets_the_newest(most: int) -> None:
+def test_a_broker_that_accepts_less_gets_the_newest(most: int) -> None:
     """As many days as fit, and never more bytes."""
     days = counted({}, [reading(100, seconds=-DAYS * n) for n in range(90)], LIMITS)
     message = days_message(TOPICS, "anna", SOURCE, days, most)
@@ -205,8 +205,8 @@ def test_a_broker_that_takes_less_gets_the_newest(most: int) -> None:
         assert len(more.payload) > most
 
 
-def test_days_from_the_other_side_of_the_date_line_are_not_the_future() -> None:
-    """In Kiribati it is tomorrow already."""
+def test_days_across_the_date_line_are_not_in_the_future() -> None:
+    """In Kiribati it is already tomorrow."""
     days = counted({}, [reading(100, offset_min=840)], LIMITS)
     payload = days_message(TOPICS, "anna", SOURCE, days).payload.encode()
     assert numbers(parse_days(payload, SOURCE, NOON)) == {1: 1}
@@ -259,15 +259,15 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_foreign_days_are_refused_whole(name: str) -> None:
-    """What is not plainly ours is no count, not even the part of it that would be; the text says why."""
+def test_foreign_days_are_ignored_entirely(name: str) -> None:
+    """Days that are not clearly ours raise ForeignError, even if a part is valid; the text says why."""
     payload, why = FOREIGN[name]
     with pytest.raises(ForeignError, match=why):
         parse_days(payload, SOURCE, NOON)
 
 
-def test_days_of_ours_are_taken() -> None:
-    """What the table of foreign ones was made of is ours."""
+def test_our_days_are_accepted() -> None:
+    """The days from which the table of foreign ones is made are ours."""
     assert numbers(parse_days(days_of(), SOURCE, NOON)) == {0: 2}
 
 
@@ -280,8 +280,8 @@ def test_days_of_ours_are_taken() -> None:
     )
 )
 @example(days_of())
-def test_any_days_are_taken_whole_or_refused(payload: bytes) -> None:
-    """Whatever comes, reading it raises ForeignError alone, and what is taken is everything that was in it."""
+def test_any_days_are_read_entirely_or_rejected(payload: bytes) -> None:
+    """Reading any payload returns everything in it, or raises ForeignError."""
     try:
         taken = parse_days(payload, SOURCE, NOON)
     except ForeignError:

@@ -1,4 +1,4 @@
-"""What must not stay current while the broker does not take some topics, and what is sent of it when."""
+"""What must not stay current while the broker refuses some topics, and when held topics are sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NULLS = {
 
 
 def mirror_of(*messages: Message) -> Mirror:
-    """Make a mirror of the daemon's kind that has sent these messages."""
+    """Make a mirror like the daemon's that has sent these messages."""
     mirror = Mirror(TOPICS.bridge_state, guard=partial(guarded, TOPICS))
     mirror.put(messages)
     mirror.take(0.0, EVERYTHING)
@@ -40,7 +40,7 @@ def sent(mirror: Mirror, now: float = 1.0) -> dict[str, str]:
 
 @pytest.mark.parametrize("leaf", ["state", *STATE_KEYS])
 def test_without_a_key_the_account_is_unavailable(leaf: str) -> None:
-    """The broker may hold an old one there: so nothing of the account counts, until it takes a newer one."""
+    """The broker may have an old value there, so the account is unavailable until the broker accepts a newer one."""
     mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
     mirror.set_aside(frozenset({TOPICS.of("anna", leaf)}))
     assert sent(mirror) == {AVAILABILITY: "offline"}
@@ -48,8 +48,8 @@ def test_without_a_key_the_account_is_unavailable(leaf: str) -> None:
     assert sent(mirror) == {AVAILABILITY: "online"}
 
 
-def test_without_the_availability_no_value_is_there() -> None:
-    """It may still say online, and then the state says that there is nothing; no reading that comes later is shown."""
+def test_without_the_availability_there_is_no_value() -> None:
+    """It may still say online, so the state says that there is no reading, and later readings are not shown."""
     mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
     mirror.set_aside(frozenset({AVAILABILITY}))
     shown = sent(mirror)
@@ -64,8 +64,8 @@ def test_without_the_availability_no_value_is_there() -> None:
 @pytest.mark.parametrize(
     "topic", [TOPICS.of("ben", "state"), TOPICS.of("anna", "history"), TOPICS.of("anna", "reading"), "homeassistant/x"]
 )
-def test_what_is_no_part_of_a_value_changes_nothing(topic: str) -> None:
-    """Another account's, or a topic by which nobody judges what is current."""
+def test_other_topics_change_nothing(topic: str) -> None:
+    """Topics of another account, and topics that do not show whether a value is current, change nothing."""
     mirror = mirror_of(*FRESH, bridge_online(TOPICS, 180.0))
     mirror.set_aside(frozenset({topic}))
     assert sent(mirror) == {}
@@ -84,15 +84,15 @@ def test_what_is_no_part_of_a_value_changes_nothing(topic: str) -> None:
     ],
 )
 def test_when_only_the_will_is_left(aside: set[str], *, alone: bool) -> None:
-    """If neither the value nor that it is gone can be told, or the daemon's own state cannot."""
+    """Only the last will is left if neither value nor availability can be sent, or the daemon's own state cannot."""
     assert unprotected(TOPICS, frozenset(aside)) is alone
 
 
 # --- held --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_held_waits_and_goes_as_it_is_then() -> None:
-    """The rest goes on, the last topic too, and it wakes by itself."""
+def test_a_held_topic_waits_and_is_sent_as_it_is_then() -> None:
+    """The other topics are sent meanwhile, including the last one; the held topic is due at its time."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"), bridge_offline(TOPICS))
     mirror.hold("a", 50.0)
     mirror.put([Message("a", "2"), Message("b", "2"), bridge_online(TOPICS, 180.0)])
@@ -105,7 +105,7 @@ def test_what_is_held_waits_and_goes_as_it_is_then() -> None:
 
 
 def test_the_last_topic_may_be_held() -> None:
-    """Then it does not go with the others."""
+    """It is then not sent with the others."""
     mirror = mirror_of(Message("a", "1"), bridge_offline(TOPICS))
     mirror.hold(TOPICS.bridge_state, 50.0)
     mirror.put([Message("a", "2")])
@@ -113,15 +113,15 @@ def test_the_last_topic_may_be_held() -> None:
     assert list(sent(mirror, 50.0)) == [TOPICS.bridge_state]
 
 
-def test_what_the_picture_has_not_is_not_held() -> None:
-    """Readings are not in it."""
+def test_a_topic_outside_the_picture_is_not_held() -> None:
+    """Readings are not in the picture, so their topic is not held."""
     mirror = mirror_of(Message("a", "1"))
     mirror.hold("x", 50.0)
     assert mirror.next_at() == math.inf
 
 
-def test_what_is_held_is_held_on_the_next_connection() -> None:
-    """The picture is sent again without it."""
+def test_a_held_topic_stays_held_on_the_next_connection() -> None:
+    """The whole picture is sent again without it."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"))
     mirror.hold("a", 50.0)
     mirror.send_all()
@@ -130,8 +130,8 @@ def test_what_is_held_is_held_on_the_next_connection() -> None:
     assert mirror.size("x") == 0
 
 
-def test_a_farewell_goes_past_what_is_held() -> None:
-    """What cannot be sent now is not waited for."""
+def test_the_last_messages_do_not_wait_for_held_topics() -> None:
+    """A stop does not wait for a topic that cannot be sent now."""
     mirror = mirror_of(*FRESH)
     mirror.hold(VALUE, math.inf)
     mirror.close([unavailable(TOPICS, "anna")])
@@ -139,8 +139,8 @@ def test_a_farewell_goes_past_what_is_held() -> None:
     assert not mirror.unsent
 
 
-def test_the_last_topic_goes_only_when_it_may() -> None:
-    """It vouches for the others, which may have to be acknowledged first."""
+def test_the_last_topic_is_sent_only_when_allowed() -> None:
+    """It says that the others are current, so they may have to be acknowledged first."""
     mirror = mirror_of(Message("a", "1"), bridge_offline(TOPICS))
     mirror.put([Message("a", "2"), bridge_online(TOPICS, 180.0)])
     left = [mirror.only_last_is_left]
@@ -151,8 +151,8 @@ def test_the_last_topic_goes_only_when_it_may() -> None:
     assert list(sent(mirror)) == [TOPICS.bridge_state]
 
 
-def test_what_is_released_goes_at_once() -> None:
-    """As it does before a connection that tries it once more, and at the farewell."""
+def test_a_released_topic_is_sent_at_once() -> None:
+    """This happens on a connection that tries it once more, and at a stop."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"))
     for topic in ("a", "b"):
         mirror.hold(topic, 1000.0)

@@ -1,4 +1,4 @@
-"""The history: written, read back, and refused whole if it is not ours."""
+"""The history: written, read back, and ignored if it is not ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.payloads import SOURCE, TOPICS, any_payload, readings
 
 
 def test_doubtful_readings_are_read_back_as_such() -> None:
-    """Readings that are marked as doubtful come back apart from the right ones, even those with the same stamp."""
+    """Doubtful readings are read back separately from the right ones, even with the same stamp."""
     right, false = [reading(100), reading(110, seconds=300)], [reading(90, seconds=300), reading(91, seconds=20)]
     payload = history_message(TOPICS, "anna", SOURCE, right, false).payload
     assert [entry.get("doubtful", False) for entry in json.loads(payload)["readings"]] == [False, True, False, True]
@@ -56,8 +56,8 @@ def test_history_is_as_promised() -> None:
     }
 
 
-def test_source_names_a_person_without_telling_who() -> None:
-    """The source is the same after a restart, another for another person, and no piece of a name."""
+def test_source_identifies_a_person_without_revealing_who() -> None:
+    """The source is the same after a restart, differs between persons, and contains no part of a name."""
     source = source_of("us", "anna@example.com")
     assert source == hashlib.sha256(b"us:anna@example.com").hexdigest()[:8]
     others = {source_of("ous", "anna@example.com"), source_of("us", "ben@example.com")}
@@ -67,21 +67,21 @@ def test_source_names_a_person_without_telling_who() -> None:
 @given(st.lists(readings, max_size=30))
 @property_of
 def test_history_is_read_back(kept: list[Reading]) -> None:
-    """What a history holds is what a restart takes over, whatever words Share used."""
+    """A restart reads back all readings of a history, whatever trend words Share used."""
     message = history_message(TOPICS, "anna", SOURCE, kept)
     assert list(parse_history(message.payload.encode(), SOURCE, 4_102_444_800.0).readings) == kept
 
 
 def test_longest_history_is_read_back() -> None:
-    """A day of readings, each uploaded twice, is not too much."""
+    """A day of readings, each uploaded twice, is not too long."""
     kept = [reading(100 + slot % 2, seconds=slot * 150, direction="RateOutOfRange") for slot in range(576)]
     message = history_message(TOPICS, "anna", SOURCE, kept)
     assert list(parse_history(message.payload.encode(), SOURCE, NOON + 86400).readings) == kept
 
 
 @pytest.mark.parametrize(("ahead", "is_ours"), [(0, True), (300, True), (301, False), (10**8, False)])
-def test_history_of_the_future_is_not_ours(ahead: int, *, is_ours: bool) -> None:
-    """A history with readings of more than 5 minutes from now is refused as a whole."""
+def test_history_in_the_future_is_not_ours(ahead: int, *, is_ours: bool) -> None:
+    """A history with readings more than 5 minutes in the future is ignored entirely."""
     payload = history_message(TOPICS, "anna", SOURCE, [reading(), reading(seconds=ahead)]).payload.encode()
     if is_ours:
         assert parse_history(payload, SOURCE, NOON).readings == (reading(), reading(seconds=ahead))
@@ -132,7 +132,7 @@ def test_history_of_the_future_is_not_ours(ahead: int, *, is_ours: bool) -> None
     ],
 )
 def test_history_that_is_not_ours(payload: bytes) -> None:
-    """A history that is not plainly ours is refused as a whole, and what it holds is not quoted."""
+    """A history that is not clearly ours is ignored entirely, and the error does not quote it."""
     with pytest.raises(ForeignError) as refused:
         parse_history(payload, SOURCE, NOON)
     assert "hunter2" not in str(refused.value)
@@ -148,8 +148,8 @@ def test_history_that_is_not_ours(payload: bytes) -> None:
     )
 )
 @property_of
-def test_whatever_a_broker_holds_is_survived(payload: bytes) -> None:
-    """Whatever is retained where history and status should be is taken over or refused, and what is taken is sound."""
+def test_any_retained_payload_is_survived(payload: bytes) -> None:
+    """Any payload retained as history or status is either read or raises ForeignError; the values read are valid."""
     with contextlib.suppress(ForeignError):
         assert all(at >= 0 for at in parse_status(payload).rejected)
     with contextlib.suppress(ForeignError):
@@ -173,12 +173,12 @@ readings_of_share = st.builds(
 @property_of
 @given(st.lists(readings_of_share, max_size=20))
 def test_a_history_can_be_read_back(kept: list[Reading]) -> None:
-    """Whatever readings a history holds, reading it back returns them as they were."""
+    """Reading a history back returns its readings unchanged."""
     history = history_message(TOPICS, "anna", SOURCE, kept)
     assert list(parse_history(history.payload.encode(), SOURCE, NOON).readings) == kept
 
 
-def test_a_whole_day_is_no_absurd_history() -> None:
+def test_a_whole_day_is_not_too_large() -> None:
     """A day with two readings in each slot, all with the longest word, is read back."""
     day = [reading(2000, seconds=-150 * slot, direction="𝄞" * 64, offset_min=-840) for slot in range(576)]
     history = history_message(TOPICS, "anna", SOURCE, day)
@@ -193,7 +193,7 @@ def history_of(**changes: object) -> bytes:
 
 
 def entry_of(**changes: object) -> bytes:
-    """Write a history whose first reading is good and whose second is not."""
+    """Write a history with a good first reading and a changed second one."""
     return history_of(readings=[GOOD, {**GOOD, **changes}])
 
 
@@ -234,15 +234,15 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_foreign_history_is_refused_whole(name: str) -> None:
-    """What is not plainly ours is no history, not even the part of it that would be; the text says why."""
+def test_a_foreign_history_is_ignored_entirely(name: str) -> None:
+    """A history that is not clearly ours raises ForeignError, even if a part is valid; the text says why."""
     payload, why = FOREIGN[name]
     with pytest.raises(ForeignError, match=why):
         parse_history(payload, SOURCE, NOON)
 
 
-def test_a_history_of_ours_is_taken() -> None:
-    """What the table of foreign ones was made of is ours, up to five minutes into the future."""
+def test_our_history_is_accepted() -> None:
+    """The history from which the table of foreign ones is made is ours, even up to five minutes in the future."""
     assert parse_history(history_of(), SOURCE, NOON).readings == (reading(100),)
     assert len(parse_history(entry_of(date=NOON * 1000 + 300_000), SOURCE, NOON).readings) == 2
 
@@ -250,8 +250,8 @@ def test_a_history_of_ours_is_taken() -> None:
 @settings(property_of, max_examples=500)
 @given(any_payload)
 @example(history_of())
-def test_any_history_is_taken_whole_or_refused(payload: bytes) -> None:
-    """Whatever comes, reading it raises ForeignError alone, and what is taken is everything that was in it."""
+def test_any_history_is_read_entirely_or_rejected(payload: bytes) -> None:
+    """Reading any payload returns everything in it, or raises ForeignError."""
     try:
         taken = parse_history(payload, SOURCE, NOON).readings
     except ForeignError:
@@ -261,8 +261,8 @@ def test_any_history_is_taken_whole_or_refused(payload: bytes) -> None:
     assert all(0 < each.date <= (NOON + 300) * 1000 for each in taken)
 
 
-def test_a_source_names_a_person_without_telling_who() -> None:
-    """The source is 8 hex digits, the same however the name is spelled, another for another region or person."""
+def test_a_source_is_a_hash_of_region_and_user() -> None:
+    """The source is 8 hex digits, regardless of case and spaces, and differs between regions and persons."""
     assert source_of("us", "anna@example.com") == hashlib.sha256(b"us:anna@example.com").hexdigest()[:8]
     assert source_of("us", " Anna@Example.com ") == source_of("us", "anna@example.com")
     others = [("ous", "anna@example.com"), ("us", "ben@example.com"), ("us", "+15550001111")]

@@ -1,4 +1,4 @@
-"""How accounts appear in Home Assistant: the payload against its rules, against the public promise, and frozen."""
+"""How accounts appear in Home Assistant: the payload follows its rules and our promises, and does not change."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def component(name: str, described: Account | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize("base", ["dexcom2mqtt", "home/glucose-1"])
 @pytest.mark.parametrize("name", ["Anna", 'Änna "♥" ü, née Ó \\ /'])
 @pytest.mark.parametrize("statistics", ["90d", "24h", "off"])
-def test_home_assistant_takes_it(unit: str, base: str, name: str, statistics: Statistics) -> None:
-    """The payload keeps every rule, whatever the unit, the topic, the name and the statistics."""
+def test_home_assistant_accepts_it(unit: str, base: str, name: str, statistics: Statistics) -> None:
+    """The payload follows every rule, whatever the unit, the topic, the name and the statistics."""
     message = discovery_message(
         "homeassistant",
         Topics(base),
@@ -107,7 +107,7 @@ def test_home_assistant_takes_it(unit: str, base: str, name: str, statistics: St
 
 
 def test_nothing_public_changes_unnoticed() -> None:
-    """The whole payload is what it was: a changed id would cost users their history."""
+    """The whole payload is unchanged: a changed id would cost users their history."""
     payloads = {
         unit: discovered(anna(unit=unit)) | {"topic": discovery_topic("homeassistant", TOPICS, "anna")}
         for unit in ("mg/dL", "mmol/L")
@@ -116,7 +116,7 @@ def test_nothing_public_changes_unnoticed() -> None:
 
 
 def test_device() -> None:
-    """There is one device for an account as promised, and no address (url, configuration_url) that leads nowhere."""
+    """An account is one device, without an address (url, configuration_url) that leads nowhere."""
     payload = discovered(topics=Topics("home/glucose"))
     assert payload["dev"] == {
         "ids": ["home_glucose_anna"],
@@ -130,7 +130,7 @@ def test_device() -> None:
 
 
 def test_entities() -> None:
-    """Every promised entity is there, under its ids, and no other."""
+    """The entities are exactly the promised ones, with their ids."""
     components = discovered()["cmps"]
     assert {name: each["default_entity_id"] for name, each in components.items()} == ENTITIES
     assert {name: each["unique_id"] for name, each in components.items()} == {
@@ -139,8 +139,8 @@ def test_entities() -> None:
 
 
 @pytest.mark.parametrize(("statistics", "gone"), [("90d", []), ("24h", OF_14_DAYS), ("off", OF_A_DAY + OF_14_DAYS)])
-def test_statistics_that_are_not_wanted_go(statistics: Statistics, gone: list[str]) -> None:
-    """Home Assistant keeps an entity that a discovery leaves out, and takes away one that is nothing but a platform."""
+def test_unwanted_statistics_are_removed(statistics: Statistics, gone: list[str]) -> None:
+    """Home Assistant keeps an entity that a discovery leaves out, and removes one that has only a platform."""
     components = discovered(statistics=statistics)["cmps"]
     assert list(components) == list(ENTITIES)
     assert [name for name, each in components.items() if each == {"p": "sensor"}] == gone
@@ -148,7 +148,7 @@ def test_statistics_that_are_not_wanted_go(statistics: Statistics, gone: list[st
 
 @pytest.mark.parametrize("name", OF_A_DAY + OF_14_DAYS)
 def test_statistics(name: str) -> None:
-    """Each is a measurement; those of glucose are in the account's unit, and two are there only on request."""
+    """Each is a measurement; glucose figures are in the account's unit, and two are disabled by default."""
     found = component(name, anna(unit="mmol/L"))
     assert found["state_topic"] == "dexcom2mqtt/anna/statistics"
     assert found["state_class"] == "measurement"
@@ -160,7 +160,7 @@ def test_statistics(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENTITIES)
 def test_availability(name: str) -> None:
-    """What needs a current reading needs bridge and availability, and expires; the rest needs the bridge alone."""
+    """Entities of the current reading need bridge and availability, and expire; all others need only the bridge."""
     found = component(name)
     both = [{"topic": BRIDGE}, {"topic": AVAILABILITY}]
     if name in CURRENT:
@@ -173,7 +173,7 @@ def test_availability(name: str) -> None:
 
 
 def test_glucose_value() -> None:
-    """The value is glucose in the account's unit, with statistics, and each reading counts, an equal one too."""
+    """The value is glucose in the account's unit, with statistics; each reading counts, even an equal one."""
     found = component("glucose_value", anna(unit="mmol/L"))
     assert found["device_class"] == "blood_glucose_concentration"
     assert found["unit_of_measurement"] == "mmol/L"
@@ -185,7 +185,7 @@ def test_glucose_value() -> None:
 
 
 def test_an_account_is_known_by_its_discovery() -> None:
-    """A retained discovery tells which account it is of, where it is the daemon's beyond doubt."""
+    """A retained discovery names its account, if it is clearly the daemon's."""
 
     def account_in(topic: str, payload: bytes, base: str = "home/glucose") -> str | None:
         return account_of("ha", Topics(base), topic, payload)
@@ -194,7 +194,7 @@ def test_an_account_is_known_by_its_discovery() -> None:
     payload = message.payload.encode()
     assert account_in(message.topic, payload) == "b_2"
     assert account_in("ha/device/home_glucose_b/config", payload) is None
-    assert account_in(message.topic, payload, "home_glucose") is None  # of whom it has the same topic
+    assert account_in(message.topic, payload, "home_glucose") is None  # whose discovery has the same topic
     assert account_in(message.topic, payload, "home") is None
     assert account_in(message.topic, payload.replace(b'"o": {"name": "dexcom', b'"o": {"name": "another')) is None
     for foreign in (b"", b"{}", b"[1]", b"null", b"\xff", b'{"o": 1}', b'{"o": {"name": "dexcom2mqtt"}, "cmps": []}'):
@@ -225,7 +225,7 @@ IN_MMOL = state_of(reading(72), -9, account("mmol/L"))
 
 
 def test_templates_of_a_reading() -> None:
-    """Each entity shows its part of the state, and only what its class takes."""
+    """Each entity shows its part of the state, and only values that its class accepts."""
     payload = payload_of(FRESH)
     assert rendered("glucose_value", payload) == "65"
     assert rendered("glucose_delta", payload) == "-12"
@@ -239,19 +239,19 @@ def test_templates_of_a_reading() -> None:
 @pytest.mark.parametrize("state", [STALE, NONE])
 @pytest.mark.parametrize("name", CURRENT)
 def test_templates_of_no_reading(state: State, name: str) -> None:
-    """Where there is no current reading, the templates say None, which Home Assistant shows as unknown."""
+    """Without a current reading the templates return None, which Home Assistant shows as unknown."""
     assert rendered(name, payload_of(state)) == "None"
 
 
 def test_time_of_the_last_reading_remains() -> None:
-    """When the last reading was taken is told although it is stale, and unknown where there never was one."""
+    """The time of the last reading is shown even if it is stale, and is unknown if there never was one."""
     assert rendered("glucose_reading_time", payload_of(STALE)) == FRESH["measurement_timestamp"]
     assert rendered("glucose_reading_time", payload_of(NONE)) == "None"
 
 
 @pytest.mark.parametrize("share", REMEDIES)
 def test_templates_of_the_status(share: ShareState) -> None:
-    """The status is one of the options, and its attributes are the message and since when."""
+    """The status is one of the options, and its attributes are ``message`` and ``since``."""
     status = Status(share=share, message='It\'s "wrong" <here> & \\there', since=1_745_064_000.0)
     payload = status_message(TOPICS, "anna", status).payload
     assert rendered("share_status", payload) in component("share_status")["options"]
@@ -260,7 +260,7 @@ def test_templates_of_the_status(share: ShareState) -> None:
 
 
 def statistics(covered: float) -> str:
-    """Return the statistics of 14 days of which that part was covered, and of a day with five readings."""
+    """Return the statistics of 14 days with that coverage, and of a day with five readings."""
     day = [reading(value, seconds=-300 * n) for n, value in enumerate((50, 60, 61, 100, 200))]
     days = {
         day_of(NOON, 0) - n: counted({}, [reading(value) for value in [60, 120, 130] * 96], (54, 70, 180, 250))
@@ -271,7 +271,7 @@ def statistics(covered: float) -> str:
 
 
 def test_templates_of_statistics() -> None:
-    """Each shows its figure of its window, and has the whole window as attributes."""
+    """Each shows its figure, and has its whole window as attributes."""
     payload = statistics(0.9)
     shown = {name: rendered(name, payload) for name in OF_A_DAY + OF_14_DAYS}
     assert shown == {
@@ -290,7 +290,7 @@ def test_templates_of_statistics() -> None:
 
 
 def test_templates_of_too_few_days() -> None:
-    """Below 70 % of 14 days the figures are unknown, and the attributes say how much there is."""
+    """Below 70 % of 14 days the figures are unknown, and the attributes say how much is covered."""
     payload = statistics(0.6)
     assert [rendered(name, payload) for name in OF_14_DAYS] == ["None"] * 5
     attributes = json.loads(rendered("gmi", payload, "json_attributes_template"))
@@ -298,7 +298,7 @@ def test_templates_of_too_few_days() -> None:
 
 
 def test_templates_of_no_statistics() -> None:
-    """Without a reading, or with other ranges than most were counted with, the figures are unknown."""
+    """Without a reading, or if most were counted with other ranges, the figures are unknown."""
     nothing = to_json(statistics_of([], None, account(), NOON, 0))
     for name in OF_A_DAY + OF_14_DAYS:
         assert rendered(name, nothing) == "None"
@@ -311,15 +311,15 @@ def test_templates_of_no_statistics() -> None:
         assert (rendered(name, json.dumps(others)) == "None") is ("range" in name)
 
 
-def test_options_are_all_that_can_come() -> None:
-    """An enum knows every value, since Home Assistant keeps the old one where an unknown one comes."""
+def test_options_are_all_possible_values() -> None:
+    """An enum lists every value, because Home Assistant keeps the old value if an unknown one arrives."""
     assert component("glucose_trend")["options"] == list(TRENDS)
     assert component("glucose_range")["options"] == list(RANGES)
     assert component("share_status")["options"] == list(REMEDIES)
 
 
 def test_readings_missing_follows_availability() -> None:
-    """The problem is on while the availability is offline, and off while it is online: nothing else is sent there."""
+    """The problem is on while the availability is offline, and off while it is online."""
     found = component("readings_missing")
     assert found["state_topic"] == AVAILABILITY
     published = fresh_messages(TOPICS, "anna", FRESH, 1.0)[-1]
@@ -377,7 +377,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_the_rules_find(broken: str) -> None:
-    """Each rule is one that a payload can break."""
+    """Each rule reports a payload that breaks it."""
     payload = discovered()
     BROKEN[broken](payload)
     assert len(problems("homeassistant/device/dexcom2mqtt_anna/config", json.dumps(payload))) == 1
@@ -385,5 +385,5 @@ def test_the_rules_find(broken: str) -> None:
 
 @pytest.mark.parametrize("node", ["dexcom.mqtt", "a b", "a:b", "änna", "a/b"])
 def test_the_rules_find_topics(node: str) -> None:
-    """A topic with characters that Home Assistant ignores is found."""
+    """A topic with characters that Home Assistant ignores is reported."""
     assert problems(f"homeassistant/device/{node}/config", json.dumps(discovered()))

@@ -1,4 +1,4 @@
-"""What has to be sent so that the broker holds the picture."""
+"""What has to be sent so that the broker has the picture."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def mirror_of(*messages: Message) -> Mirror:
 
 
 def mortal(topic: str, expires_at: float, payload: str = "fresh") -> Message:
-    """Make a message that expires into a stale one."""
+    """Make a message with a stale successor."""
     return Message(topic, payload, expires_at, Message(topic, "stale"))
 
 
 def is_waiting(mirror: Mirror) -> bool:
-    """Tell whether there is something to send, anew each time it is asked."""
+    """Return whether there is something to send now."""
     return mirror.unsent
 
 
 # --- put and take ------------------------------------------------------------------------------------------
 
 
-def test_holds_nothing_at_first() -> None:
-    """A new mirror has nothing to send, and nothing that expires."""
+def test_has_nothing_at_first() -> None:
+    """A new mirror has nothing to send and nothing that expires."""
     mirror = Mirror(last=LAST)
     assert not is_waiting(mirror)
     assert mirror.take(0.0, EVERYTHING) == []
@@ -52,7 +52,7 @@ def test_holds_nothing_at_first() -> None:
 
 
 def test_sends_in_the_order_given() -> None:
-    """What was put is sent once, in the order in which it was put."""
+    """Each message is sent once, in the order of the puts."""
     messages = [Message(topic, "1") for topic in ("c", "a", "b", LAST)]
     mirror = Mirror(last=LAST)
     mirror.put(messages)
@@ -62,8 +62,8 @@ def test_sends_in_the_order_given() -> None:
     assert mirror.take(0.0, EVERYTHING) == []
 
 
-def test_sends_at_most_so_many() -> None:
-    """A limit leaves the rest for the next time, in order."""
+def test_sends_at_most_as_many_as_asked() -> None:
+    """A limit leaves the rest for the next take, in order."""
     messages = [Message(topic, "1") for topic in "abcde"]
     mirror = Mirror(last=LAST)
     mirror.put(messages)
@@ -76,7 +76,7 @@ def test_sends_at_most_so_many() -> None:
 
 
 def test_sends_only_what_is_different() -> None:
-    """A message that the broker holds already is not sent again, and one with another payload is."""
+    """A message that the broker already has is not sent again; one with another payload is."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"))
     mirror.put([Message("a", "1"), Message("b", "2")])
     assert mirror.take(0.0, EVERYTHING) == [Message("b", "2")]
@@ -86,15 +86,15 @@ def test_sends_only_what_is_different() -> None:
     ("before", "after", "is_sent"),
     [(None, None, False), (60.0, 60.0, False), (60.0, 61.0, True), (60.0, None, True), (None, 60.0, True)],
 )
-def test_sends_what_expires_at_another_time(before: float | None, after: float | None, *, is_sent: bool) -> None:
-    """The same payload with another expiry is another message, in whole seconds as MQTT knows them."""
+def test_sends_a_message_with_another_expiry(before: float | None, after: float | None, *, is_sent: bool) -> None:
+    """The same payload with another expiry is sent again, if they differ by whole seconds, as in MQTT."""
     mirror = mirror_of(Message("a", "1", before))
     mirror.put([Message("a", "1", after)])
     assert mirror.take(0.0, EVERYTHING) == ([Message("a", "1", after)] if is_sent else [])
 
 
 def test_a_slow_drift_of_the_expiry_is_sent_in_the_end() -> None:
-    """Where each put moves the expiry by a part of a second, the broker does not stay behind for ever."""
+    """If each put moves the expiry by less than a second, it is sent once the sum is a second."""
     mirror = mirror_of(Message("a", "1", 60.0))
     sent = []
     for tenth in range(100):
@@ -105,15 +105,15 @@ def test_a_slow_drift_of_the_expiry_is_sent_in_the_end() -> None:
 
 
 def test_only_the_newest_of_a_topic_is_sent() -> None:
-    """What was replaced before it could be sent is never sent, and its topic goes in its new place."""
+    """A message replaced before it was sent is never sent, and its topic moves to its new place."""
     mirror = Mirror(last=LAST)
     mirror.put([Message("a", "1"), Message("b", "1")])
     mirror.put([Message("a", "2")])
     assert mirror.take(0.0, EVERYTHING) == [Message("b", "1"), Message("a", "2")]
 
 
-def test_only_missing_leaves_what_is_there() -> None:
-    """Topics that the picture has keep what they hold, whether it was sent or not, and the others are put."""
+def test_only_missing_keeps_existing_topics() -> None:
+    """Topics that the picture has stay unchanged, sent or not, and the others are put."""
     mirror = mirror_of(Message("a", "1"))
     mirror.put([Message("b", "1")])
     mirror.put([Message("a", "0"), Message("b", "0"), Message("c", "0")], only_missing=True)
@@ -121,7 +121,7 @@ def test_only_missing_leaves_what_is_there() -> None:
 
 
 def test_close_ends_with_the_last_messages() -> None:
-    """The last messages are sent after what was put before, and whatever is put later is ignored."""
+    """The last messages are sent after all earlier ones, and later puts are ignored."""
     mirror = mirror_of(Message("a", "online"), Message(LAST, "online"))
     mirror.put([Message("b", "1")])
     mirror.close([Message("a", "offline"), Message(LAST, "offline")])
@@ -132,8 +132,8 @@ def test_close_ends_with_the_last_messages() -> None:
     assert not is_waiting(mirror)
 
 
-def test_tells_when_there_is_something_to_send() -> None:
-    """A put that changes the picture calls, outside of the lock, and one that changes nothing does not."""
+def test_calls_when_there_is_something_to_send() -> None:
+    """A put that changes the picture calls ``changed``, outside of the lock; one that changes nothing does not."""
     calls: list[bool] = []
     mirror = Mirror(last=LAST, changed=lambda: calls.append(mirror.unsent))
     mirror.put([Message("a", "1")])
@@ -151,7 +151,7 @@ def test_tells_when_there_is_something_to_send() -> None:
 
 @pytest.mark.parametrize(("now", "is_expired"), [(9.999, False), (10.0, True), (1e6, True)])
 def test_expires_into_its_successor(now: float, *, is_expired: bool) -> None:
-    """At its time, and not before, a message turns into its successor, which is then sent once."""
+    """At its expiry, and not before, a message is replaced by its successor, which is sent once."""
     mirror = mirror_of(mortal("a", 10.0))
     assert mirror.take(now, EVERYTHING) == ([Message("a", "stale")] if is_expired else [])
     assert mirror.take(now, EVERYTHING) == []
@@ -159,13 +159,13 @@ def test_expires_into_its_successor(now: float, *, is_expired: bool) -> None:
 
 
 def test_expires_in_order_of_time() -> None:
-    """What expires first is sent first, and of the same time what was put first."""
+    """Messages are sent in the order of their expiry, and if that is the same, in the order of the puts."""
     mirror = mirror_of(mortal("c", 10.0), mortal("d", 10.0), mortal("b", 9.0), mortal("a", 11.0))
     assert [message.topic for message in mirror.take(20.0, EVERYTHING)] == ["b", "c", "d", "a"]
 
 
-def test_expires_at_one_time_after_the_other() -> None:
-    """Each message expires at its own time, not with the first."""
+def test_each_message_expires_at_its_own_time() -> None:
+    """A message does not expire together with an earlier one."""
     mirror = mirror_of(mortal("a", 10.0), mortal("b", 20.0))
     assert mirror.next_at() == 10.0
     assert mirror.take(15.0, EVERYTHING) == [Message("a", "stale")]
@@ -175,15 +175,15 @@ def test_expires_at_one_time_after_the_other() -> None:
     assert mirror.next_at() == math.inf
 
 
-def test_what_expired_before_it_could_be_sent_is_never_sent() -> None:
-    """Of a message that expired while it waited, only its successor is sent."""
+def test_a_message_that_expires_unsent_is_never_sent() -> None:
+    """If a message expires while it waits, only its successor is sent."""
     mirror = Mirror(last=LAST)
     mirror.put([mortal("a", 10.0)])
     assert mirror.take(10.0, EVERYTHING) == [Message("a", "stale")]
 
 
 def test_message_without_successor_vanishes() -> None:
-    """A message that expires into nothing is not sent, not even with the whole picture: the broker dropped it."""
+    """An expired message without a successor is not sent, not even with the whole picture: the broker dropped it."""
     mirror = mirror_of(Message("a", "1", 10.0), Message("b", "1"))
     assert mirror.take(10.0, EVERYTHING) == []
     mirror.send_all()
@@ -194,8 +194,8 @@ def test_message_without_successor_vanishes() -> None:
     assert not is_waiting(waiting)
 
 
-def test_what_vanished_can_be_put_again() -> None:
-    """After a message has vanished the same one, with a new expiry, is sent."""
+def test_a_vanished_message_can_be_put_again() -> None:
+    """After a message has vanished, the same one with a new expiry is sent."""
     mirror = mirror_of(Message("a", "1", 10.0))
     mirror.take(10.0, EVERYTHING)
     mirror.put([Message("a", "1", 20.0)])
@@ -203,7 +203,7 @@ def test_what_vanished_can_be_put_again() -> None:
 
 
 def test_replaced_in_time_does_not_expire() -> None:
-    """A message that was replaced by a longer-lived one expires at the new time only."""
+    """A message that was replaced by a longer-lived one expires only at the new time."""
     mirror = mirror_of(mortal("a", 10.0))
     mirror.put([mortal("a", 20.0)])
     assert mirror.take(15.0, EVERYTHING) == [mortal("a", 20.0)]
@@ -211,7 +211,7 @@ def test_replaced_in_time_does_not_expire() -> None:
 
 
 def test_a_successor_expires_too() -> None:
-    """A successor that has an expiry of its own turns into its own successor at that time."""
+    """A successor with its own expiry is replaced by its own successor at that time."""
     mirror = mirror_of(Message("a", "1", 10.0, Message("a", "2", 20.0, Message("a", "3"))))
     assert [message.payload for message in mirror.take(10.0, EVERYTHING)] == ["2"]
     assert mirror.next_at() == 20.0
@@ -219,7 +219,7 @@ def test_a_successor_expires_too() -> None:
 
 
 def test_closed_still_expires() -> None:
-    """After the last messages were put, what grows stale is still sent as stale."""
+    """After the last messages, values that become stale are still sent as stale."""
     mirror = mirror_of(mortal("a", 10.0))
     mirror.close([Message("b", "offline")])
     assert mirror.take(9.0, EVERYTHING) == [Message("b", "offline")]
@@ -229,8 +229,8 @@ def test_closed_still_expires() -> None:
 # --- the whole picture -------------------------------------------------------------------------------------
 
 
-def test_sends_the_whole_picture_anew() -> None:
-    """After a connect everything is sent in the order in which it was put, and the bridge's state last."""
+def test_sends_the_whole_picture_again() -> None:
+    """After a connect everything is sent in the order of the puts, with the bridge's state last."""
     mirror = mirror_of(Message("a", "1"), Message(LAST, "online"), Message("b", "1"))
     mirror.put([Message("a", "2")])
     mirror.send_all()
@@ -239,8 +239,8 @@ def test_sends_the_whole_picture_anew() -> None:
     assert not is_waiting(mirror)
 
 
-def test_begins_anew_with_each_connect() -> None:
-    """A connect in the middle of the picture begins it from the start, and nothing is sent twice in one go."""
+def test_starts_over_with_each_connect() -> None:
+    """A connect in the middle of the picture sends it from the start, and nothing twice on one connection."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"), Message(LAST, "online"))
     mirror.send_all()
     mirror.take(0.0, 1)
@@ -250,7 +250,7 @@ def test_begins_anew_with_each_connect() -> None:
 
 
 def test_stale_picture_is_complete_before_the_bridge_is_online() -> None:
-    """What grew stale while there was no connection is sent as stale, and before the bridge's state."""
+    """Values that became stale without a connection are sent as stale, and before the bridge's state."""
     mirror = mirror_of(mortal("a", 10.0), Message("b", "1"), Message(LAST, "online"))
     mirror.send_all()
     sent = mirror.take(20.0, EVERYTHING)
@@ -261,7 +261,7 @@ def test_stale_picture_is_complete_before_the_bridge_is_online() -> None:
 
 @pytest.mark.parametrize("already_sent", [0, 1, 2])
 def test_changed_picture_is_complete_before_the_bridge_is_online(already_sent: int) -> None:
-    """What changes while the picture is being sent is sent before the bridge's state as well."""
+    """Changes made while the picture is being sent are also sent before the bridge's state."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"), Message(LAST, "online"))
     mirror.send_all()
     mirror.take(0.0, already_sent)
@@ -271,8 +271,8 @@ def test_changed_picture_is_complete_before_the_bridge_is_online(already_sent: i
     assert sent[-1] == Message(LAST, "online")
 
 
-def test_goes_on_in_order_after_the_picture() -> None:
-    """Once the picture was sent, what changes is sent in the order of the changes."""
+def test_continues_in_order_after_the_picture() -> None:
+    """After the picture, changes are sent in their order."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"), Message(LAST, "online"))
     mirror.send_all()
     mirror.take(0.0, EVERYTHING)
@@ -285,7 +285,7 @@ def test_goes_on_in_order_after_the_picture() -> None:
 
 @dataclass
 class World:
-    """A mirror, a broker that holds what was taken, and by plain rules what it ought to hold."""
+    """A mirror, a broker with the messages taken, and what it should have by simple rules."""
 
     mirror: Mirror = field(default_factory=lambda: Mirror(last=LAST))
     now: int = 0
@@ -293,7 +293,7 @@ class World:
     ought: dict[str, Message] = field(default_factory=dict)
 
     def put(self, topic: int, payload: int, left: int) -> None:
-        """Put a message: on some topics it lasts, on some it expires into another, on one into nothing."""
+        """Put a message: on some topics it lasts, on some it has a successor, on one it just expires."""
         expires_at = self.now + left
         message = [
             Message("lasting", f"{payload}"),
@@ -305,13 +305,13 @@ class World:
         self.mirror.put([message])
 
     def put_missing(self, payload: int, _left: int) -> None:
-        """Put a message where there is none."""
+        """Put a message only if its topic has none."""
         message = Message("lasting", f"missing {payload}")
         self.ought.setdefault(message.topic, message)
         self.mirror.put([message], only_missing=True)
 
     def take(self, most: int) -> None:
-        """Let the mirror send, and time pass in both the broker and the rules."""
+        """Let the mirror send, and time pass for both the broker and the rules."""
         sent = self.mirror.take(self.now, most)
         assert len(sent) <= most
         for message in sent:
@@ -342,7 +342,7 @@ steps = st.lists(
 
 
 def live(steps: list[tuple[str, int]], then: Callable[[World], None]) -> World:
-    """Go through the steps, and do something after each."""
+    """Run the steps, and do something after each."""
     world = World()
     for name, *numbers in steps:
         if name == "wait":
@@ -355,8 +355,8 @@ def live(steps: list[tuple[str, int]], then: Callable[[World], None]) -> World:
 
 @given(steps)
 @property_of
-def test_broker_comes_to_hold_the_picture(steps: list[tuple[str, int]]) -> None:
-    """After whatever happened, once all is sent the broker holds the picture, and nothing more is to be sent."""
+def test_the_broker_ends_with_the_picture(steps: list[tuple[str, int]]) -> None:
+    """Whatever happened, once all is sent the broker has the picture, and nothing is left to send."""
     world = live(steps, then=lambda _: None)
     while world.mirror.unsent:
         world.take(2)
@@ -368,7 +368,7 @@ def test_broker_comes_to_hold_the_picture(steps: list[tuple[str, int]]) -> None:
 @given(steps)
 @property_of
 def test_never_oversleeps_an_expiry(steps: list[tuple[str, int]]) -> None:
-    """The next expiry is never later than that of any message of the picture."""
+    """The next expiry is never later than that of any message in the picture."""
 
     def check(world: World) -> None:
         expiries = [message.expires_at for message in world.ought.values() if message.expires_at is not None]
@@ -380,7 +380,7 @@ def test_never_oversleeps_an_expiry(steps: list[tuple[str, int]]) -> None:
 @given(steps)
 @property_of
 def test_nothing_old_follows_something_new(steps: list[tuple[str, int]]) -> None:
-    """Whatever is taken is what the topic ought to hold at that very moment."""
+    """Each message taken is what its topic should have at that moment."""
 
     def check(world: World) -> None:
         sent = {message.topic: message for message in world.mirror.take(world.now, EVERYTHING)}
@@ -391,7 +391,7 @@ def test_nothing_old_follows_something_new(steps: list[tuple[str, int]]) -> None
 
 
 def test_sends_some_topics_again() -> None:
-    """What is sent again is what the picture has of it, once, without the rest, and waits for what was unsent."""
+    """Only those topics of the picture are sent again, once each, after everything that was still unsent."""
     woken = []
     mirror = Mirror(last=LAST, changed=lambda: woken.append(True))
     mirror.put([Message("a", "1"), Message("b", "2"), Message(LAST, "3")])
@@ -415,7 +415,7 @@ def test_sends_nothing_again_after_the_end() -> None:
 
 
 def test_any_thread_may_put() -> None:
-    """What several threads put while another one takes is all sent, each thread's in its order."""
+    """Everything that several threads put while another one takes is sent, in the order of each thread."""
     mirror = Mirror(last=LAST)
 
     def put(topic: str) -> None:

@@ -1,4 +1,4 @@
-"""Shares in percent that add up."""
+"""Percentages that add up."""
 
 import pytest
 from hypothesis import given
@@ -20,14 +20,14 @@ from tests.support.builders import property_of
     ],
 )
 def test_the_largest_remainders_are_rounded_up(counts: list[int], expected: list[float]) -> None:
-    """Each is a decimal, and of equal remainders the first is rounded up."""
+    """Each has one decimal, and of equal remainders the first is rounded up."""
     assert percentages(counts) == expected
 
 
 @property_of
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8).filter(any))
 def test_they_add_up_to_a_hundred(counts: list[int]) -> None:
-    """Whatever is counted, the whole is 100.0, and each is off by less than a tenth."""
+    """The percentages of any counts add up to 100.0, and each is off by less than a tenth."""
     shares = percentages(counts)
     assert round(sum(shares), 6) == 100.0
     assert all(abs(share - 100 * count / sum(counts)) < 0.1 for share, count in zip(shares, counts, strict=True))

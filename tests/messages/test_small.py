@@ -1,4 +1,4 @@
-"""A history that has to be small: what is left out of it, and that it is not published again."""
+"""A history that has to be small: which readings it leaves out, and that they are not published again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = len(history_message(TOPICS, "anna", SOURCE, DAY).payload)
 
 @given(most=st.integers(200, 30_000))
 def test_the_newest_that_fit_are_kept(most: int) -> None:
-    """As many as fit, and it says since when it is complete; if all fit, it is as ever."""
+    """It has as many readings as fit, and says since when it is complete; if all fit, nothing changes."""
     message = shortened(TOPICS, "anna", SOURCE, DAY, most_bytes=most)
     history = json.loads(message.payload)
     kept = parse_history(message.payload.encode(), SOURCE, NOON)
@@ -37,14 +37,14 @@ def test_the_newest_that_fit_are_kept(most: int) -> None:
 
 
 def test_doubtful_readings_count_too() -> None:
-    """Both kinds are cut at the same time."""
+    """Both kinds are shortened to the same time."""
     message = shortened(TOPICS, "anna", SOURCE, DAY[::2], DAY[1::2], most_bytes=10_000)
     kept = parse_history(message.payload.encode(), SOURCE, NOON)
     assert min(each.date for each in kept.readings) - min(each.date for each in kept.doubtful) in {-300_000, 300_000}
 
 
 def test_since_stays_until_a_day_later() -> None:
-    """A daemon that read a short history knows no more than that, until all that it did not know is a day old."""
+    """A daemon that read a short history keeps its ``since`` until that is a day old."""
     since = DAY[100].date
     assert json.loads(shortened(TOPICS, "anna", SOURCE, DAY[100:], since=since).payload)["since"] == since
     later = [reading(100, seconds=300 * number) for number in range(288)]
@@ -53,14 +53,14 @@ def test_since_stays_until_a_day_later() -> None:
 
 @pytest.mark.parametrize("since", ["1", 1.5, None, True, []])
 def test_a_senseless_since_is_not_ours(since: object) -> None:
-    """Then all of it is ignored."""
+    """A history with a senseless ``since`` is ignored entirely."""
     payload = json.dumps({"version": 1, "source": SOURCE, "since": since, "readings": []}).encode()
     with pytest.raises(ForeignError):
         parse_history(payload, SOURCE, NOON)
 
 
-def test_a_since_of_the_future_waits_for_the_time() -> None:
-    """As readings of the future do."""
+def test_a_since_in_the_future_waits_for_the_time() -> None:
+    """It raises FutureError, as readings in the future do."""
     payload = json.dumps({"version": 1, "source": SOURCE, "since": (NOON + 3600) * 1000, "readings": []}).encode()
     with pytest.raises(FutureError):
         parse_history(payload, SOURCE, NOON)
@@ -72,8 +72,8 @@ def stream_of(since: int = 0) -> Stream:
     return stream
 
 
-def test_what_there_was_no_room_for_counts_as_published() -> None:
-    """A restart offers it again, since Share still has it; it does not go out."""
+def test_readings_without_room_in_the_history_count_as_published() -> None:
+    """Share still has them after a restart, so they are offered again, but not sent."""
     stream = stream_of(DAY[100].date)
     stream.offer("anna", [Offer(each, None, account(), 0.0) for each in [*DAY[:100], reading(99, seconds=300)]])
     stream.histories(NOON)  # before that there is no room for more
@@ -81,8 +81,8 @@ def test_what_there_was_no_room_for_counts_as_published() -> None:
     assert json.loads(only.payload)["mg_dl"] == 99
 
 
-def test_a_history_fits_what_the_broker_takes() -> None:
-    """It is written anew at once, and only if it has to be smaller."""
+def test_a_history_fits_the_limit_of_the_broker() -> None:
+    """It is written again at once, and only if it has to be smaller."""
     stream = stream_of()
     assert [len(each.payload) for each in stream.histories(NOON)] == [WHOLE]
     stream.fit(lambda topic: 10_000 if topic == TOPICS.of("anna", "history") else 0)
@@ -92,8 +92,8 @@ def test_a_history_fits_what_the_broker_takes() -> None:
     assert stream.histories(NOON) == []
 
 
-def test_a_history_is_halved_as_long_as_that_is_of_use() -> None:
-    """Other topics are not, and nothing is kept of less than half a kilobyte."""
+def test_a_history_is_halved_as_long_as_that_helps() -> None:
+    """Other topics are not shortened, and a history not to less than 2 kB."""
     stream, topic = stream_of(), TOPICS.of("anna", "history")
     assert not stream.shorten(TOPICS.of("anna", "state"), 1000)
     assert stream.shorten(topic, WHOLE / 2)
@@ -102,7 +102,7 @@ def test_a_history_is_halved_as_long_as_that_is_of_use() -> None:
     assert not stream.shorten(topic, 511)
 
 
-# --- what is still to come of it ----------------------------------------------------------------------------
+# --- what is still to come ----------------------------------------------------------------------------------
 
 
 def status(at: object) -> bytes:
@@ -138,11 +138,11 @@ LEFT, WITH_DAYS = info(days=False), info(days=True)
         ({INFO: WITH_DAYS, STATUS: status(None), DAYS: b"{}"}, "nothing"),
     ],
 )
-def test_what_is_awaited(found: dict[str, bytes], expected: str) -> None:
-    """Of the accounts that are named, each has a status, a history once it had a reading, and days if they are kept."""
+def test_which_messages_are_awaited(found: dict[str, bytes], expected: str) -> None:
+    """Each account named has a status, a history once it had a reading, and days if they are kept."""
     assert awaited(TOPICS, found, ASKED) == expected
 
 
-def test_only_what_was_asked_is_awaited() -> None:
-    """An account that was taken out is not read back, and others come in a later batch."""
+def test_only_requested_topics_are_awaited() -> None:
+    """A removed account is not read back, and others come in a later batch."""
     assert awaited(TOPICS, {INFO: LEFT}, (INFO,)) == "nothing"

@@ -1,4 +1,4 @@
-"""A reading as subscribers get it, and that nobody ever sees an old one become current."""
+"""A reading as subscribers get it, and that nobody ever sees an old one as current."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def texts(sent: list[Message]) -> dict[str, str]:
 # --- topics ------------------------------------------------------------------------------------------------
 
 
-def test_names_topics_below_the_base() -> None:
-    """Every topic is below the base topic, those of an account below its key."""
+def test_topics_are_below_the_base() -> None:
+    """Every topic is below the base topic, and an account's topics are below its key."""
     assert TOPICS.bridge_state == "home/dexcom/bridge/state"
     assert TOPICS.bridge_info == "home/dexcom/bridge/info"
     assert TOPICS.of("anna", "state") == STATE_TOPIC
@@ -64,7 +64,7 @@ def test_names_topics_below_the_base() -> None:
 
 
 def test_all_but_the_stream_is_retained() -> None:
-    """Whoever comes later finds everything but the readings of the stream."""
+    """Later subscribers get everything except the readings of the stream."""
     retained = [
         *fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0),
         *stale_messages(TOPICS, "anna", IN_MG_DL),
@@ -93,7 +93,7 @@ def test_state_is_as_promised(unit: Unit, expected: State) -> None:
     ("unit", "value", "delta"), [("mg/dL", 100, 0), ("mmol/L", 5.6, 0.0), ("mg/dL", 100, None), ("mmol/L", 5.6, None)]
 )
 def test_value_and_delta_are_in_the_accounts_unit(unit: Unit, value: float, delta: float | None) -> None:
-    """A delta of nothing is 0 in mg/dL and 0.0 in mmol/L, and null where there is none."""
+    """An unchanged value has a delta of 0 in mg/dL and 0.0 in mmol/L; an unknown delta is null."""
     state = state_of(reading(100), None if delta is None else 0, account(unit))
     assert (state["value"], state["unit"], state["delta"]) == (value, unit, delta)
     assert json.dumps(state["delta"]) == json.dumps(delta)
@@ -102,21 +102,21 @@ def test_value_and_delta_are_in_the_accounts_unit(unit: Unit, value: float, delt
 @pytest.mark.parametrize(
     ("mg_dl", "out_of_range", "name"), [(39, "low", "very_low"), (401, "high", "very_high"), (100, None, "in_range")]
 )
-def test_limits_of_the_sensor_are_told(mg_dl: int, out_of_range: str | None, name: str) -> None:
-    """A value at the sensor's limit is sent as it is, and said to be a limit."""
+def test_limits_of_the_sensor_are_marked(mg_dl: int, out_of_range: str | None, name: str) -> None:
+    """A value at the sensor's limit is sent unchanged, and marked as a limit."""
     state = state_of(reading(mg_dl), None, account())
     assert (state["mg_dl"], state["out_of_range"], state["range"]) == (mg_dl, out_of_range, name)
 
 
 def test_range_is_by_the_accounts_limits() -> None:
-    """The range is named by the limits of this account, in mg/dL whatever its unit."""
+    """The range follows from the limits of this account, in mg/dL whatever its unit."""
     limits = (60, 80, 140, 200)
     assert state_of(reading(70), None, account("mmol/L", limits))["range"] == "low"
     assert state_of(reading(141), None, account("mmol/L", limits))["range"] == "high"
 
 
 def test_no_trend_is_null() -> None:
-    """Where Share sends no trend, its name, arrow and description are null, and its number 0."""
+    """If Share sends no trend, its name, arrow and description are null, and its number is 0."""
     state = state_of(reading(direction="None"), None, account())
     assert [state[key] for key in ("trend", "trend_number", "direction", "arrow", "description")] == [
         None,
@@ -127,13 +127,13 @@ def test_no_trend_is_null() -> None:
     ]
 
 
-def test_stale_state_keeps_when_it_was() -> None:
-    """Of a stale state all is null but when the reading was taken, and the unit."""
+def test_stale_state_keeps_its_time() -> None:
+    """In a stale state everything is null except the time of the reading and the unit."""
     assert typed(stale(IN_MG_DL)) == typed(NULLS)
 
 
 def test_state_without_a_reading() -> None:
-    """Where no reading is known, the state has all keys, and only the unit is not null."""
+    """Without any reading, the state has all keys, and only the unit is not null."""
     state = without_reading(account("mmol/L"))
     assert typed(state) == typed(dict.fromkeys(KEYS, None) | {"unit": "mmol/L"})
 
@@ -142,7 +142,7 @@ def test_state_without_a_reading() -> None:
 
 
 def test_fresh_state_comes_before_availability() -> None:
-    """A reading is published as state, then key by key, and last that it is available."""
+    """A reading is published as state, then key by key, and last as available."""
     sent = fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)
     assert [message.topic for message in sent] == [STATE_TOPIC, *KEY_TOPICS, AVAILABILITY_TOPIC]
     assert typed(parsed(sent[0])) == typed(IN_MG_DL)
@@ -161,7 +161,7 @@ def test_fresh_state_comes_before_availability() -> None:
     ],
 )
 def test_keys_are_bare_text(state: State, bare: dict[str, str]) -> None:
-    """Each key's topic holds what the JSON says without quotes, and unknown for null."""
+    """Each key's topic has the value of the JSON without quotes, and unknown for null."""
     expected = {
         "unit": "mg/dL",
         "mg_dl": "72",
@@ -180,12 +180,12 @@ def test_keys_are_bare_text(state: State, bare: dict[str, str]) -> None:
 
 
 def test_json_is_readable() -> None:
-    """Arrows stand in the JSON as they are, not escaped."""
+    """Arrows are not escaped in the JSON."""
     assert "→" in fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)[0].payload
 
 
 def test_stale_state_comes_after_availability() -> None:
-    """First it is said that nothing is available, then the state and its keys follow, and nothing expires."""
+    """First comes the availability, then the state and its keys, and nothing expires."""
     sent = stale_messages(TOPICS, "anna", IN_MG_DL)
     assert [message.topic for message in sent] == [AVAILABILITY_TOPIC, STATE_TOPIC, *KEY_TOPICS]
     assert sent[0].payload == "offline"
@@ -199,7 +199,7 @@ def test_stale_state_comes_after_availability() -> None:
 
 
 def test_fresh_becomes_stale() -> None:
-    """All of a fresh state expires at the same time, and into exactly what is published of a stale one."""
+    """All messages of a fresh state expire at the same time, and their successors are those of a stale one."""
     fresh = fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0)
     for message in fresh:
         assert message.expires_at is not None
@@ -211,14 +211,14 @@ def test_fresh_becomes_stale() -> None:
 
 
 def test_unavailable_lasts() -> None:
-    """That there is no current reading is said for as long as nothing else is."""
+    """The message that there is no current reading does not expire."""
     assert unavailable(TOPICS, "anna") == Message(AVAILABILITY_TOPIC, "offline")
 
 
 @given(taken=readings, delta=deltas, unit=units)
 @property_of
 def test_every_reading_is_published_alike(taken: Reading, delta: int | None, unit: Unit) -> None:
-    """For every reading: valid JSON with all keys in order, the bare texts the same values, all in UTF-8."""
+    """Every reading gives valid JSON with all keys in order, and the same values as bare texts, all in UTF-8."""
     state = state_of(taken, delta, account(unit))
     whole, *keys, availability = fresh_messages(TOPICS, "anna", state, 1000.0)
     assert typed(parsed(whole)) == typed(state)
@@ -237,7 +237,7 @@ def test_every_reading_is_published_alike(taken: Reading, delta: int | None, uni
 
 
 def test_freshness_ends_in_order() -> None:
-    """When a reading grows stale: first availability, then the state, then its keys."""
+    """When a reading becomes stale, first the availability changes, then the state, then its keys."""
     mirror = Mirror(last=TOPICS.bridge_state)
     mirror.put(fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
     mirror.take(990.0, 100)
@@ -245,8 +245,8 @@ def test_freshness_ends_in_order() -> None:
     assert mirror.take(1000.0, 100) == stale_messages(TOPICS, "anna", IN_MG_DL)
 
 
-def test_what_is_stale_already_is_never_sent_as_fresh() -> None:
-    """A state that is stale by the time it can be sent is sent as stale, and in that order."""
+def test_a_stale_state_is_never_sent_as_fresh() -> None:
+    """A state that is stale by the time it can be sent is sent as stale, in that order."""
     mirror = Mirror(last=TOPICS.bridge_state)
     mirror.put(fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
     assert mirror.take(1000.5, 100) == stale_messages(TOPICS, "anna", IN_MG_DL)
@@ -254,7 +254,7 @@ def test_what_is_stale_already_is_never_sent_as_fresh() -> None:
 
 @pytest.mark.parametrize("moved", [-0.7, -0.2, 0.0, 0.2, 0.7])
 def test_freshness_ends_in_order_after_a_correction(moved: float) -> None:
-    """Where a late reading changed the delta, and the time by a little, freshness still ends in order."""
+    """If a late reading changes the delta, and the time a little, freshness still ends in order."""
     mirror = Mirror(last=TOPICS.bridge_state)
     corrected = IN_MG_DL | {"delta": 3}
     mirror.put(fresh_messages(TOPICS, "anna", IN_MG_DL, 1000.0))
@@ -277,7 +277,7 @@ def test_freshness_ends_in_order_after_a_correction(moved: float) -> None:
 @example([(1, "reading", 6), (1, "heartbeat", 1), (1, "take", 40), (9, "reconnect", 1), (1, "take", 40)])
 @property_of
 def test_nobody_sees_an_old_number_become_current(steps: list[tuple[int, str, int]]) -> None:
-    """Message by message, on a broker without expiry: when both topics come to say online, the state is fresh."""
+    """On a broker without expiry, after each message: if both topics say online, the state is fresh."""
     mirror = Mirror(last=TOPICS.bridge_state)
     broker = {message.topic: message for message in (bridge_offline(TOPICS), unavailable(TOPICS, "anna"))}
     now = 0.0
@@ -306,8 +306,8 @@ def test_nobody_sees_an_old_number_become_current(steps: list[tuple[int, str, in
 # --- what else there is of an account ----------------------------------------------------------------------
 
 
-def test_an_account_is_cleared_whole() -> None:
-    """Every topic that is retained of an account is emptied: first of all, that something is current."""
+def test_an_account_is_cleared_completely() -> None:
+    """Every retained topic of an account is emptied, its availability first."""
     state = state_of(reading(), None, account())
     published = [
         *fresh_messages(TOPICS, "anna", state, 1.0),
@@ -324,7 +324,7 @@ def test_an_account_is_cleared_whole() -> None:
 
 @pytest.mark.parametrize("backfill", [True, False])
 def test_reading_of_the_stream(*, backfill: bool) -> None:
-    """Every reading is published as its state and whether a newer one came before it, and never expires."""
+    """Every reading is published as its state with ``backfill``, and never expires."""
     message = reading_message(TOPICS, "anna", IN_MG_DL, backfill=backfill)
     assert typed(parsed(message)) == typed(IN_MG_DL | {"backfill": backfill})
     assert (message.topic, message.expires_at) == ("home/dexcom/anna/reading", None)

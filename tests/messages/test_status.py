@@ -1,4 +1,4 @@
-"""What a person is told about an account, and what to do."""
+"""What the status of an account says, and what to do."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ STATES = [
 ]
 
 
-def test_knows_exactly_the_states_of_the_contract() -> None:
-    """There is a text for each value of share, and for nothing else."""
+def test_has_exactly_the_states_of_the_contract() -> None:
+    """Each value of ``share`` has a text, and there are no others."""
     assert sorted(REMEDIES) == sorted(STATES)
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_every_text_is_a_sentence_of_its_own(share: ShareState) -> None:
-    """Each text is of whole sentences in one line, and no other state's."""
+def test_every_text_is_different(share: ShareState) -> None:
+    """Each text consists of whole sentences in one line, and differs from all others."""
     text = REMEDIES[share]
     assert text[0].isupper()
     assert text.endswith(".")
@@ -70,8 +70,8 @@ def test_every_text_is_a_sentence_of_its_own(share: ShareState) -> None:
         ("unexpected_response", ["newer version"]),
     ],
 )
-def test_every_trouble_has_its_remedy(share: ShareState, words: list[str]) -> None:
-    """Each trouble names what to check or to do about it."""
+def test_every_error_has_its_remedy(share: ShareState, words: list[str]) -> None:
+    """The text of each error says what to check or to do."""
     assert [word for word in words if word not in REMEDIES[share]] == []
 
 
@@ -87,8 +87,8 @@ def test_every_trouble_has_its_remedy(share: ShareState, words: list[str]) -> No
         (DRIFTED.format(3), ["a new form", "3", "They are read", "report"]),
     ],
 )
-def test_what_is_odd_has_words_of_its_own(text: str, words: list[str]) -> None:
-    """What Share says in words of its own is told as what it is, in whole sentences, and differs from every state's."""
+def test_special_cases_have_their_own_texts(text: str, words: list[str]) -> None:
+    """Each special case has a text of whole sentences, which differs from the texts of all states."""
     assert [word for word in words if word not in text] == []
     assert text[0].isupper()
     assert text.endswith(".")
@@ -96,15 +96,15 @@ def test_what_is_odd_has_words_of_its_own(text: str, words: list[str]) -> None:
     assert text not in REMEDIES.values()
 
 
-def test_a_bug_is_told_as_one() -> None:
-    """Where the fault is the program's own, the text says so and where to look."""
+def test_a_bug_is_reported_as_one() -> None:
+    """For a bug in the program, the text says so, and where to look."""
     assert "dexcom2mqtt" in BUG
     assert "log" in BUG
     assert "five minutes" in BUG
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_tells_what_happened_and_what_to_do(share: ShareState) -> None:
+def test_says_what_happened_and_what_to_do(share: ShareState) -> None:
     """What happened comes first, as a sentence, and then what to do."""
     assert tell("share.example answered with status 502", REMEDIES[share]) == (
         f"Share.example answered with status 502. {REMEDIES[share]}"
@@ -114,13 +114,13 @@ def test_tells_what_happened_and_what_to_do(share: ShareState) -> None:
 @pytest.mark.parametrize(
     ("happened", "told"), [("the proxy wants a password", "The proxy wants a password."), ("is it?", "Is it?")]
 )
-def test_tells_what_happened_alone_if_that_says_what_to_do(happened: str, told: str) -> None:
-    """Without a remedy nothing follows, and there is one mark at the end."""
+def test_says_only_what_happened_if_that_includes_what_to_do(happened: str, told: str) -> None:
+    """Without a remedy nothing follows, and the text ends with one punctuation mark."""
     assert tell(happened) == told
 
 
-def test_begins_by_starting() -> None:
-    """Before anything is known, the account is starting, and nothing else is claimed."""
+def test_the_first_status_is_starting() -> None:
+    """Before anything is known, the account is starting, and everything else is empty."""
     assert Status() == Status(
         share="starting",
         message=REMEDIES["starting"],
@@ -136,8 +136,8 @@ def test_begins_by_starting() -> None:
 
 
 @pytest.mark.parametrize("share", STATES)
-def test_knows_what_is_trouble(share: ShareState) -> None:
-    """All but starting and ok is something to worry about."""
+def test_knows_which_states_are_errors(share: ShareState) -> None:
+    """All states except starting and ok are something to worry about."""
     assert Status(share=share).well is (share in {"starting", "ok"})
 
 
@@ -177,7 +177,7 @@ def test_status_is_as_promised() -> None:
 
 
 def test_status_of_the_beginning() -> None:
-    """Before anything is known, times, the delay and stamps of the future are null, and nothing was rejected."""
+    """Before anything is known, times, delay and future stamps are null, and there are no rejected sign-ins."""
     payload = parsed(status_message(TOPICS, "anna", Status()))
     assert [key for key, value in payload.items() if value is None] == [
         "since",
@@ -192,7 +192,7 @@ def test_status_of_the_beginning() -> None:
 
 @given(st.floats(0, 4e9))
 @property_of
-def test_times_of_a_status_are_whole_seconds_of_utc(unix: float) -> None:
+def test_times_of_a_status_are_whole_seconds_in_utc(unix: float) -> None:
     """Every time is ISO 8601 in UTC, cut to the second."""
     since = parsed(status_message(TOPICS, "anna", replace(STATUS, since=unix)))["since"]
     assert isinstance(since, str)
@@ -202,21 +202,21 @@ def test_times_of_a_status_are_whole_seconds_of_utc(unix: float) -> None:
 
 @given(any_text.filter(lambda text: text.isprintable()))
 @property_of
-def test_status_is_json_whatever_it_says(text: str) -> None:
-    """Quotes and letters of any script come through."""
+def test_status_is_json_whatever_the_message(text: str) -> None:
+    """Quotes and letters of any script are kept."""
     assert parsed(status_message(TOPICS, "anna", replace(STATUS, message=text)))["message"] == text
 
 
 @given(st.lists(st.integers(0, 4_000_000_000), max_size=12))
 @property_of
 def test_rejected_sign_ins_are_read_back(rejected: list[int]) -> None:
-    """What a status says of rejected sign-ins is what a restart takes over."""
+    """A restart reads back the rejected sign-ins of a status."""
     message = status_message(TOPICS, "anna", replace(STATUS, rejected=tuple(rejected)))
     assert parse_status(message.payload.encode()).rejected == tuple(rejected)
 
 
-def test_what_matters_of_readings_is_read_back() -> None:
-    """A restart learns when the last reading was taken, Share last answered, and how far stamps were ahead."""
+def test_the_times_of_readings_are_read_back() -> None:
+    """A restart learns when the last reading was taken, when Share last answered, and how far stamps were ahead."""
     told = replace(STATUS, share="ok", last_reading_at=NOON - 60.0, last_success_at=NOON, ahead_until=NOON * 1000 + 7)
     before = parse_status(status_message(TOPICS, "anna", told).payload.encode())
     assert before.last_reading == NOON - 60
@@ -239,7 +239,7 @@ def test_what_matters_of_readings_is_read_back() -> None:
     ],
 )
 def test_whether_the_phone_was_right_is_read_back(share: ShareState, last_reading: int, *, right: bool) -> None:
-    """It was if it would have been phone_clock else, or if a right reading came later than the latest false stamp."""
+    """It was right if any other state shows it, or if a right reading came later than the latest false stamp."""
     told = replace(STATUS, share=share, last_reading_at=NOON + last_reading, ahead_until=(NOON + 7) * 1000)
     payload = status_message(TOPICS, "anna", told).payload.encode()
     assert parse_status(payload).stamps.right is right
@@ -247,23 +247,23 @@ def test_whether_the_phone_was_right_is_read_back(share: ShareState, last_readin
 
 @pytest.mark.parametrize("key", ["last_reading_at", "last_success_at", "next_poll_at"])
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1969-12-31T00:00:00Z"])
-def test_a_time_that_makes_no_sense_is_refused(key: str, time: str) -> None:
-    """A status with a time that cannot be written again is not taken over."""
+def test_a_senseless_time_is_rejected(key: str, time: str) -> None:
+    """A status with a time that cannot be written again is ignored."""
     payload = parsed(status_message(TOPICS, "anna", STATUS)) | {key: time}
     with pytest.raises(ForeignError, match="times"):
         parse_status(json.dumps(payload).encode())
 
 
 @pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])
-def test_a_stamp_that_makes_no_sense_is_refused(ahead_until: object) -> None:
-    """A status whose latest stamp of the future is not a time is not taken over."""
+def test_a_senseless_stamp_is_rejected(ahead_until: object) -> None:
+    """A status whose latest stamp in the future is not a time is ignored."""
     payload = parsed(status_message(TOPICS, "anna", STATUS)) | {"ahead_until": ahead_until}
     with pytest.raises(ForeignError, match="latest stamp"):
         parse_status(json.dumps(payload).encode())
 
 
 def test_a_lock_out_is_read_back() -> None:
-    """A restart takes over until when an account is locked; of any other state it takes no time."""
+    """A restart learns until when an account is locked out; other states have no such time."""
     cases: list[tuple[ShareState, int | None]] = [("locked_out", NOON + 602), ("unavailable", None)]
     for share, locked_until in cases:
         message = status_message(TOPICS, "anna", replace(STATUS, share=share, next_poll_at=NOON + 600.0))
@@ -271,8 +271,8 @@ def test_a_lock_out_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("at", [None, 3, "", "soon", "2025-04-19T12:10:00", "9999-99-99T00:00:00+00:00", []])
-def test_a_lock_out_until_nobody_knows_when(at: object) -> None:
-    """A time that makes no sense costs only itself."""
+def test_a_lock_out_with_an_unknown_end(at: object) -> None:
+    """Only the senseless time is ignored."""
     status = {"share": "locked_out", "next_poll_at": at, "rejected": [NOON]}
     assert parse_status(json.dumps(status).encode()) == PastSignIns((NOON,))
 
@@ -302,7 +302,7 @@ def test_a_lock_out_until_nobody_knows_when(at: object) -> None:
     ],
 )
 def test_status_that_is_not_ours(payload: bytes) -> None:
-    """A status that cannot be ours is refused, and what it holds is not quoted."""
+    """A status that cannot be ours is ignored, and the error does not quote it."""
     with pytest.raises(ForeignError) as refused:
         parse_status(payload)
     assert "hunter2" not in str(refused.value)
@@ -323,8 +323,8 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_a_foreign_status_is_refused_whole(name: str) -> None:
-    """Rejected sign-ins that are no list of times are not taken over, not even those that would be."""
+def test_a_foreign_status_is_ignored_entirely(name: str) -> None:
+    """If the rejected sign-ins are not a list of times, none of them is read, not even the valid ones."""
     with pytest.raises(ForeignError):
         parse_status(REJECTED[name])
 
@@ -333,8 +333,8 @@ def test_a_foreign_status_is_refused_whole(name: str) -> None:
 @given(any_payload)
 @example(b'{"rejected": []}')
 @example(b'{"rejected": [%d, 0]}' % NOON)
-def test_any_status_is_taken_whole_or_refused(payload: bytes) -> None:
-    """Whatever comes, reading it raises ForeignError alone; what is taken is every one of its times."""
+def test_any_status_is_read_entirely_or_rejected(payload: bytes) -> None:
+    """Reading any payload returns all of its rejected sign-ins, or raises ForeignError."""
     try:
         taken = parse_status(payload)
     except ForeignError:

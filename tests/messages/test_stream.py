@@ -1,4 +1,4 @@
-"""The stream of readings: what goes out when, what counts as published, and the history that a restart reads."""
+"""The stream of readings: what is sent when, what counts as published, and the history that a restart reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def offer(taken: Reading) -> Offer:
 
 
 def opened(*keys: str, history: Iterable[Reading] = ()) -> Stream:
-    """Return a stream with these accounts, each of which has published the same before."""
+    """Return a stream with these accounts, each of which has published the same readings before."""
     stream = Stream(TOPICS)
     kept = list(history)
     for key in keys:
@@ -59,7 +59,7 @@ def offered(*seconds: float, key: str = ANNA) -> Stream:
 
 
 def test_a_first_start_of_many_accounts_costs_little() -> None:
-    """While a day of each of a thousand accounts waits for hours, looking for what may go now takes no time."""
+    """While a day of readings of each of a thousand accounts waits for hours, finding the next one is quick."""
     keys = [f"a{number}" for number in range(1000)]
     stream = opened(*keys)
     day = [offer(reading(seconds=-300 * number)) for number in range(288)]
@@ -88,20 +88,20 @@ def calls_of(run: Callable[[], object]) -> int:
 
 
 def calls_beside(accounts: int) -> int:
-    """Return how many calls it takes to find a reading beside that many accounts which have nothing to do."""
+    """Return how many calls it takes to find a reading among that many idle accounts."""
     stream = opened(ANNA, *(f"a{number}" for number in range(accounts)), history=[reading(seconds=-300)])
     stream.histories(NOON)
     stream.offer(ANNA, [offer(reading())])
     return calls_of(lambda: (stream.histories(NOON), stream.next_at(NOON), stream.take(NOON, 20)))
 
 
-def test_accounts_with_nothing_to_do_cost_nothing() -> None:
-    """The broker's thread looks several times for each message: it must not go through a thousand accounts then."""
+def test_idle_accounts_cost_nothing() -> None:
+    """The broker's thread looks several times per message: it must not go through a thousand accounts each time."""
     assert calls_beside(1000) == calls_beside(1)
 
 
-def test_accounts_in_which_nothing_changed_cost_little() -> None:
-    """While all of them wait for their turn, only those that have it are looked through."""
+def test_unchanged_accounts_cost_little() -> None:
+    """While all of them wait for their turn, only those whose turn it is are searched."""
     keys = [f"a{number}" for number in range(1000)]
     stream = opened(*keys)
     for key in keys:
@@ -118,7 +118,7 @@ def said(taken: Iterable[Message]) -> list[tuple[str, float, bool]]:
 
 
 def publish(stream: Stream, now: float, most: int = EVERYTHING) -> list[tuple[str, float, bool]]:
-    """Take what is to be sent now, and acknowledge all of it."""
+    """Take everything to send now, and acknowledge all of it."""
     taken = stream.take(now, most)
     for message in taken:
         stream.acknowledged(message)
@@ -126,7 +126,7 @@ def publish(stream: Stream, now: float, most: int = EVERYTHING) -> list[tuple[st
 
 
 def respond(stream: Stream, message: Message, answer: str) -> None:
-    """Let the broker answer to a message at noon, or not."""
+    """Let the broker answer a message at noon, or not."""
     match answer:
         case "acknowledged":
             stream.acknowledged(message)
@@ -142,8 +142,8 @@ def kept_in(history: Message) -> list[float]:
 # --- what goes first ---------------------------------------------------------------------------------------
 
 
-def test_nothing_before_it_is_open() -> None:
-    """Until it is known what was published before, nothing goes out, and nothing is due."""
+def test_nothing_is_sent_before_an_account_begins() -> None:
+    """Until it is known what was published before, nothing is sent, and nothing is due."""
     stream = Stream(TOPICS)
     assert stream.take(NOON, EVERYTHING) == []
     assert stream.histories(NOON) == []
@@ -155,7 +155,7 @@ def test_nothing_before_it_is_open() -> None:
 
 
 def test_current_readings_go_first() -> None:
-    """Those still current go before those that are not, each oldest first, whatever the order of the offers."""
+    """Current readings go before the others, each group oldest first, whatever the order of the offers."""
     stream = offered(-300, -HOUR, 0, -DAY + 60, -600, -7200)
     expected = [(-600, False), (-300, False), (0, False), (-DAY + 60, True), (-7200, True), (-HOUR, True)]
     assert publish(stream, NOON) == [(ANNA, seconds, backfill) for seconds, backfill in expected]
@@ -169,8 +169,8 @@ def test_current_readings_of_all_accounts_go_first() -> None:
     assert publish(stream, NOON) == [(BEN, -5, False), (ANNA, -HOUR, True)]
 
 
-def test_no_more_than_there_is_room_for() -> None:
-    """Never more is taken than asked for, nothing a second time while it is on its way, and the rest later."""
+def test_no_more_than_asked_for() -> None:
+    """A take returns at most as many as asked for, nothing in flight a second time, and the rest later."""
     stream = offered(-600, -300, 0)
     first = stream.take(NOON, 2)
     assert said(first) == [(ANNA, -600, False), (ANNA, -300, False)]
@@ -191,8 +191,8 @@ def test_no_more_than_there_is_room_for() -> None:
         ([-300, 300], 0, 300, True),
     ],
 )
-def test_backfill_is_what_comes_late(published: list[float], taken: float, at: float, *, backfill: bool) -> None:
-    """A reading is backfill where a newer one was published before it, or where it is already stale."""
+def test_late_readings_are_backfill(published: list[float], taken: float, at: float, *, backfill: bool) -> None:
+    """A reading is backfill if a newer one was published before it, or if it is already stale."""
     before_a_restart = opened(ANNA, history=[reading(seconds=seconds) for seconds in published])
     without_one = offered(*published)
     publish(without_one, NOON)
@@ -201,8 +201,8 @@ def test_backfill_is_what_comes_late(published: list[float], taken: float, at: f
         assert publish(stream, NOON + at) == [(ANNA, taken, backfill)]
 
 
-def test_one_account_is_not_late_for_another() -> None:
-    """A newer reading of somebody else makes no backfill."""
+def test_accounts_do_not_make_each_other_late() -> None:
+    """A newer reading of another account does not make a reading backfill."""
     stream = opened(ANNA, BEN)
     stream.offer(ANNA, [offer(reading())])
     publish(stream, NOON)
@@ -220,8 +220,8 @@ def test_a_reading_is_published_with_its_state() -> None:
     assert (message.topic, message.retain, message.expires_at) == ("dexcom2mqtt/anna/reading", False, None)
 
 
-def test_the_broker_is_woken() -> None:
-    """An offer says that there is something to send."""
+def test_an_offer_wakes_the_broker_thread() -> None:
+    """An offer calls ``changed``, because there is something to send."""
     calls: list[None] = []
     stream = Stream(TOPICS, changed=lambda: calls.append(None))
     stream.open(ANNA, SOURCE, [])
@@ -232,8 +232,8 @@ def test_the_broker_is_woken() -> None:
 # --- how fast ----------------------------------------------------------------------------------------------
 
 
-def test_backfill_is_published_in_seconds() -> None:
-    """A day of backfill goes out with 20 a second; a current reading does not wait for it."""
+def test_backfill_is_published_within_seconds() -> None:
+    """A day of backfill is sent at 20 a second; a current reading does not wait for it."""
     stream = offered(*(-DAY + 300 * slot for slot in range(60)))
     assert len(publish(stream, NOON)) == BACKFILL_A_SECOND == 20
     assert publish(stream, NOON + 0.999) == []
@@ -249,7 +249,7 @@ def test_backfill_is_published_in_seconds() -> None:
 
 
 def test_no_more_than_a_second_of_backfill_without_a_history() -> None:
-    """While 20 readings are in no history yet, backfill waits; where all ends now, no more than they are repeated."""
+    """Backfill waits while 20 readings are in no history yet; if everything stops now, only those are repeated."""
     stream = offered(*(-DAY + 300 * slot for slot in range(60)))
     sent = stream.take(NOON, EVERYTHING)
     assert len(sent) == BACKFILL_A_SECOND
@@ -271,7 +271,7 @@ def test_no_more_than_a_second_of_backfill_without_a_history() -> None:
     steps=st.lists(st.tuples(st.floats(0, 1.5), st.integers(0, 30), st.booleans()), min_size=1, max_size=40),
 )
 def test_never_more_backfill_than_promised(slots: list[tuple[str, int]], steps: list[tuple[float, int, bool]]) -> None:
-    """In no second, wherever it begins, more than 20 readings of backfill go out, of all accounts together."""
+    """In any period of one second, at most 20 readings of backfill are sent, for all accounts together."""
     stream = opened(ANNA, BEN)
     for key, slot in slots:
         stream.offer(key, [offer(reading(seconds=-DAY + 300 * slot))])
@@ -293,10 +293,8 @@ def test_never_more_backfill_than_promised(slots: list[tuple[str, int]], steps: 
     later=st.floats(0, 400),
 )
 @example(seconds=[-300 * slot for slot in range(21)], most=1, answers=["acknowledged"] * 60, later=0.0)
-def test_there_is_nothing_to_do_before_it_says_so(
-    seconds: list[int], most: int, answers: list[str], later: float
-) -> None:
-    """Until `next_at` nothing can be taken and no history is due; then something is, or nobody answered."""
+def test_there_is_nothing_to_do_before_next_at(seconds: list[int], most: int, answers: list[str], later: float) -> None:
+    """Until `next_at` nothing can be taken and no history is due; then something is, unless nobody answered."""
     stream = offered(*seconds)
     for message, answer in zip(stream.take(NOON, most), answers, strict=False):
         respond(stream, message, answer)
@@ -312,8 +310,8 @@ def test_there_is_nothing_to_do_before_it_says_so(
 # --- what counts as published ------------------------------------------------------------------------------
 
 
-def test_the_acknowledged_is_history() -> None:
-    """Only what the broker has acknowledged is in the history, and what it has is never sent again."""
+def test_acknowledged_readings_are_history() -> None:
+    """Only acknowledged readings are in the history, and those are never sent again."""
     stream = offered(-300, 0)
     first, second = stream.take(NOON, EVERYTHING)
     assert stream.histories(NOON) == []
@@ -321,13 +319,13 @@ def test_the_acknowledged_is_history() -> None:
     assert [kept_in(history) for history in stream.histories(NOON)] == [[-300]]
     stream.acknowledged(second)
     assert [kept_in(history) for history in stream.histories(NOON + 1)] == [[-300, 0]]
-    assert stream._accounts[ANNA].sent == set()  # noqa: SLF001  # what is over takes no room
+    assert stream._accounts[ANNA].sent == set()  # noqa: SLF001  # finished readings take no memory
     stream.lost()
     assert stream.take(NOON + 1, EVERYTHING) == []
 
 
-def test_a_foreign_acknowledgement_means_nothing() -> None:
-    """What the stream did not send, or what was answered already, is ignored."""
+def test_a_foreign_acknowledgement_is_ignored() -> None:
+    """Acknowledgements of messages that the stream did not send, or of answered ones, are ignored."""
     stream = offered(0)
     (message,) = stream.take(NOON, EVERYTHING)
     for foreign in (replace(message, topic="other"), unavailable(TOPICS, ANNA)):
@@ -343,7 +341,7 @@ def test_a_foreign_acknowledgement_means_nothing() -> None:
 
 
 def test_history_at_most_once_a_second() -> None:
-    """Each account's history goes out at once, then once a second at most, and complete in the end."""
+    """Each account's history is sent at once, then at most once a second, and is complete in the end."""
     stream = opened(ANNA, BEN)
     sent: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for tick in range(60):
@@ -359,7 +357,7 @@ def test_history_at_most_once_a_second() -> None:
 
 
 def test_history_holds_a_day() -> None:
-    """The history has the last 24 hours, oldest first, with the keys promised and no other."""
+    """The history has the last 24 hours, oldest first, with exactly the promised keys."""
     stream = opened(ANNA, history=[reading(seconds=-60), reading(85, seconds=-HOUR, direction="Bent", offset_min=-240)])
     stream.offer(ANNA, [offer(reading(seconds=seconds)) for seconds in (-DAY - 1, -DAY, -7200, 0)])
     publish(stream, NOON)
@@ -377,8 +375,8 @@ def test_history_holds_a_day() -> None:
     assert (history.topic, history.retain, history.expires_at) == ("dexcom2mqtt/anna/history", True, None)
 
 
-def test_the_refused_stays_unpublished_and_is_tried_again_calmly() -> None:
-    """What the broker does not take is in no history and is sent again after 300 s; other accounts go on."""
+def test_a_refused_reading_stays_unpublished_and_is_tried_again_later() -> None:
+    """A refused reading is in no history and is sent again after 300 s; other accounts continue."""
     stream = opened(ANNA, BEN)
     stream.offer(ANNA, [offer(reading(seconds=-300)), offer(reading())])
     for message in stream.take(NOON, EVERYTHING):
@@ -393,8 +391,8 @@ def test_the_refused_stays_unpublished_and_is_tried_again_calmly() -> None:
 
 
 @pytest.mark.parametrize("answer", ["acknowledged", "refused", "none"])
-def test_what_was_not_published_makes_nothing_late(answer: str) -> None:
-    """After a newer reading was lost or refused, the one before it is no backfill; after it was taken, it is."""
+def test_an_unpublished_reading_makes_nothing_late(answer: str) -> None:
+    """A reading is backfill if a newer one was acknowledged, but not if that was lost or refused."""
     stream = offered(0)
     for message in stream.take(NOON, EVERYTHING):
         respond(stream, message, answer)
@@ -406,8 +404,8 @@ def test_what_was_not_published_makes_nothing_late(answer: str) -> None:
     assert late == ([(ANNA, -300, True)] if answer == "acknowledged" else expected)
 
 
-def test_the_lost_goes_again() -> None:
-    """After a connection ended, what it had not acknowledged goes out again, as it is by then, and the rest not."""
+def test_lost_readings_are_sent_again() -> None:
+    """After the connection ended, only unacknowledged readings are sent again, in their present state."""
     stream = offered(-600, -300, 0)
     stream.acknowledged(stream.take(NOON, EVERYTHING)[1])
     stream.lost()
@@ -415,8 +413,8 @@ def test_the_lost_goes_again() -> None:
     assert publish(stream, NOON + 700) == []
 
 
-def test_an_old_acknowledgement_comes_too_late() -> None:
-    """An acknowledgement after the connection ended counts for nothing."""
+def test_an_acknowledgement_after_the_end_is_ignored() -> None:
+    """An acknowledgement that arrives after the connection ended is ignored."""
     stream = offered(0)
     (message,) = stream.take(NOON, EVERYTHING)
     stream.lost()
@@ -425,37 +423,37 @@ def test_an_old_acknowledgement_comes_too_late() -> None:
     assert publish(stream, NOON) == [(ANNA, 0, False)]
 
 
-def test_history_is_shown_again_after_a_restart() -> None:
-    """What was published before a restart is due as history at once, for a broker that may forget it."""
+def test_history_is_sent_again_after_a_restart() -> None:
+    """The history from before a restart is due at once, for a broker that may have lost it."""
     stream = opened(ANNA, history=[reading(seconds=-300)])
     stream.open(BEN, SOURCE, [])
     assert [kept_in(history) for history in stream.histories(NOON)] == [[-300]]
     assert stream.histories(NOON + 1) == []
 
 
-def test_a_stop_shows_what_changed() -> None:
-    """Asked for all histories, as at a stop, it returns those not yet sent, and no other."""
+def test_a_stop_sends_changed_histories() -> None:
+    """At a stop, the unsent histories are returned, and no others."""
     stream = opened(ANNA, BEN)
     stream.offer(ANNA, [offer(reading(seconds=-300)), offer(reading())])
     for message in stream.take(NOON, EVERYTHING):
         stream.acknowledged(message)
         first = stream.histories(NOON)
     assert first == []
-    stream.offer(BEN, [offer(reading())])  # which is published by nobody any more
+    stream.offer(BEN, [offer(reading())])  # which is never published
     assert [(history.topic, kept_in(history)) for history in stream.histories(math.inf)] == [
         (TOPICS.of(ANNA, "history"), [-300, 0])
     ]
 
 
 def test_nothing_older_than_two_days_waits() -> None:
-    """While nothing can be published, no more than the last two days wait: memory does not grow."""
+    """While nothing can be published, only the last two days wait, so that memory does not grow."""
     stream = opened(ANNA)
     for slot in range(1000):
         stream.offer(ANNA, [offer(reading(seconds=300 * slot))])
         if slot == 0:
             (on_its_way,) = stream.take(NOON, EVERYTHING)
     newest = 999 * 300
-    stream.acknowledged(on_its_way)  # which waits no longer
+    stream.acknowledged(on_its_way)  # which is no longer waiting
     stream.lost()
     waiting: list[float] = []
     while taken := publish(stream, NOON + newest + len(waiting)):
@@ -464,8 +462,8 @@ def test_nothing_older_than_two_days_waits() -> None:
     assert sorted(waiting) == [newest - 2 * DAY + 300 * slot for slot in range(577)]
 
 
-def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time() -> None:
-    """Both go out, the doubtful one as backfill, and the history tells them apart."""
+def test_a_doubtful_reading_does_not_replace_a_right_one_of_the_same_time() -> None:
+    """Both are sent, the doubtful one as backfill, and the history distinguishes them."""
     stream = Stream(TOPICS)
     stream.open(ANNA, SOURCE, [])
     stream.offer(ANNA, [replace(offer(reading()), fresh_until=-math.inf, doubtful=True)])
@@ -479,7 +477,7 @@ def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time()
     stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf, doubtful=True)])
     stream.offer(ANNA, [replace(offer(reading(seconds=-HOUR)), fresh_until=-math.inf)])
     same = stream.take(NOON + 2, 20)
-    assert same[0] == same[1]  # to the letter
+    assert same[0] == same[1]  # identical
     for message in same:
         stream.acknowledged(message)
     (history,) = stream.histories(math.inf)
@@ -494,7 +492,7 @@ def test_a_doubtful_reading_does_not_stand_in_for_a_right_one_of_the_same_time()
 
 
 class Delivery(RuleBasedStateMachine):
-    """Readings come in any order, and the broker answers, refuses, forgets the connection; the daemon restarts.
+    """Readings come in any order; the broker answers, refuses, or loses the connection; the daemon restarts.
 
     The clock shows Unix seconds. The broker keeps the history that was last published, and nothing else.
     """
@@ -549,7 +547,7 @@ class Delivery(RuleBasedStateMachine):
         key, seconds, _ = said([message])[0]
         if refuse:
             self.stream.refused(message, self.now + 300)
-            self.excused[key, round((NOON + seconds) * 1000)] += 1  # it was not published: nobody got it
+            self.excused[key, round((NOON + seconds) * 1000)] += 1  # it was not published, so nobody got it
         else:
             self._acknowledge(message)
 
@@ -565,7 +563,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule()
     def daemon_restarts(self) -> None:
-        """Whatever was acknowledged but is in no history may be repeated: that of one second."""
+        """Acknowledged readings that are in no history yet may be repeated: those of one second."""
         self._excuse_what_is_on_its_way()
         for key, dates in self.acknowledged.items():
             saved = {entry["date"] for entry in json.loads(self.retained.get(key, b'{"readings": []}'))["readings"]}

@@ -1,4 +1,4 @@
-"""What the stream counts: each reading once, when it joins the history, and both go out together."""
+"""The stream counts each reading once, when it enters the history, and sends both together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HISTORY, DAYS = TOPICS.of("anna", "history"), TOPICS.of("anna", "days")
 
 
 def opened(history: Iterable[Reading] = (), *, since: int = 0, waits: bool = False, days: Days | None = None) -> Stream:
-    """Return a stream that goes on from a history, and from days or with those awaited."""
+    """Return a stream that continues from a history, and from days, or still waits for them."""
     stream, known = Stream(TOPICS), tuple(history)
     tally = resumed(days, known, LIMITS, TODAY)
     if waits:
@@ -45,19 +45,19 @@ def publish(stream: Stream, *readings: Reading, doubtful: bool = False) -> None:
 
 
 def sums(stream: Stream) -> dict[int, int]:
-    """Return how many readings are counted by day, which are counted from today."""
+    """Return the number of readings by day, with today as 0."""
     tally = stream.tally("anna")
     assert tally is not None
     return {number - TODAY: day.readings for number, day in tally.days.items()}
 
 
 def said(stream: Stream, now: float = 2 * NOON) -> dict[str, Any]:
-    """Return what is to be sent, by the topic and in its order."""
+    """Return the messages to send by topic, in order."""
     return {message.topic: json.loads(message.payload) for message in stream.histories(now)}
 
 
 def test_a_reading_counts_when_the_broker_has_it() -> None:
-    """Not when it is offered, and not when it is sent: after a connection is lost it is sent once more."""
+    """It is not counted when offered or sent: after a lost connection it is sent again."""
     stream = opened()
     stream.offer("anna", [Offer(reading(), None, account(), 2 * NOON)])
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_a_reading_counts_when_the_broker_has_it() -> None:
 def test_history_and_days_go_together() -> None:
     """A restart finds the same readings published and counted; both are sent at most once a second."""
     stream = opened()
-    assert list(said(stream)) == [DAYS]  # empty, so that it is there
+    assert list(said(stream)) == [DAYS]  # empty, so that it exists
     for n in range(3):
         stream.offer("anna", [Offer(reading(seconds=n), None, account(), 2 * NOON)])
         for message in stream.take(NOON, 10):
@@ -84,8 +84,8 @@ def test_history_and_days_go_together() -> None:
     assert said(stream, 2 * NOON + 10) == {}
 
 
-def test_what_counts_as_published_counts_as_counted() -> None:
-    """The history, and what there was no room for in it."""
+def test_readings_that_count_as_published_are_not_counted_again() -> None:
+    """This covers the history, and readings that it had no room for."""
     stream = opened([reading(seconds=n) for n in range(5)], since=NOON * 1000)
     assert sums(stream) == {0: 5}
     publish(stream, reading(seconds=-60), reading(seconds=60))
@@ -93,7 +93,7 @@ def test_what_counts_as_published_counts_as_counted() -> None:
 
 
 def test_doubtful_readings_do_not_count() -> None:
-    """They are published for the record alone."""
+    """They are published only for the record."""
     stream = opened()
     publish(stream, reading(), doubtful=True)
     assert sums(stream) == {}
@@ -102,7 +102,7 @@ def test_doubtful_readings_do_not_count() -> None:
 
 
 def test_late_readings_count_for_their_day() -> None:
-    """Also past midnight; and whoever is told when one counts hears of each."""
+    """This also holds after midnight, and ``counted`` is called for each."""
     stream, heard = Stream(TOPICS), []
     stream.open("anna", SOURCE, (), tally=Tally(LIMITS), counted=lambda: heard.append(1))
     publish(stream, reading(seconds=13 * 3600), reading(seconds=11 * 3600), reading(seconds=-7 * 3600))
@@ -110,13 +110,13 @@ def test_late_readings_count_for_their_day() -> None:
     assert len(heard) == 3
 
 
-def test_days_that_are_awaited_are_not_sent() -> None:
-    """They would take the place of those that may still come; what comes is joined to what was counted since."""
+def test_awaited_days_are_not_sent() -> None:
+    """They would overwrite those that may still arrive; the days that arrive are joined to the count since."""
     earlier = counted({}, [reading(seconds=-86_400), reading(), reading(seconds=1)], LIMITS)
     stream = opened([reading(), reading(seconds=1)], waits=True)
     publish(stream, reading(seconds=60))
     assert sums(stream) == {0: 3}
-    stream.fit(lambda _: 5000)  # a new connection, at which both would be sent anew
+    stream.fit(lambda _: 5000)  # a new connection, on which both would be sent again
     assert not stream.shorten(DAYS, 1000)
     assert list(said(stream)) == [HISTORY]
     stream.settle("anna", earlier, TODAY)
@@ -125,8 +125,8 @@ def test_days_that_are_awaited_are_not_sent() -> None:
     assert [day["n"] for day in found[DAYS]["days"]] == [1, 3]
 
 
-def test_days_that_are_given_up_begin_anew() -> None:
-    """With the history, and what was counted since."""
+def test_days_that_never_arrive_start_over() -> None:
+    """They start over with the history and the readings counted since."""
     stream = opened([reading(), reading(seconds=1)], waits=True)
     publish(stream, reading(seconds=60))
     stream.settle("anna", None, TODAY)
@@ -134,7 +134,7 @@ def test_days_that_are_given_up_begin_anew() -> None:
 
 
 def test_without_a_tally_nothing_is_counted() -> None:
-    """Where nobody wants days, none are sent."""
+    """If days are not wanted, none are sent."""
     stream = Stream(TOPICS)
     stream.open("anna", SOURCE, ())
     assert stream.tally("ben") is None
@@ -144,8 +144,8 @@ def test_without_a_tally_nothing_is_counted() -> None:
     assert said(stream) == {}
 
 
-def test_days_fit_what_the_broker_takes() -> None:
-    """The newest are sent, as many as it takes; all are kept in mind, for a broker that takes them."""
+def test_days_fit_the_limit_of_the_broker() -> None:
+    """The newest days that fit are sent; all are kept, for a broker that accepts them."""
     days = counted({}, [reading(seconds=-86_400 * n) for n in range(90)], LIMITS)
     stream = opened([reading()], days=days)
     stream.fit(lambda topic: 3000 if topic == DAYS else 1e9)
@@ -167,7 +167,7 @@ def test_days_fit_what_the_broker_takes() -> None:
     st.integers(0, 30),
 )
 def test_order_and_repetition_change_nothing(slots: list[int], chance: random.Random, restart_at: int) -> None:
-    """However readings come, and however often, also across a restart, each is counted once for its day."""
+    """In whatever order and however often readings come, even across a restart, each is counted once for its day."""
     readings = [reading(100 + slot % 50, seconds=150 * slot) for slot in slots]
     come = [*readings, *chance.choices(readings, k=5)]
     chance.shuffle(come)

@@ -14,8 +14,8 @@ SHA1 = hashlib.sha1(TOKEN.encode(), usedforsecurity=False).hexdigest()
 
 
 @pytest.mark.parametrize("given_", [TOKEN, f"token={TOKEN}", SHA1, SHA1.upper()])
-def test_the_token_opens(given_: str) -> None:
-    """It is good as itself, as Nightscout's clients name it, and as the SHA-1 that most of them send."""
+def test_the_token_lets_in(given_: str) -> None:
+    """The token is accepted in plain, as Nightscout clients name it, and as the SHA-1 that most of them send."""
     assert Access(TOKEN).knows_token([given_])
     assert Access(TOKEN).knows_token(["wrong", given_])
 
@@ -24,20 +24,20 @@ def test_the_token_opens(given_: str) -> None:
     "given_",
     [[], [""], ["geheim&42"], [TOKEN[:-1]], [f"{TOKEN} "], [f"token={SHA1}"], [SHA1[:-1]], ["ü"], ["\udcff"]],
 )
-def test_nothing_else_opens(given_: list[str]) -> None:
-    """No part, no other case, and nothing that cannot be encoded."""
+def test_nothing_else_lets_in(given_: list[str]) -> None:
+    """A part of the token, another case, or text that cannot be encoded is not accepted."""
     assert not Access(TOKEN).knows_token(given_)
 
 
 def test_without_a_token_everybody_may_read() -> None:
-    """Where none is set, none is asked for."""
+    """If no token is set, none is required."""
     assert Access().knows_token([])
 
 
 @property_of
 @given(any_text, any_text)
-def test_only_the_token_opens(token: str, given_: str) -> None:
-    """Whatever the two are, only what is equal opens; the token itself is ASCII."""
+def test_only_the_token_lets_in(token: str, given_: str) -> None:
+    """For any two texts, only an equal one is accepted; the token itself is ASCII."""
     token = token.encode("ascii", "ignore").decode() or "x"
     sha1 = hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()
     assert Access(token).knows_token([given_]) is (given_ in {token, f"token={token}"} or given_.lower() == sha1)
@@ -48,7 +48,7 @@ def test_only_the_token_opens(token: str, given_: str) -> None:
     [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("Basic abc", ""), ("", ""), ("Bearer", ""), ("abc", "")],
 )
 def test_bearer(header: str, token: str) -> None:
-    """A token comes behind the word Bearer."""
+    """The token follows the word Bearer."""
     assert bearer(header) == token
 
 
@@ -61,7 +61,7 @@ def test_bearer(header: str, token: str) -> None:
     ],
 )
 def test_names_of_this_machine(host: str | None) -> None:
-    """Addresses, localhost, its own name, and what machines of a network call themselves."""
+    """Addresses, localhost, its own name, and names that machines announce in their own network are served."""
     assert Access(names=frozenset({"raspberrypi"})).knows_host(host)
 
 
@@ -74,23 +74,23 @@ def test_names_of_this_machine(host: str | None) -> None:
     ],
 )
 def test_other_names(host: str) -> None:
-    """A name that a name server could lead here is not served, and neither is what is no name."""
+    """A name that a name server could point here is not served, nor is an invalid name."""
     access = Access(names=frozenset({"raspberrypi"}))
     assert not access.knows_host(host)
     assert Access(names=None).knows_host(host)
 
 
 @pytest.mark.parametrize("address", ["172.30.32.2", "::ffff:172.30.32.2", "::FFFF:172.30.32.2"])
-def test_who_may_ask(address: str) -> None:
-    """An address of IPv4 is the same at a socket of IPv6."""
+def test_allowed_peers(address: str) -> None:
+    """An allowed IPv4 address may connect, also through an IPv6 socket."""
     assert Access(peers=frozenset({"172.30.32.2"})).knows_peer(address)
 
 
 @pytest.mark.parametrize(
     "address", ["172.30.32.20", "172.30.32.1", "127.0.0.1", "", "::1", "::ffff:0:172.30.32.2", "fd00::172.30.32.2", "x"]
 )
-def test_who_may_not_ask(address: str) -> None:
-    """All others are refused, where some alone may ask."""
+def test_other_peers(address: str) -> None:
+    """If only some addresses may connect, all others are refused."""
     assert not Access(peers=frozenset({"172.30.32.2"})).knows_peer(address)
     assert Access().knows_peer(address)
 
@@ -98,5 +98,5 @@ def test_who_may_not_ask(address: str) -> None:
 @property_of
 @given(st.text())
 def test_any_host_is_known_or_not(host: str) -> None:
-    """Whatever comes as a host, the answer is yes or no."""
+    """Any Host header is either known or not, without an error."""
     assert Access().knows_host(host) in {True, False}

@@ -1,4 +1,4 @@
-"""What the page and the entries show while a phone's clock is wrong and the broker is away: nothing old as current."""
+"""While a phone's clock is wrong or the broker is away, page and entries show nothing old as current."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.account.test_polling import BEGIN, HOUR, MINUTE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TOLERANCE = 5 * MINUTE  # that is how far a phone's clock may be ahead without being called wrong
+TOLERANCE = 5 * MINUTE  # how far a phone's clock may be ahead without being called wrong
 
 
 class Viewed(Watched):
-    """A world that records how old in truth is whatever is to be seen as current, and any entry that looks so."""
+    """A world that records the true age of each reading shown as current, and of each entry that looks current."""
 
     def __init__(self, **options: Any) -> None:
         self.oldest_seen = -math.inf  # true age in seconds
-        self.oldest_entry = -math.inf  # of those whose own date is of the last 15 minutes, likewise
-        self._seen: tuple[float, float] | None = None  # the true time of what is to be seen, and until when
+        self.oldest_entry = -math.inf  # the same, for entries dated within the last 15 minutes
+        self._seen: tuple[float, float] | None = None  # the true time of the reading shown, and until when it is shown
         super().__init__(**options)
 
     def _serve(self) -> None:
@@ -38,7 +38,7 @@ class Viewed(Watched):
         super().restart(broker=broker)
 
     def _view(self, *, ends: bool = False) -> None:
-        """Record what was to be seen until now, and what is from now on."""
+        """Record the reading shown until now, and the one shown from now on."""
         if self._seen is not None:
             true, until = self._seen
             self.oldest_seen = max(self.oldest_seen, BEGIN + min(self.clock.now(), until) - true)
@@ -54,7 +54,7 @@ class Viewed(Watched):
             self._seen = int(direction[1:]) / 1000, overview.fresh_until
 
     def sees(self) -> bool:
-        """Tell whether something is to be seen as current."""
+        """Return whether a reading is shown as current."""
         return self._seen is not None and self._seen[1] > self.clock.now()
 
 
@@ -67,7 +67,7 @@ def viewed() -> Iterator[Callable[..., Viewed]]:
 
 @pytest.mark.parametrize("minutes", [6, 20, 60])
 def test_a_phone_that_is_ahead(viewed: Callable[..., Viewed], minutes: int) -> None:
-    """Its false readings are neither shown nor among the entries, also when their stamps have passed."""
+    """Its false readings are neither shown nor among the entries, even after their stamps have passed."""
     world = viewed()
     world.live(HOUR)
     assert world.sees()
@@ -80,8 +80,8 @@ def test_a_phone_that_is_ahead(viewed: Callable[..., Viewed], minutes: int) -> N
     assert world.oldest_entry <= STALE_AFTER + TOLERANCE + 1
 
 
-def test_a_restart_without_a_broker_shows_what_comes_after_its_first_answer(viewed: Callable[..., Viewed]) -> None:
-    """Of the first answer nobody knows what is doubtful; so the value is there with the reading after it."""
+def test_a_restart_without_a_broker_shows_the_reading_after_its_first_answer(viewed: Callable[..., Viewed]) -> None:
+    """Nobody knows which readings of the first answer are doubtful, so the value appears with the next reading."""
     world = viewed()
     world.live(2 * HOUR)
     world.restart(broker=False)
@@ -98,8 +98,8 @@ def test_a_restart_without_a_broker_shows_what_comes_after_its_first_answer(view
     assert len(world.poller.seen()[0].readings) > 280
 
 
-def test_a_broker_that_comes_later_has_nothing_to_take_back(viewed: Callable[..., Viewed]) -> None:
-    """With a phone that was ahead and is off, a restart without a broker shows nothing, and with it nothing either."""
+def test_a_broker_that_comes_later_has_nothing_to_correct(viewed: Callable[..., Viewed]) -> None:
+    """If the phone was ahead and is off, a restart shows nothing, neither without the broker nor once it is back."""
     world = viewed()
     world.live(2 * HOUR)
     world.set_phone(HOUR)
@@ -128,7 +128,7 @@ STEPS = st.one_of(
 @settings(deadline=None, max_examples=15, database=None)
 @given(st.lists(STEPS, min_size=2, max_size=9))
 def test_whatever_happens(steps: list[tuple[str, int, bool]]) -> None:
-    """Whatever phone, broker and machine do, nothing is shown that is too old, and no entry looks newer than that."""
+    """Whatever phone, broker and machine do, no reading shown is too old, and no entry looks newer than it is."""
     world = Viewed()
     try:
         world.live(HOUR)

@@ -1,4 +1,4 @@
-"""Readings as Nightscout writes them, held against what its own server declares and sends."""
+"""Readings in Nightscout's format, compared with what its own server declares and sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dexcom2mqtt.web import nightscout
 from dexcom2mqtt.web.query import Query
 from tests.support.builders import NOON, account, reading
 
-# The types of Nightscout's lib/server/swagger.yaml, version 14.2.2, as far as a sensor's entry has them.
+# The types in Nightscout's lib/server/swagger.yaml, version 14.2.2, for a sensor's entry.
 SWAGGER_ENTRY: dict[str, Any] = {
     "type": str,
     "dateString": str,
@@ -21,7 +21,7 @@ SWAGGER_ENTRY: dict[str, Any] = {
     "direction": str,
 }
 SWAGGER_STATUS: dict[str, Any] = {"apiEnabled": bool, "name": str, "version": str, "settings": dict}
-# What its server sends beyond that, as clients read it.
+# The other keys that its server sends and clients read.
 SENT: dict[str, Any] = {
     "_id": str,
     "device": str,
@@ -41,7 +41,7 @@ def only(reading_: Reading) -> dict[str, Any]:
 
 
 def test_an_entry() -> None:
-    """It has the keys that its clients read, whatever the account's unit."""
+    """An entry has the keys that clients read, whatever the account's unit."""
     newest, older = nightscout.entries(TWO, Query(10))
     assert newest == {
         "_id": f"{NOON * 1000:024x}",
@@ -64,7 +64,7 @@ def test_an_entry() -> None:
 
 @pytest.mark.parametrize("reading_", [*TWO, reading(39, direction="None"), reading(401, direction="SomethingNew")])
 def test_the_types_are_those_that_nightscout_declares(reading_: Reading) -> None:
-    """No number is a text, no text null."""
+    """Numbers are not sent as text, and no text is null."""
     entry = only(reading_)
     assert entry.keys() == (SWAGGER_ENTRY | SENT).keys()
     assert all(isinstance(entry[key], kind) for key, kind in (SWAGGER_ENTRY | SENT).items())
@@ -83,13 +83,13 @@ def test_the_types_are_those_that_nightscout_declares(reading_: Reading) -> None
     ],
 )
 def test_directions(share: str, spelling: str, trend: int) -> None:
-    """Three are spelled in another way than Share spells them."""
+    """Three directions are spelled differently from Share."""
     entry = only(reading(direction=share))
     assert (entry["direction"], entry["trend"]) == (spelling, trend)
 
 
 def test_a_date_of_any_millisecond() -> None:
-    """Milliseconds stay, zeros included."""
+    """All three digits of the milliseconds are kept, including zeros."""
     assert only(Reading(100, "Flat", 1_700_000_000_007))["dateString"] == "2023-11-14T22:13:20.007Z"
 
 
@@ -107,14 +107,14 @@ def test_pebble(*, mmol: bool, sgv: str, change: float | str) -> None:
     }
 
 
-def test_a_change_that_is_not_known() -> None:
-    """It is 0, in mmol/L as a text without a sign."""
+def test_an_unknown_change() -> None:
+    """An unknown change is 0; in mmol/L it is a text without a sign."""
     assert nightscout.pebble(TWO[:1], Query(1), NOON, mmol=True)["bgs"][0]["bgdelta"] == "0.0"
 
 
 @pytest.mark.parametrize(("unit", "units"), [("mg/dL", "mg/dl"), ("mmol/L", "mmol")])
 def test_status(unit: Any, units: str) -> None:
-    """It says the unit as Nightscout does, the ranges in mg/dL, and whether a token is wanted."""
+    """The status has the unit as Nightscout writes it, the ranges in mg/dL, and whether a token is required."""
     status = nightscout.status(account(unit), "1.2.3", NOON + 0.5, needs_token=True)
     assert all(isinstance(status[key], kind) for key, kind in SWAGGER_STATUS.items())
     assert status["settings"] == {

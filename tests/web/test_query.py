@@ -1,4 +1,4 @@
-"""Which readings a client of Nightscout asks for."""
+"""Which readings a Nightscout client asks for."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ MS = NOON * 1000
 
 
 def dates(query: str, default: int = 10) -> list[float]:
-    """Return how many seconds before noon those were taken that a query chooses."""
+    """Return how many seconds before noon the readings requested by a query were taken."""
     return [(each.date - MS) / 1000 for each in wanted(parameters(query), default).of(DAY)]
 
 
@@ -32,7 +32,7 @@ def dates(query: str, default: int = 10) -> list[float]:
     ],
 )
 def test_how_many(query: str, count: int) -> None:
-    """The newest come first: as many as asked for, ten without a sensible number, and never more than a day has."""
+    """The newest come first: as many as asked for, ten without a sensible number, and at most those of a day."""
     assert dates(query) == [-300.0 * n for n in range(count)]
 
 
@@ -58,7 +58,7 @@ def test_how_many(query: str, count: int) -> None:
     ],
 )
 def test_from_when(query: str, expected: list[float]) -> None:
-    """Dates are compared as Unix milliseconds or ISO 8601, in UTC unless it says otherwise; nonsense is ignored."""
+    """Dates are Unix milliseconds or ISO 8601, in UTC unless they have an offset; nonsense is ignored."""
     assert dates(query) == expected
 
 
@@ -74,12 +74,12 @@ def test_from_when(query: str, expected: list[float]) -> None:
     ],
 )
 def test_of_which_type(query: str, *, any_left: bool) -> None:
-    """There is nothing here but what a sensor measured."""
+    """Only sensor readings exist, so other types give none."""
     assert bool(dates(query)) is any_left
 
 
 def test_a_query_has_few_parameters() -> None:
-    """What is too long to be a query is no work."""
+    """A query with too many parameters is refused."""
     with pytest.raises(QueryError):
         parameters("&" + "a=1&" * 60)
 
@@ -87,7 +87,7 @@ def test_a_query_has_few_parameters() -> None:
 @property_of
 @given(st.dictionaries(st.sampled_from(["count", "find[date][$gt]", "find[dateString][$lte]", "find[type]"]), any_text))
 def test_anything_can_be_asked(given_: dict[str, str]) -> None:
-    """Whatever the values are, what comes of them is a choice."""
+    """Any values of the parameters give a valid query."""
     assert isinstance(wanted(given_, 10), Query)
     assert len(wanted(given_, 10).of(DAY)) <= 288
 
@@ -95,7 +95,7 @@ def test_anything_can_be_asked(given_: dict[str, str]) -> None:
 @property_of
 @given(st.text())
 def test_any_text_is_a_query_or_too_long(query: str) -> None:
-    """Splitting raises nothing but its own error."""
+    """Splitting any text raises nothing except QueryError."""
     try:
         parameters(query)
     except QueryError:

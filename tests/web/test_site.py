@@ -1,4 +1,4 @@
-"""Every path, as a client sees it: what is answered, to whom, and that nothing breaks it."""
+"""Every path, as a client sees it: the answer, who gets it, and that no request breaks it."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ EVERY_PATH = ["/", "/api/accounts", "/health", "/pebble", *OF_NIGHTSCOUT, *EMPTY
 
 @pytest.fixture
 def shown() -> Shown:
-    """Return two people, with a day each."""
+    """Return two accounts with a day of readings each."""
     shown = Shown()
     shown.show("anna", *DAY)
     shown.show("ben", *DAY[:-1], reading(200))
     return shown
 
 
-# --- what is where -----------------------------------------------------------------------------------------
+# --- paths -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-def test_every_path_is_there(shown: Shown, path: str) -> None:
-    """Each is there for the first account, below each account's own address, and with a slash too many."""
+def test_every_path_answers(shown: Shown, path: str) -> None:
+    """Each path works for the first account, below each account's own address, and with a superfluous slash."""
     for address in (path, f"/anna{path}", f"/ben{path}", f"/{path}", f"{path}/"):
         assert shown.ask(address).status == 200, address
 
 
 @pytest.mark.parametrize("path", [*OF_NIGHTSCOUT, *EMPTY])
 def test_nightscouts_paths_may_end_in_json(shown: Shown, path: str) -> None:
-    """With .json and without it is the same, and always JSON."""
+    """The answer is the same with and without .json, and always JSON."""
     with_it, without = shown.ask(f"{path}.json"), shown.ask(path)
     assert with_it.headers["Content-Type"] == without.headers["Content-Type"] == "application/json; charset=utf-8"
     assert with_it.body == without.body
 
 
 @pytest.mark.parametrize("path", ["/x", "/cleo", "/anna/x", "/anna/ben/", "/api", "/api/v1", "/entries", "/page.html"])
-def test_other_paths_are_not(shown: Shown, path: str) -> None:
-    """What is not in the table is not found."""
+def test_other_paths_are_not_found(shown: Shown, path: str) -> None:
+    """A path that is not in the table is not found."""
     assert shown.ask(path).status == 404
 
 
 def test_an_accounts_address_leads_to_its_page(shown: Shown) -> None:
-    """Without its slash it is completed, relative to where it was asked for, with its query."""
+    """Without the final slash it redirects to a relative address with it, and keeps the query."""
     answer = shown.ask("/anna", "token=x")
     assert (answer.status, answer.headers["Location"]) == (302, "anna/?token=x")
     assert shown.ask("/anna").headers["Location"] == "anna/"
 
 
 def test_each_account_has_its_own_entries(shown: Shown) -> None:
-    """Two children are two addresses; without one it is the first, whatever the query says."""
+    """Two children have two addresses; without one, the first account is used, whatever the query says."""
     values = {path: shown.ask(f"{path}/api/v1/entries", "count=1").json[0]["sgv"] for path in ("", "/anna", "/ben")}
     assert values == {"": DAY[-1].mg_dl, "/anna": DAY[-1].mg_dl, "/ben": 200}
     assert shown.ask("/api/v1/entries", "account=ben&count=1").json[0]["sgv"] == DAY[-1].mg_dl
 
 
-def test_an_account_may_be_called_like_a_path() -> None:
-    """The table's own paths come first; below an account called like one, there is everything."""
+def test_an_account_may_have_the_name_of_a_path() -> None:
+    """The paths of the table have priority; below such an account, all paths work."""
     shown = Shown(keys=("api", "health"))
     shown.show("health", *DAY)
     assert shown.ask("/health").body == b"healthy\n"
@@ -97,19 +97,19 @@ def test_an_account_may_be_called_like_a_path() -> None:
     ],
 )
 def test_entries(shown: Shown, path: str, query: str, count: int) -> None:
-    """They are those that were asked for, newest first."""
+    """The requested entries are returned, newest first."""
     entries = shown.ask(path, query).json
     assert [entry["date"] for entry in entries] == [each.date for each in DAY[::-1][:count]]
 
 
 def test_pebble(shown: Shown) -> None:
-    """One reading, in the account's unit unless another is asked for."""
+    """It returns one reading, in the account's unit unless another is requested."""
     assert [each["sgv"] for each in shown.ask("/ben/pebble").json["bgs"]] == ["200"]
     assert shown.ask("/ben/pebble", "units=mmol&count=2").json["bgs"][0]["sgv"] == "11.1"
 
 
 def test_nothing_yet() -> None:
-    """Before the first reading every path answers, with nothing."""
+    """Before the first reading every path answers, without readings."""
     shown = Shown()
     assert [shown.ask(path).status for path in EVERY_PATH] == [200] * len(EVERY_PATH)
     assert shown.ask("/api/v1/entries").json == []
@@ -117,17 +117,17 @@ def test_nothing_yet() -> None:
 
 
 def test_health(shown: Shown) -> None:
-    """It is in the words of healthcheck, and in the code."""
+    """Health is reported in the words of healthcheck, and by the status code."""
     assert (shown.ask("/health").status, shown.ask("/health").body) == (200, b"healthy\n")
     shown.well = False
     assert (shown.ask("/health").status, shown.ask("/health").body) == (503, b"overdue: account anna\n")
 
 
-# --- what the page is made of ------------------------------------------------------------------------------
+# --- the page's data ----------------------------------------------------------------------------------------
 
 
 def test_accounts(shown: Shown) -> None:
-    """Each account has its newest reading, until when it is current, its day, and how it is doing."""
+    """Each account has its newest reading, until when that is current, its day, and its status."""
     anna, ben = shown.ask("/api/accounts").json["accounts"]
     assert (anna["key"], ben["key"]) == ("anna", "ben")
     assert (ben["state"]["value"], ben["state"]["range"], ben["unit"]) == (200, "high", "mg/dL")
@@ -140,8 +140,8 @@ def test_accounts(shown: Shown) -> None:
     assert [each["key"] for each in shown.ask("/ben/api/accounts").json["accounts"]] == ["ben"]
 
 
-def test_what_is_no_longer_current_is_not_told(shown: Shown) -> None:
-    """At the moment when it ends, every key of the reading is null but when it was taken, as on the broker."""
+def test_a_stale_reading_is_not_sent(shown: Shown) -> None:
+    """As soon as a reading is stale, all its keys are null except its time and unit, as on the broker."""
     shown.clock.at = 1600.0
     (anna,) = shown.ask("/anna/api/accounts").json["accounts"]
     assert anna["fresh_until"] is None
@@ -152,16 +152,16 @@ def test_what_is_no_longer_current_is_not_told(shown: Shown) -> None:
     }
 
 
-def test_of_very_many_accounts_the_days_are_left_out() -> None:
-    """Polling is not to notice that somebody looks at a thousand accounts at once; each has its own address."""
+def test_days_are_left_out_for_very_many_accounts() -> None:
+    """A look at a thousand accounts at once must not slow down polling; each account has its own address."""
     shown = Shown(keys=tuple(f"a{n}" for n in range(21)))
     shown.show("a0", *DAY)
     assert shown.ask("/api/accounts").json["accounts"][0]["readings"] == []
     assert len(shown.ask("/a0/api/accounts").json["accounts"][0]["readings"]) == 288
 
 
-def test_what_is_known_is_not_sent_again(shown: Shown) -> None:
-    """As long as nothing changes the answer is short, and tells the daemon's clock all the same."""
+def test_unchanged_data_is_not_sent_again(shown: Shown) -> None:
+    """If nothing has changed, the answer is short, but still has the daemon's clock."""
     first = shown.ask("/api/accounts")
     shown.clock.at = 1005.0
     again = shown.ask("/api/accounts", IF_NONE_MATCH=f'W/"x", {first.headers["ETag"]}')
@@ -180,7 +180,7 @@ def test_what_is_known_is_not_sent_again(shown: Shown) -> None:
 
 
 def test_another_process_has_other_etags(shown: Shown) -> None:
-    """What a daemon of before had sent is not taken for the same, for its clock may have been another."""
+    """Data from an earlier process does not count as unchanged, because its clock may have been different."""
     assert shown.ask("/api/accounts").headers["ETag"] != Shown().ask("/api/accounts").headers["ETag"]
 
 
@@ -188,8 +188,8 @@ def test_another_process_has_other_etags(shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("path", [*EVERY_PATH, "/anna/", "/anna/health", "/anna", "/x"])
-def test_everything_but_health_wants_the_token(path: str) -> None:
-    """Without it nothing is told, not even which accounts there are."""
+def test_everything_except_health_requires_the_token(path: str) -> None:
+    """Without the token nothing is revealed, not even which accounts exist."""
     shown = Shown(access=Access(TOKEN))
     answer = shown.ask(path)
     assert answer.status == (200 if path == "/health" else 401)
@@ -215,21 +215,21 @@ SHA1 = hashlib.sha1(TOKEN.encode(), usedforsecurity=False).hexdigest()
     ],
 )
 def test_the_token_may_come_in_many_ways(query: str, headers: dict[str, str]) -> None:
-    """Each client of Nightscout has its own."""
+    """Each Nightscout client sends it in its own way."""
     shown = Shown(access=Access(TOKEN))
     assert shown.ask("/api/v1/entries", query, **headers).status == 200
     assert shown.ask("/api/v1/status", query, **headers).json["settings"]["authDefaultRoles"] == "denied"
 
 
 @pytest.mark.parametrize("host", ["example.com", "evil.com:8017", ""])
-def test_a_name_that_is_not_of_this_machine(shown: Shown, host: str) -> None:
-    """It is refused on every path, since a page elsewhere may be behind it."""
+def test_a_name_of_another_machine(shown: Shown, host: str) -> None:
+    """It is refused on every path, because a foreign page may use it."""
     assert {shown.ask(path, HOST=host).status for path in EVERY_PATH} == {421}
 
 
 @pytest.mark.parametrize("path", [*EVERY_PATH, "/anna/", "/x"])
-def test_where_some_alone_may_ask(path: str) -> None:
-    """Others get nothing, not even how the daemon is, whatever name and token they give."""
+def test_if_only_some_peers_may_connect(path: str) -> None:
+    """Others get nothing, not even the daemon's health, whatever name and token they send."""
     shown = Shown(access=Access(TOKEN, None, frozenset({"172.30.32.2"})))
     answer = shown.ask(path, f"token={TOKEN}", X_FORWARDED_FOR="172.30.32.2", HOST="172.30.32.2")
     assert answer.status == 403
@@ -240,14 +240,14 @@ def test_where_some_alone_may_ask(path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "X"])
 def test_nothing_can_be_changed(shown: Shown, method: str) -> None:
-    """There is GET and HEAD, and nothing else."""
+    """Only GET and HEAD are allowed."""
     answer = shown.ask("/api/v1/entries", method=method)
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 def test_head_is_get_without_the_body(shown: Shown, path: str) -> None:
-    """The headers are the same."""
+    """HEAD returns the same headers as GET."""
     head, get = shown.ask(path, method="HEAD"), shown.ask(path)
     assert (head.status, head.body) == (200, b"")
     assert head.headers == get.headers
@@ -255,8 +255,8 @@ def test_head_is_get_without_the_body(shown: Shown, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*EVERY_PATH, "/x", "/anna"])
-def test_nobody_else_may_use_it(shown: Shown, path: str) -> None:
-    """No page of another origin may read or frame it, nothing keeps it, and its address is told to nobody."""
+def test_no_other_page_may_use_it(shown: Shown, path: str) -> None:
+    """No page of another origin may read or frame it, no cache stores it, and no referrer is sent."""
     headers = shown.ask(path).headers
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-store"
@@ -266,8 +266,8 @@ def test_nobody_else_may_use_it(shown: Shown, path: str) -> None:
     assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
-def test_the_page_may_run_nothing_but_itself(shown: Shown) -> None:
-    """Its policy names the hashes of its one script and its one style, and lets it speak to this server alone."""
+def test_the_page_runs_only_its_own_code(shown: Shown) -> None:
+    """Its policy has the hashes of its only script and style, and allows connections only to this server."""
     answer = shown.ask("/")
     policy = answer.headers["Content-Security-Policy"]
     for tag in ("script", "style"):
@@ -278,12 +278,12 @@ def test_the_page_may_run_nothing_but_itself(shown: Shown) -> None:
     assert "connect-src 'self'" in policy
 
 
-# --- that nothing breaks it --------------------------------------------------------------------------------
+# --- any request -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/api/v1/entries", "/api/accounts"])
-def test_a_bug_is_told_once_and_leaks_nothing(shown: Shown, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The browser learns that something went wrong, the log where; neither learns what was in it."""
+def test_a_bug_is_logged_once_and_leaks_nothing(shown: Shown, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The browser gets only that something went wrong, the log also where; neither gets the message of the error."""
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("CAN" + "ARY")
@@ -313,8 +313,8 @@ LATIN = st.text(st.characters(max_codepoint=255))
     st.dictionaries(HEADERS, LATIN | st.just("localhost"), max_size=4),
     st.sampled_from(["", TOKEN]),
 )
-def test_anything_may_come(path: str, query: str, headers: dict[str, str], token: str) -> None:
-    """Whatever is asked, the answer is one of a few, made without an error, and never holds the token."""
+def test_any_request_is_answered(path: str, query: str, headers: dict[str, str], token: str) -> None:
+    """Any request gets one of a few answers, without an error, and never the token."""
     shown = Shown(access=Access(token or None))
     shown.show("anna", *DAY[-5:])
     answer = shown.ask(path, query, **headers)
@@ -326,7 +326,7 @@ def test_anything_may_come(path: str, query: str, headers: dict[str, str], token
 @property_of
 @given(st.lists(st.tuples(st.integers(39, 401), st.integers(0, 86_400)), max_size=40, unique_by=lambda pair: pair[1]))
 def test_any_readings_can_be_written(values: list[tuple[int, int]]) -> None:
-    """Whatever a day holds, each path can write it, and it is in the order that was promised."""
+    """Each path can write any day of readings, in the promised order."""
     shown = Shown()
     day: list[Reading] = [reading(mg_dl, seconds=seconds - 86_400) for mg_dl, seconds in sorted(values, key=_second)]
     if day:
