@@ -1,4 +1,4 @@
-"""The form of Home Assistant's app becomes the daemon's configuration, or a problem by the form's names."""
+"""The form of Home Assistant's app becomes the daemon's configuration, or a problem with the form's names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(*accounts: dict[str, Any], **options: object) -> form.Form:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Settings]:
-    """Read as the daemon does what the form becomes."""
+    """Read the configuration made from the form, as the daemon does."""
 
     def load(filled_in: form.Form, broker: Broker | None = MOSQUITTO) -> Settings:
         file = tmp_path / "config.yaml"
@@ -54,11 +54,11 @@ def problems_of(*accounts: dict[str, Any]) -> tuple[str, ...]:
     return raised.value.problems
 
 
-# --- what becomes of it ------------------------------------------------------------------------------------
+# --- the configuration -------------------------------------------------------------------------------------
 
 
 def test_every_option_reaches_the_daemon(load: Callable[..., Settings]) -> None:
-    """Each field of the form is a key of the configuration, and what is empty is left to its default."""
+    """Each field of the form becomes a key of the configuration, and empty fields get their default."""
     anna = ANNA | {"low": 80, "high": 160, "key": "my_girl", "region": "ous", "unit": "mmol/L"}
     ben = BEN | {"key": "", "low": None}
     settings = load(read(anna, ben, stale_after=20, log_level="debug"))
@@ -88,13 +88,13 @@ def test_every_option_reaches_the_daemon(load: Callable[..., Settings]) -> None:
         ({"host": "", "port": None}, MOSQUITTO, ("core-mosquitto", 1883, "addons", "secret of the broker", False)),
     ],
 )
-def test_what_is_written_wins_over_the_supervisors_broker(
+def test_filled_in_values_beat_the_supervisors_broker(
     filled_in: dict[str, object],
     broker: Broker | None,
     expected: tuple[object, ...],
     load: Callable[..., Settings],
 ) -> None:
-    """A host of one's own stands alone, a user of one's own never gets another's password, and the rest is told."""
+    """A filled-in host is used alone, a filled-in user never gets another's password; the Supervisor gives the rest."""
     form = read(ANNA, mqtt=filled_in)
     assert form.names_a_broker is (broker is None)
     mqtt = load(form, broker).mqtt
@@ -104,14 +104,14 @@ def test_what_is_written_wins_over_the_supervisors_broker(
 
 @given(some.text(min_size=1, max_size=30))
 def test_every_text_arrives_as_it_was_filled_in(text: str) -> None:
-    """Whatever a password holds, the daemon gets just that, or tells that it cannot be."""
+    """The daemon gets any password unchanged."""
     written = read(ANNA | {"password": text}, mqtt={"host": "localhost"}).configuration(None)
     assert written.isascii()
     assert parse("config.yaml", written)["accounts"]["anna"]["password"] == text
 
 
-def test_the_page_is_for_the_home_network_and_for_who_knows_the_token(load: Callable[..., Settings]) -> None:
-    """The daemon listens in its container whatever is filled in, for the port under Network leads there."""
+def test_the_page_is_for_the_home_network_with_the_token(load: Callable[..., Settings]) -> None:
+    """The daemon always listens in its container, because the port under Network leads there."""
     for filled_in, token in (({"web_token": "Geheim42"}, "Geheim42"), ({"web_token": ""}, None), ({}, None)):
         web = load(read(ANNA, **filled_in)).web
         assert web
@@ -137,20 +137,20 @@ def test_the_page_is_for_the_home_network_and_for_who_knows_the_token(load: Call
         ("ANNA", "anna"),
     ],
 )
-def test_the_key_is_made_of_the_name(name: str, key: str) -> None:
-    """Accents go, and what is neither a letter nor a digit parts words: what is left the daemon takes for a key."""
+def test_the_key_is_made_from_the_name(name: str, key: str) -> None:
+    """Accents are removed, and other characters separate words: the daemon accepts the result as a key."""
     assert key_of({"name": name}) == key
     assert form.KEY.fullmatch(key)
 
 
-def test_a_key_is_what_the_daemon_takes_for_one() -> None:
-    """The pattern is the daemon's own."""
+def test_the_daemon_accepts_the_same_keys() -> None:
+    """The pattern is the same as the daemon's."""
     assert form.KEY.pattern == ACCOUNT_KEY
 
 
 @given(some.text(max_size=20))
-def test_a_key_of_any_name_is_usable_or_told(name: str) -> None:
-    """No name ends in a key that the daemon would not take."""
+def test_any_name_gives_a_usable_key_or_a_problem(name: str) -> None:
+    """No name gives a key that the daemon would not accept."""
     entry = ANNA | {"name": name}
     if form.KEY.fullmatch(key_of(entry)):
         assert list(read(entry).accounts) == [key_of(entry)]
@@ -162,12 +162,12 @@ def test_a_key_of_any_name_is_usable_or_told(name: str) -> None:
 
 
 def test_no_account_is_a_problem() -> None:
-    """A form that nobody has filled in yet says what to add."""
+    """The problem of an empty form says what to add."""
     assert ["add one" in problem for problem in problems_of()] == [True]
 
 
-def test_two_names_that_are_alike_are_both_named() -> None:
-    """The user learns which two accounts would be one, and what to fill in."""
+def test_two_names_with_the_same_key_are_both_named() -> None:
+    """The problem names both accounts, and says what to fill in."""
     (problem,) = problems_of(ANNA | {"name": "Zoë"}, BEN, ANNA | {"name": "ZOE", "username": "zoe"})
     assert problem.startswith('accounts, "ZOE": ')
     for piece in ("called zoe", 'accounts, "Zoë"', "another key for one of the two, such as zoe_2"):
@@ -176,7 +176,7 @@ def test_two_names_that_are_alike_are_both_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"name": "安娜"}, 'accounts, "安娜": no key can be made from this name; fill one in'),
         ({"name": "Bridge"}, 'accounts, "Bridge": no key can be made'),
@@ -190,44 +190,44 @@ def test_two_names_that_are_alike_are_both_named() -> None:
         ({"name": "A\nERROR forged", "low": 1}, 'accounts, "A?ERROR forged", low: '),
     ],
 )
-def test_a_problem_names_the_entry_and_its_field(changed: dict[str, object], told: str) -> None:
-    """It is told as the form has it, with what is allowed, in one line."""
+def test_a_problem_names_the_entry_and_its_field(changed: dict[str, object], expected: str) -> None:
+    """A problem uses the form's names, says what is allowed, and is one line."""
     (problem,) = problems_of(ANNA | changed)
-    assert problem.startswith(told)
+    assert problem.startswith(expected)
     assert problem.isprintable()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"accounts": [1]}', '{"accounts": 1}', '{"accounts": [], "mqtt": 1}'])
-def test_options_that_are_none_are_a_problem(text: str) -> None:
-    """What the Supervisor would never write is no traceback, either."""
+def test_malformed_options_are_a_problem(text: str) -> None:
+    """Options that the Supervisor would never write cause no traceback."""
     with pytest.raises(FormError):
         form.read(text)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"username": "anna@example.com "}, 'accounts, "Anna", username: found a value (hidden'),
         ({"password": "PASSWORD"}, 'accounts, "Anna", password: found a value (hidden'),
         ({"region": "mars"}, "accounts, \"Anna\", region: found 'mars'; allowed: us, ous, jp"),
     ],
 )
-def test_the_daemons_problems_are_told_by_the_forms_names(
-    changed: dict[str, str], told: str, load: Callable[..., Settings]
+def test_the_daemons_problems_have_the_forms_names(
+    changed: dict[str, str], expected: str, load: Callable[..., Settings]
 ) -> None:
-    """What the daemon alone can tell names the entry and its field, and no file that the user has never seen."""
+    """The daemon's problems name the entry and its field, and not a file that the user has never seen."""
     filled_in = read(ANNA | changed)
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
     (problem,) = raised.value.problems
     line = filled_in.reworded(problem)
     assert line
-    assert line.startswith(told)
+    assert line.startswith(expected)
     assert "config.yaml" not in line
 
 
-def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[..., Settings]) -> None:
-    """What was filled in is not shown."""
+def test_an_invalid_token_is_reported_by_the_forms_name(load: Callable[..., Settings]) -> None:
+    """The value is not shown."""
     filled_in = read(ANNA, web_token="two words")
     with pytest.raises(ConfigError) as raised:
         load(filled_in)
@@ -238,22 +238,22 @@ def test_a_token_that_cannot_be_one_is_told_by_the_forms_name(load: Callable[...
     assert "two words" not in line
 
 
-def test_what_the_daemon_says_of_other_things_stays() -> None:
-    """Lines of the log pass as they are."""
+def test_other_lines_of_the_daemon_are_unchanged() -> None:
+    """Lines of the log that name nothing of the form stay unchanged."""
     for line in ("INFO    anna: 85 mg/dL →", "accounts.carla.region: x", "reads accountsXanna.y", ""):
         assert read(ANNA).reworded(line) == line
 
 
-def test_the_way_to_the_supervisors_broker_is_no_trouble(load: Callable[..., Settings]) -> None:
-    """The warning of a broker without TLS is for one on another machine, without a remedy that the form has not."""
+def test_the_supervisors_broker_causes_no_warning(load: Callable[..., Settings]) -> None:
+    """Only a broker on another machine causes the warning about TLS, without its remedy, which the form lacks."""
     own = read(ANNA, mqtt={"host": "10.0.0.3"}, web_token="x")
     (warning,) = load(own).warnings
     assert own.reworded(warning) == warning.partition(";")[0]
     assert read(ANNA).reworded(load(read(ANNA)).warnings[0]) is None
 
 
-def test_a_page_without_a_token_is_told_as_what_it_is_here(load: Callable[..., Settings]) -> None:
-    """Nobody reaches the port before it is opened, so it is no warning; and web_token is what to fill in."""
+def test_a_page_without_a_token_is_not_a_warning(load: Callable[..., Settings]) -> None:
+    """Nobody can reach the port until it is opened, so the line is only information; it names web_token."""
     _, warning = load(read(ANNA)).warnings
     line = read(ANNA).reworded(f"2026-01-01 00:00:00,000 WARNING {warning}")
     assert line
@@ -262,18 +262,18 @@ def test_a_page_without_a_token_is_told_as_what_it_is_here(load: Callable[..., S
     assert "WARNING" not in line
 
 
-def test_where_the_daemon_listens_is_no_news() -> None:
-    """It is within the container, so it would say nothing of who can open the page; that it cannot listen is told."""
+def test_where_the_daemon_listens_is_not_logged() -> None:
+    """The address is that of the container, so it would mislead; but an error in listening is logged."""
     assert read(ANNA).reworded("2026-01-01 00:00:00,000 INFO    web: listening at 0.0.0.0 port 8017") is None
     trouble = "2026-01-01 00:00:00,000 ERROR   web: cannot listen at 0.0.0.0 port 8017 (Address already in use)"
     assert read(ANNA).reworded(trouble) == trouble
 
 
-# --- the house ---------------------------------------------------------------------------------------------
+# --- libraries ---------------------------------------------------------------------------------------------
 
 
-def test_the_starter_takes_no_library() -> None:
-    """It runs before and beside the daemon, with Python's own modules alone."""
+def test_the_starter_uses_no_library() -> None:
+    """The starter imports only Python's standard library."""
     modules = sorted(Path(starter.__file__).parent.glob("*.py"))
     assert len(modules) > 4
     for module in modules:

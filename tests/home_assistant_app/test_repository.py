@@ -1,4 +1,4 @@
-"""The repository with the app for Home Assistant: what the script writes, held against the Supervisor's rules."""
+"""The repository with the app for Home Assistant: the script's output, checked against the Supervisor's rules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Let the script write one."""
+    """Return a repository written by the script."""
     folder = tmp_path_factory.mktemp("written") / "repository"
     ran = script(folder)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -50,11 +50,11 @@ def config_of(repository: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((repository / "dexcom2mqtt" / "config.yaml").read_text(encoding="utf-8")))
 
 
-# --- what is written ---------------------------------------------------------------------------------------
+# --- the files ---------------------------------------------------------------------------------------------
 
 
 def test_it_is_complete(repository: Path) -> None:
-    """It has each file that the Supervisor shows or builds from, and no other."""
+    """It has exactly the files that the Supervisor shows or builds from."""
     starter = {f"starter/{file.name}" for file in (TEMPLATES / "starter").glob("*.py")}
     shown = {"DOCS.md", "README.md", "CHANGELOG.md", "icon.png", "logo.png", "translations/en.yaml"}
     app = {"config.yaml", "Dockerfile", "apparmor.txt", WHEEL, *shown, *starter}
@@ -62,8 +62,8 @@ def test_it_is_complete(repository: Path) -> None:
     assert files == {"repository.yaml", *(f"dexcom2mqtt/{name}" for name in app)}
 
 
-def test_it_is_of_this_version(repository: Path) -> None:
-    """The version is that of the package, wherever one stands, and nothing is left to fill in."""
+def test_it_has_this_version(repository: Path) -> None:
+    """Each version in it is that of the package, and no placeholder is left."""
     assert config_of(repository)["version"] == VERSION
     app = repository / "dexcom2mqtt"
     assert f"BUILD_VERSION={VERSION}" in (app / "Dockerfile").read_text(encoding="utf-8")
@@ -74,14 +74,14 @@ def test_it_is_of_this_version(repository: Path) -> None:
 
 
 def test_the_package_in_it_is_this_one(repository: Path) -> None:
-    """The wheel has the daemon, and not what stands beside it in the app."""
+    """The wheel has the daemon, and nothing of the app."""
     names = zipfile.ZipFile(repository / "dexcom2mqtt" / WHEEL).namelist()
     assert "dexcom2mqtt/cli.py" in names
     assert not [name for name in names if "starter" in name]
 
 
 def test_home_assistant_finds_one_app(repository: Path) -> None:
-    """Of all files in it one is taken for an app, and of the templates here none."""
+    """Home Assistant treats one file in it as an app, and none of the templates here."""
 
     def found(folder: Path) -> list[str]:
         files = (file.relative_to(folder).as_posix() for file in folder.rglob("*"))
@@ -92,8 +92,8 @@ def test_home_assistant_finds_one_app(repository: Path) -> None:
     assert not (ROOT / "repository.yaml").exists()
 
 
-def test_the_repository_is_named(repository: Path) -> None:
-    """The name is a must; a link needs a place where this is published."""
+def test_the_repository_has_a_name(repository: Path) -> None:
+    """The repository has a name, which is required, and no unknown keys."""
     named = yaml.safe_load((repository / "repository.yaml").read_text(encoding="utf-8"))
     assert named.keys() <= {"name", "url", "maintainer"}
     assert named["name"]
@@ -101,7 +101,7 @@ def test_the_repository_is_named(repository: Path) -> None:
 
 @pytest.mark.parametrize(("name", "width", "height"), [("icon.png", 128, 128), ("logo.png", 250, 100)])
 def test_the_pictures(repository: Path, name: str, width: int, height: int) -> None:
-    """Each is a small PNG of the size that Home Assistant asks for, and has something on it."""
+    """Each is a small PNG of the size that Home Assistant requires, and is not blank."""
     content = (repository / "dexcom2mqtt" / name).read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     chunks, rest = {}, content[8:]
@@ -120,13 +120,13 @@ def test_the_pictures(repository: Path, name: str, width: int, height: int) -> N
 # --- the Supervisor's rules --------------------------------------------------------------------------------
 
 
-def test_config_keeps_the_rules(repository: Path) -> None:
-    """No rule of the Supervisor or the linter is broken."""
+def test_config_follows_the_rules(repository: Path) -> None:
+    """The configuration breaks no rule of the Supervisor or the linter."""
     assert list(rules.broken_by(config_of(repository))) == []
 
 
-def test_config_says_what_was_promised(repository: Path) -> None:
-    """Architectures, the oldest Home Assistant, the broker, and a form with the accounts as a list."""
+def test_config_is_as_promised(repository: Path) -> None:
+    """It has the architectures, the oldest Home Assistant, the broker, and a form with a list of accounts."""
     config = config_of(repository)
     assert sorted(config["arch"]) == ["aarch64", "amd64"]
     assert (config["homeassistant"], config["services"]) == ("2025.10.0", ["mqtt:want"])
@@ -145,8 +145,8 @@ def test_the_page_is_in_the_sidebar(repository: Path) -> None:
     assert config["ports"] == {f"{form.WEB['port']}/tcp": None}
 
 
-def test_the_form_takes_what_is_filled_in(repository: Path) -> None:
-    """The usual entry is valid, and so is every field; what the daemon would not take is refused on saving."""
+def test_the_form_accepts_valid_entries(repository: Path) -> None:
+    """The usual entry is valid, and so is every field; values that the daemon would reject cannot be saved."""
     schema = config_of(repository)["schema"]
     full = ANNA | {"low": 80, "high": 200, "key": "anna"}
     mqtt = {"host": "10.0.0.3", "port": 1884, "username": "me", "password": "mine"}
@@ -161,7 +161,7 @@ def test_the_form_takes_what_is_filled_in(repository: Path) -> None:
 
 
 def test_every_option_is_explained(repository: Path) -> None:
-    """Each field of the form has a name and a description, and no other is explained."""
+    """Each field of the form has a name and a description, and there are no others."""
     file = repository / "dexcom2mqtt" / "translations" / "en.yaml"
     translations = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert translations.keys() == {"configuration", "network"}
@@ -193,13 +193,13 @@ def test_every_option_is_explained(repository: Path) -> None:
         ({"schema": {"a": "str?"}, "options": {"a": None}}, "options.a: not str?"),
     ],
 )
-def test_a_rule_that_is_broken_is_found(changed: dict[str, object], broken: str, repository: Path) -> None:
-    """Each rule finds what breaks it."""
+def test_a_broken_rule_is_found(changed: dict[str, object], broken: str, repository: Path) -> None:
+    """Each rule reports a configuration that breaks it."""
     assert list(rules.broken_by(config_of(repository) | changed)) == [broken]
 
 
 def test_the_profile(repository: Path, tmp_path: Path) -> None:
-    """There is one AppArmor profile, by the name of the app, and AppArmor's own parser takes it."""
+    """There is one AppArmor profile, named after the app, and AppArmor's own parser accepts it."""
     file = repository / "dexcom2mqtt" / "apparmor.txt"
     assert rules.PROFILE.findall(file.read_text(encoding="utf-8")) == ["dexcom2mqtt"]
     parser = shutil.which("apparmor_parser", path="/usr/sbin:/sbin")
@@ -212,8 +212,8 @@ def test_the_profile(repository: Path, tmp_path: Path) -> None:
     assert b"rror" not in codes[0].stderr
 
 
-def test_the_image_is_made_of_the_folder(repository: Path) -> None:
-    """What is copied into it lies in the folder, the base is named, and so is the health check."""
+def test_the_image_is_built_from_the_folder(repository: Path) -> None:
+    """The Dockerfile copies only files of the folder, and names the base image and the health check."""
     text = (repository / "dexcom2mqtt" / "Dockerfile").read_text(encoding="utf-8")
     copied = re.findall(r"(?m)^COPY (?!--from)(\S+) ", text)
     assert all(list((repository / "dexcom2mqtt").glob(pattern)) for pattern in copied)
@@ -229,7 +229,7 @@ def test_the_image_is_made_of_the_folder(repository: Path) -> None:
 
 
 def test_the_documentation_has_every_option(repository: Path) -> None:
-    """Each option is named as the schema has it, by the name that the form shows."""
+    """Each option of the schema is documented, with the name that the form shows."""
     text = (repository / "dexcom2mqtt" / "DOCS.md").read_text(encoding="utf-8")
     schema = config_of(repository)["schema"]
     translations = yaml.safe_load((TEMPLATES / "translations" / "en.yaml").read_text(encoding="utf-8"))["configuration"]
@@ -241,8 +241,8 @@ def test_the_documentation_has_every_option(repository: Path) -> None:
         assert f"**{translations[key]['name']}** (`{key}`)" in text
 
 
-def test_the_documentation_quotes_what_is_said(repository: Path) -> None:
-    """Each message that it explains is one of the starter's or the daemon's; and all of the starter's warnings are."""
+def test_the_documentation_quotes_the_messages(repository: Path) -> None:
+    """Each message it explains is the starter's or the daemon's, and all of the starter's warnings are explained."""
     text = (repository / "dexcom2mqtt" / "DOCS.md").read_text(encoding="utf-8")
     quotes = [codes_in(cells[0])[0] for cells in rows_of(section_of(text, "## If something is wrong"))]
     starter = "".join(file.read_text(encoding="utf-8") for file in (TEMPLATES / "starter").glob("*.py"))
@@ -253,8 +253,8 @@ def test_the_documentation_quotes_what_is_said(repository: Path) -> None:
     assert [words for words in map("".join, said) if not any(quote in words for quote in quotes)] == []
 
 
-def test_the_documentation_leads_nowhere_else() -> None:
-    """It is read within Home Assistant, where no other file of the project is."""
+def test_the_documentation_has_no_links() -> None:
+    """It is read within Home Assistant, without the other files of the project."""
     assert links_of((TEMPLATES / "DOCS.md").read_text(encoding="utf-8")) == []
     assert links_of((TEMPLATES / "README.md").read_text(encoding="utf-8")) == []
 
@@ -265,8 +265,8 @@ def test_the_documentation_leads_nowhere_else() -> None:
 @pytest.mark.parametrize(
     "image", ["registry.example.com/you/dexcom2mqtt", "you/dexcom2mqtt", "localhost:5000/{arch}-dexcom2mqtt"]
 )
-def test_a_published_image_is_named(image: str, repository: Path, tmp_path: Path) -> None:
-    """With --image the store fetches it; all else is the same."""
+def test_a_published_image_can_be_named(image: str, repository: Path, tmp_path: Path) -> None:
+    """With --image the configuration names the image; everything else stays the same."""
     folder = tmp_path / "repository"
     assert script(folder, "--image", image).returncode == 0
     assert config_of(folder) == config_of(repository) | {"image": image}
@@ -277,16 +277,16 @@ def test_a_published_image_is_named(image: str, repository: Path, tmp_path: Path
     "image",
     ["registry.example.com/you/x:1", "registry.example.com/You/x", "REGISTRY.example.com/you/x", "", "a b", "x/", "/x"],
 )
-def test_an_image_that_cannot_be_is_refused(image: str, tmp_path: Path) -> None:
-    """What Home Assistant would refuse is told before anything is written."""
+def test_an_invalid_image_name_is_refused(image: str, tmp_path: Path) -> None:
+    """A name that Home Assistant would refuse is reported before anything is written."""
     ran = script(tmp_path / "repository", "--image", image)
     assert ran.returncode == 2
     assert "must look like registry.example.com/you/dexcom2mqtt: lowercase, without a tag" in ran.stderr
     assert not (tmp_path / "repository").exists()
 
 
-def test_it_writes_over_its_own(repository: Path, tmp_path: Path) -> None:
-    """A repository of an older version becomes one of this, with its history, and without the older package."""
+def test_it_overwrites_its_own_files(repository: Path, tmp_path: Path) -> None:
+    """It updates a repository of an older version, keeps the Git history, and removes the older package."""
     folder = tmp_path / "repository"
     shutil.copytree(repository, folder)
     (folder / ".git").mkdir()
@@ -300,8 +300,8 @@ def test_it_writes_over_its_own(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "dexcom2mqtt/pyproject.toml", "dexcom2mqtt/starter/my.txt"])
-def test_it_writes_over_nothing_else(name: str, tmp_path: Path) -> None:
-    """A folder with anything else in it, such as a clone, stays as it is."""
+def test_it_overwrites_nothing_else(name: str, tmp_path: Path) -> None:
+    """A folder with any other files, such as a clone, stays unchanged."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
     ran = script(tmp_path)
@@ -310,25 +310,25 @@ def test_it_writes_over_nothing_else(name: str, tmp_path: Path) -> None:
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / name]
 
 
-def test_it_writes_into_no_file(tmp_path: Path) -> None:
-    """A file in the place of the folder is named."""
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    """If the folder is a file, the error says so."""
     (tmp_path / "file").touch()
     ran = script(tmp_path / "file")
     assert (ran.returncode, ran.stderr) == (1, f"home-assistant-app: {tmp_path}/file is a file; name a folder\n")
 
 
-def test_a_package_that_cannot_be_built_is_told(
+def test_a_failed_build_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where pip fails, its last words are told, and nothing is written."""
+    """If pip fails, its last line is reported, and nothing is written."""
     monkeypatch.setattr(write, "ROOT", tmp_path / "nothing")
     assert write.main([str(tmp_path / "repository")]) == 1
     assert "home-assistant-app: the package cannot be built: " in capsys.readouterr().err
     assert not (tmp_path / "repository").exists()
 
 
-def test_it_needs_nothing_but_python() -> None:
-    """What writes it takes no library, as it runs where nothing is installed."""
+def test_it_needs_only_python() -> None:
+    """The script imports only the standard library, because it runs on systems with nothing installed."""
     for file in (TEMPLATES / "write.py", TEMPLATES / "pictures.py"):
         used = set(re.findall(r"(?m)^(?:import|from) (\w+)", file.read_text(encoding="utf-8")))
         assert used <= {*sys.stdlib_module_names, "pictures"}

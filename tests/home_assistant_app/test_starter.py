@@ -1,6 +1,6 @@
 """The starter of Home Assistant's app, as a real process: with a stub of the Supervisor, a real broker and real HTTP.
 
-It is run as root, as in the app, where the daemon that it starts becomes somebody else.
+As root, as in the app, it starts the daemon as another user.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OTHER_LOGIN = ("addons", "another secret of the broker")
 
 @dataclass
 class App:
-    """The app of one test: what was filled in, the Supervisor, the Share service, and the starter if it runs."""
+    """The app of one test: the filled-in form, the Supervisor, the Share service, and the starter if it runs."""
 
     folder: Path
     supervisor: Supervisor
@@ -51,7 +51,7 @@ class App:
     """The port of the page."""
     ingress: int = field(default_factory=free_port)
     asks: str = "172.30.32.2"
-    """From where ingress comes."""
+    """The address from which ingress connects."""
 
     def start(self, *accounts: Mapping[str, object], every: float = 0.1, seconds: float = 10.0, **more: Any) -> Process:
         """Fill in the form, and start the starter; an entry without a key of its own has Share's address."""
@@ -97,7 +97,7 @@ def app(tmp_path: Path, stack: ExitStack) -> Iterator[App]:
 
 @pytest.fixture
 def closed_broker(tmp_path: Path, start_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
-    """Return a broker that lets in ``LOGIN`` alone."""
+    """Return a broker that accepts only ``LOGIN``."""
     _let_in(tmp_path / "passwords", LOGIN)
     return start_mosquitto("allow_anonymous false", f"password_file {tmp_path / 'passwords'}")
 
@@ -130,11 +130,11 @@ def _no_secret(process: Process) -> None:
         assert secret not in process.text()
 
 
-# --- all is well -------------------------------------------------------------------------------------------
+# --- readings ----------------------------------------------------------------------------------------------
 
 
 def test_readings_arrive_at_the_supervisors_broker(app: App, closed_broker: Mosquitto) -> None:
-    """With the credentials of the Supervisor and of the form the readings of both are there; a stop ends all with 0."""
+    """The readings of both arrive, with the credentials from the Supervisor and the form; a stop exits with 0."""
     app.supervisor.answer = stub.broker(closed_broker.port, *LOGIN)
     process = app.start(FORM, BENS | {"key": "my_boy"})
     _readings_arrive(closed_broker.port, "anna", "my_boy", login=LOGIN)
@@ -149,7 +149,7 @@ def test_readings_arrive_at_the_supervisors_broker(app: App, closed_broker: Mosq
 
 
 def test_every_option_reaches_the_broker(app: App, mosquitto: Mosquitto) -> None:
-    """Unit, limits, key and the rest are seen in what is published, and a broker of one's own is used unasked."""
+    """The published messages show unit, limits, key and the rest; a filled-in broker is used without asking."""
     entry = FORM | {"name": "Anna Marie", "key": "girl", "unit": "mmol/L", "low": 56, "high": 57}
     mqtt = {"host": "127.0.0.1", "port": mosquitto.port, "username": "me", "password": "mine"}
     process = app.start(entry, mqtt=mqtt, stale_after=20, log_level="error")
@@ -168,14 +168,14 @@ def test_every_option_reaches_the_broker(app: App, mosquitto: Mosquitto) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_the_daemon_has_no_rights_and_no_token(app: App, mosquitto: Mosquitto) -> None:
-    """It is 65532 without groups, capabilities or a way to them; its environment and files hold nothing of root's."""
+    """It is user 65532 without groups or capabilities, and its environment and command line have no secrets."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     process = app.start(FORM)
     _readings_arrive(mosquitto.port, "anna")
     pid = _ours(process)
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines())
     assert status["Name"].strip() == "dexcom2mqtt"
-    if can_become_another():  # else the end-to-end part alone shows it
+    if can_become_another():  # otherwise only the end-to-end part tests it
         assert {*status["Uid"].split(), *status["Gid"].split()} == {"65532"}
         assert status["Groups"].split() == []
         assert {int(status[f"Cap{of}"], 16) for of in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
@@ -193,7 +193,7 @@ def test_the_daemon_has_no_rights_and_no_token(app: App, mosquitto: Mosquitto) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_while_there_is_no_broker(app: App, number: signal.Signals) -> None:
-    """It ends at once and with 0, also while an answer of the Supervisor is awaited."""
+    """It exits with 0 at once, even while it waits for an answer of the Supervisor."""
     app.supervisor.answer = Answer(200, late=30.0)
     process = app.start(FORM)
     eventually(lambda: app.supervisor.asked)
@@ -206,8 +206,8 @@ def test_a_stop_while_there_is_no_broker(app: App, number: signal.Signals) -> No
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def test_the_page_at_its_own_port_wants_the_token(app: App, mosquitto: Mosquitto) -> None:
-    """What was filled in as web_token lets in; and neither line of the log says where it listens."""
+def test_the_page_on_its_own_port_requires_the_token(app: App, mosquitto: Mosquitto) -> None:
+    """The filled-in web_token lets a client in, and the log does not say where the daemon listens."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     process = app.start(FORM, web_token="Geheim42")
     _readings_arrive(mosquitto.port, "anna")
@@ -218,8 +218,8 @@ def test_the_page_at_its_own_port_wants_the_token(app: App, mosquitto: Mosquitto
     assert "Geheim42" not in process.text()
 
 
-def test_ingress_is_for_the_supervisor_alone(app: App, mosquitto: Mosquitto) -> None:
-    """Whoever else reaches it is refused on every path, whatever they say of themselves and whatever they know."""
+def test_ingress_is_only_for_the_supervisor(app: App, mosquitto: Mosquitto) -> None:
+    """Others are refused on every path, whatever headers and token they send."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     app.start(FORM, web_token="Geheim42")
     eventually(lambda: answers(app.web))
@@ -229,8 +229,8 @@ def test_ingress_is_for_the_supervisor_alone(app: App, mosquitto: Mosquitto) -> 
     assert get(app.ingress, "/", Host="172.30.32.2").status == 403
 
 
-def test_ingress_wants_no_token_and_no_name(app: App, mosquitto: Mosquitto) -> None:
-    """Home Assistant has asked who it is, and is called by any name; what is there is the page with its readings."""
+def test_ingress_requires_no_token_and_no_name(app: App, mosquitto: Mosquitto) -> None:
+    """Home Assistant has checked the user and may have any name, so ingress serves the page with its readings."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     app.asks = "127.0.0.1"
     app.start(FORM, BENS, web_token="Geheim42")
@@ -268,7 +268,7 @@ def test_ingress_wants_no_token_and_no_name(app: App, mosquitto: Mosquitto) -> N
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_it_waits_for_a_broker(app: App, answer: Answer, words: str, mosquitto: Mosquitto) -> None:
-    """Whatever the Supervisor answers first, it asks again, says so once, and the daemon starts when there is one."""
+    """Whatever the Supervisor answers first, it keeps asking, logs that once, and starts the daemon with a broker."""
     app.supervisor.answer = answer
     process = app.start(FORM, seconds=0.3)
     _said(process, words)
@@ -282,8 +282,8 @@ def test_it_waits_for_a_broker(app: App, answer: Answer, words: str, mosquitto: 
     _no_secret(process)
 
 
-def test_it_waits_for_a_supervisor_that_is_late(app: App, mosquitto: Mosquitto) -> None:
-    """While nobody listens there, it asks again."""
+def test_it_waits_for_the_supervisor_to_start(app: App, mosquitto: Mosquitto) -> None:
+    """While the Supervisor is not listening, it keeps asking."""
     port = app.supervisor.port
     app.supervisor.close()
     process = app.start(FORM)
@@ -292,8 +292,8 @@ def test_it_waits_for_a_supervisor_that_is_late(app: App, mosquitto: Mosquitto) 
     _readings_arrive(mosquitto.port, "anna")
 
 
-def test_other_credentials_start_the_daemon_anew(app: App, closed_broker: Mosquitto, tmp_path: Path) -> None:
-    """A broker that got new credentials refuses the old ones until the Supervisor has told the new ones."""
+def test_new_credentials_restart_the_daemon(app: App, closed_broker: Mosquitto, tmp_path: Path) -> None:
+    """A broker with new credentials refuses the daemon until the Supervisor reports the new ones."""
     app.supervisor.answer = stub.broker(closed_broker.port, *LOGIN)
     process = app.start(FORM)
     _readings_arrive(closed_broker.port, "anna", login=LOGIN)
@@ -312,7 +312,7 @@ def test_other_credentials_start_the_daemon_anew(app: App, closed_broker: Mosqui
 
 
 def test_a_broker_that_is_gone_for_a_while_stops_nothing(app: App, mosquitto: Mosquitto) -> None:
-    """The Mosquitto app takes its word back whenever it starts anew: the daemon stays, and nothing is said."""
+    """The Mosquitto app withdraws its broker while it restarts: the daemon keeps running, and nothing is logged."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     process = app.start(FORM)
     _readings_arrive(mosquitto.port, "anna")
@@ -325,18 +325,18 @@ def test_a_broker_that_is_gone_for_a_while_stops_nothing(app: App, mosquitto: Mo
     assert process.text() == said
 
 
-def test_a_user_of_ones_own_wins(app: App, closed_broker: Mosquitto) -> None:
-    """Who fills in a user name alone has it at the Supervisor's broker, without another's password."""
+def test_a_filled_in_user_name_wins(app: App, closed_broker: Mosquitto) -> None:
+    """A filled-in user name is used at the Supervisor's broker, without the Supervisor's password."""
     app.supervisor.answer = stub.broker(closed_broker.port, "somebody", "else")
     app.start(FORM, mqtt=dict(zip(("username", "password"), LOGIN, strict=True)))
     _readings_arrive(closed_broker.port, "anna", login=LOGIN)
 
 
-# --- its end -----------------------------------------------------------------------------------------------
+# --- the end -----------------------------------------------------------------------------------------------
 
 
 def test_problems_end_it_with_78(app: App) -> None:
-    """What the form has wrong is told by the form's names, with what to do, before anything is asked."""
+    """Problems of the form are reported with its names and what to do, before the Supervisor is asked."""
     process = app.start(FORM | {"low": 3}, BENS | {"name": "Anna"})
     assert process.wait() == 78
     text = process.text()
@@ -348,7 +348,7 @@ def test_problems_end_it_with_78(app: App) -> None:
 
 
 def test_the_daemons_problems_end_it_with_78(app: App, mosquitto: Mosquitto) -> None:
-    """What only the daemon knows to be wrong is told by the form's names, too."""
+    """Problems that only the daemon finds are reported with the form's names, too."""
     mqtt = {"host": "127.0.0.1", "port": mosquitto.port}
     process = app.start(FORM | {"username": " anna@example.com"}, mqtt=mqtt)
     assert process.wait() == 78
@@ -358,14 +358,14 @@ def test_the_daemons_problems_end_it_with_78(app: App, mosquitto: Mosquitto) -> 
     _no_secret(process)
 
 
-def test_a_warning_is_told_by_the_forms_names(app: App, mosquitto: Mosquitto) -> None:
-    """A password that may have been mangled is named as the form has it."""
+def test_a_warning_has_the_forms_names(app: App, mosquitto: Mosquitto) -> None:
+    """The warning of a password that may have been mangled names the field of the form."""
     process = app.start(FORM | {"password": " blank"}, mqtt={"host": "127.0.0.1", "port": mosquitto.port})
     _said(process, 'accounts, "Anna", password: the password')
 
 
 def test_a_daemon_that_is_killed_ends_it(app: App, mosquitto: Mosquitto) -> None:
-    """The app ends with the code of the daemon, and says what brings it back."""
+    """The app ends with the daemon's exit code, and says how to have it restarted."""
     app.supervisor.answer = stub.broker(mosquitto.port)
     process = app.start(FORM)
     _readings_arrive(mosquitto.port, "anna")
@@ -375,7 +375,7 @@ def test_a_daemon_that_is_killed_ends_it(app: App, mosquitto: Mosquitto) -> None
 
 
 def test_without_options_it_says_where_it_belongs(app: App) -> None:
-    """An image that is started without Home Assistant says so."""
+    """Without Home Assistant, the image says that it needs it."""
     app.folder.joinpath("options.json").mkdir()
     environ = {"STUB": "1", "OPTIONS": str(app.folder / "none"), "HANDED": "/nowhere", "EVERY": "1", "SECONDS": "1"}
     environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'home-assistant-app'}"
@@ -385,8 +385,8 @@ def test_without_options_it_says_where_it_belongs(app: App) -> None:
     assert "cannot be read; this image runs only as an app in Home Assistant" in process.text()
 
 
-def test_a_broker_that_is_not_there_is_the_daemons_business(app: App) -> None:
-    """The daemon copes with it, as ever: it is started, and keeps trying."""
+def test_the_daemon_starts_without_a_running_broker(app: App) -> None:
+    """If the broker cannot be reached, the daemon starts anyway and keeps trying."""
     app.supervisor.answer = stub.broker(free_port())
     process = app.start(FORM)
     _said(process, "127.0.0.1:")
