@@ -100,7 +100,7 @@ class Site:
         """Answer a request, whatever happens."""
         try:
             answer = self._answer(environ)
-        except Exception as error:  # noqa: BLE001  # only this browser is affected, and is told
+        except Exception as error:  # noqa: BLE001  # only this browser is affected, and gets an answer
             answer = self._fail(error)
         headers = {**_ALWAYS, "Content-Type": answer.kind, "Content-Length": str(len(answer.body)), **answer.headers}
         start_response(f"{answer.status} {_REASONS[answer.status]}", list(headers.items()))

@@ -54,7 +54,7 @@ class App:
     """The address from which ingress connects."""
 
     def start(self, *accounts: Mapping[str, object], every: float = 0.1, seconds: float = 10.0, **more: Any) -> Process:
-        """Fill in the form, and start the starter; an entry without a key of its own has Share's address."""
+        """Fill in the form, and start the starter; accounts get the address of the simulated Share."""
         options = self.folder / "options.json"
         options.write_text(json.dumps({"accounts": accounts, **more}), encoding="utf-8")
         options.chmod(0o600)
@@ -69,7 +69,7 @@ class App:
             "SECONDS": str(seconds),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'home-assistant-app'}",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            # Other tests have daemons of the usual name, and at the usual ports; and all stays within this machine.
+            # Other tests have daemons with the usual client id and ports. Everything stays on this machine.
             "DEXCOM2MQTT_MQTT__CLIENT_ID": str(self.handed.name),
             "DEXCOM2MQTT_WEB__HOST": "127.0.0.1",
             "DEXCOM2MQTT_WEB__PORT": str(self.web),
