@@ -229,7 +229,7 @@ def _certificate(shown: dialling.Certificate | None) -> Step:
     if shown is None:
         return Step("broker", "Its certificate is not verified: mqtt.tls.verify is false.", "note")
     left = shown.until - system_time()
-    text = f"Its certificate is {shown.subject}'s, issued by {shown.issuer} and valid until {day(shown.until)}."
+    text = f"Its certificate ({shown.subject}) was issued by {shown.issuer} and is valid until {day(shown.until)}."
     return Step("broker", text, "ok" if left > _CERTIFICATE_ENDS else "note")
 
 

@@ -200,7 +200,7 @@ ACCOUNT: Final = _text(
 )
 TOPIC_NAME: Final = _text("letters, digits, _ and -, in levels separated by /", TOPIC, shown=True)
 ANY_TOPIC: Final = _text("a topic of up to 256 characters, without + or #", "[^+#]+", shown=True)
-HOST: Final = _text("only the host, without mqtt:// or port", rf"{_NAME}|{_IPV6}(%\w+)?")
+HOST: Final = _text("a host name or address, without mqtt:// or port", rf"{_NAME}|{_IPV6}(%\w+)?")
 ADDRESS: Final = _text("an address or name of this machine, without http:// or port", rf"{_NAME}|{_IPV6}(%\w+)?")
 TOKEN: Final = _secret(_text("up to 128 ASCII letters, digits and symbols, without spaces", "[!-~]+", 128))
 CLIENT_ID: Final = _text("up to 128 characters, without + or #", "[^+#]*", 128)  # empty: the default

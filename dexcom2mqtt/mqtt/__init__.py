@@ -1,5 +1,5 @@
-"""The way out: the connection to the MQTT broker, which the daemon keeps for ever, and a command for a moment.
+"""The connection to the MQTT broker: the daemon's permanent one, and a command's short one.
 
-Nothing here knows of glucose. ``link`` keeps the broker equal to what it should hold, and ``visit`` is a command's
-stay; both use a ``connection``, and ``dialling`` says why there is none. ``tls_files`` has what encryption needs.
+Nothing here knows about glucose. ``link`` keeps the broker in sync for the daemon, and ``visit`` is a command's short
+connection. Both use ``connection``; ``dialling`` explains why one failed, and ``tls_files`` loads the TLS files.
 """

@@ -1,6 +1,6 @@
-"""What the reason codes of a broker mean: why it lets nobody in, why it hangs up, and why it refuses something.
+"""What a broker's reason codes mean: why it refuses a connection, disconnects, or refuses a message or subscription.
 
-The codes are those of MQTT 5, section 2.4; paho turns those of 3.1.1 into them.
+The codes are those of MQTT 5, section 2.4; paho converts those of 3.1.1.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _REASONS: Final[dict[int, Reason]] = {
     0x93: "quota", 0x96: "quota", 0x97: "quota",  # receive maximum exceeded; message rate too high; quota exceeded
 }  # fmt: skip
 _NOT_ABOUT_US: Final = frozenset({0x00, 0x89, 0x8B, 0x8D, 0x98, 0x9C, 0x9D})
-"""Codes of a DISCONNECT that are not about what was sent: left, busy, shutting down, idle, ended by a person, moved."""
+"""Codes of a DISCONNECT that has nothing to do with our messages: normal, busy, shutting down, idle, admin, moved."""
 _BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})  # bad user name or password; not authorized; bad method
 _BAD_CLIENT_ID: Final = 0x85
-_CLOSED: Final = 0x80  # paho's word for a connection that ended without one
-_NOT_UNDERSTOOD: Final = 0x82  # paho's word for one that it ended itself, since an answer made no sense
+_CLOSED: Final = 0x80  # paho's code for a connection that ended without DISCONNECT
+_NOT_UNDERSTOOD: Final = 0x82  # paho's code for a connection that it ended because of a malformed packet
 
 
 def refusal(code: int, words: str) -> Refusal | None:
-    """Return why a broker refuses a message or a subscription; None if it does not."""
+    """Return why a broker refuses a message or a subscription; None if it accepts it."""
     return Refusal(_REASONS.get(code, "other"), words) if code >= _FAILURE else None
 
 
@@ -46,21 +46,21 @@ def unreachable(error: Exception, place: str, tls: Tls | None) -> Failure:
 
 
 def of_connack(code: int, words: str, place: str, protocol: Protocol, client_id: str) -> Failure:
-    """Say why the broker at ``place`` does not let us in."""
+    """Say why the broker at ``place`` refuses the connection."""
     if code == _PROTOCOL_REFUSED:
-        return Failure(f"{place} does not take MQTT {protocol}", dialling.OTHER_MQTT, ending="protocol_refused")
+        return Failure(f"{place} does not support MQTT {protocol}", dialling.OTHER_MQTT, ending="protocol_refused")
     if code in _BAD_CREDENTIALS:
         text = f"{place} refuses this daemon ({words}): check mqtt.username and mqtt.password"
         return Failure(text, dialling.REFUSED)
     if code in {_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED}:
-        return Failure(f"{place} does not take the last will ({words})", ending="will_refused")
+        return Failure(f"{place} refuses the last will ({words})", ending="will_refused")
     if code == _BAD_CLIENT_ID:
-        return Failure(f"{place} does not admit the client id {client_id} ({words}): mqtt.client_id", dialling.REFUSED)
+        return Failure(f"{place} refuses the client id {client_id} ({words}): check mqtt.client_id", dialling.REFUSED)
     return Failure(f"{place} refuses the connection ({words}); its log says why")
 
 
 def of_disconnect(code: int, text: str, *, busy: bool) -> Failure:
-    """Say what a DISCONNECT of the broker means: if something was on its way, most are about that."""
+    """Say what the broker's DISCONNECT means. If something was unacknowledged (``busy``), most codes are about that."""
     if code == _SESSION_TAKEN_OVER:
         return Failure(text, dialling.BROKE_OFF, "taken_over", certain=True)
     if code in _NOT_ABOUT_US or not busy:
@@ -69,7 +69,7 @@ def of_disconnect(code: int, text: str, *, busy: bool) -> Failure:
 
 
 def of_no_answer(code: int, place: str, tls: Tls | None, refusal: ssl.SSLError | None) -> Failure:
-    """Say why a connection ended before the broker at ``place`` had answered, and TLS perhaps had refused it."""
+    """Say why a connection ended before the broker at ``place`` answered. ``refusal`` is the TLS error, if any."""
     if refusal is not None:
         return unreachable(refusal, place, tls)
     text = f"{place} closed the connection without an answer; is mqtt.port the right one?"
@@ -78,13 +78,13 @@ def of_no_answer(code: int, place: str, tls: Tls | None, refusal: ssl.SSLError |
 
 
 def of_loss(code: int, lost: str, idle: float | None) -> Failure:
-    """Say what it means that a connection ended without a DISCONNECT.
+    """Say why a connection ended without a DISCONNECT.
 
-    ``idle`` is for how many real seconds nothing had been sent or received, None if something was on its way.
+    ``idle`` is how many real seconds nothing was sent or received, or None if something was unacknowledged.
     """
     if idle is None and code == _NOT_UNDERSTOOD:
-        # mosquitto 2.0 refuses what is larger than its message_size_limit with a code that no PUBACK may have.
-        return Failure(f"{lost}: it sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy")
+        # Mosquitto 2.0 refuses messages above its message_size_limit with a code that a PUBACK must not have.
+        return Failure(f"{lost}: the broker sent an answer that MQTT does not allow", dialling.BROKE_OFF, "closed_busy")
     if code == _CLOSED:
         return Failure(lost, dialling.BROKE_OFF, "closed_busy" if idle is None else "closed_idle", idle=idle)
     return Failure(lost, dialling.BROKE_OFF)

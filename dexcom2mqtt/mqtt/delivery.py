@@ -1,7 +1,7 @@
-"""What a broker gets, and what becomes of it: the picture of the mirror, the readings of the stream, and its answers.
+"""Sends the mirror's messages and the stream's readings to the broker, and handles its answers.
 
-It decides what goes out now, and what the last topic may vouch for. What a broker does not take is judged by
-``trouble``; the connection is ``link``'s.
+It decides what to send now, and when the last topic may be sent. ``trouble`` judges refusals; ``link`` owns the
+connection.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def say(line: Line | None) -> None:
 
 
 class Delivery:
-    """Sends what ``mirror`` and ``stream`` have, as far as the broker takes it.
+    """Sends the messages of ``mirror`` and ``stream`` that the broker accepts.
 
-    ``last`` is the topic that is sent only when what it vouches for is acknowledged.
+    ``last`` is the topic that is sent only once all topics that it vouches for are acknowledged.
     """
 
     def __init__(self, clock: Clock, mirror: Mirror, stream: Stream, trouble: Trouble, last: str) -> None:
@@ -41,18 +41,18 @@ class Delivery:
         self._stream = stream
         self._trouble = trouble
         self._last = last
-        self._before_last: frozenset[int] | None = None  # what was on its way when only the last topic was left
+        self._before_last: frozenset[int] | None = None  # unacknowledged when only the last topic was left
         self.may_leave = True
-        """Whether the broker took what was last said on the last topic; else the will has to say it."""
+        """Whether the broker accepted the newest message on the last topic; otherwise the will has to do its job."""
 
     def try_again(self, now: float) -> None:
-        """Take back what is set aside: it is tried once more, and until then the last topic is not sent."""
+        """Try all topics again that were set aside; the last topic is not sent before that."""
         self._mirror.release(self._trouble.aside)
         self._trouble.try_again(self._trouble.aside, now)
         self._mirror.set_aside(self._trouble.aside)
 
     def begin(self, connection: Connection) -> None:
-        """Send the whole picture on a new connection, no larger than the broker takes it."""
+        """Send the whole mirror on a new connection, with messages no larger than the broker allows."""
         self._before_last = None
         self._stream.fit(connection.limits.most_bytes)
         self._mirror.send_all()
@@ -60,22 +60,22 @@ class Delivery:
             say(self._trouble.keeps_nothing())
 
     def send(self, connection: Connection, now: float) -> None:
-        """Send what may go out now."""
+        """Send all messages that may be sent now."""
         if now >= self._trouble.quiet_until:
             self._send(connection, now, stream=True)
         if connection.idle and connection.subscribed and not self._mirror.unsent and self._stream.next_at(now) > now:
             self._trouble.settled()
 
     def say_goodbye(self, connection: Connection, now: float) -> None:
-        """Send what is left of the picture, and no reading any more."""
+        """Send the rest of the mirror, but no more readings."""
         self._send(connection, now, stream=False)
 
     def next_at(self, connection: Connection, now: float) -> float:
-        """Return when there is something to do, if nothing happens before that."""
+        """Return when there is something to do next, if nothing happens before."""
         if now < self._trouble.quiet_until:
             return self._trouble.quiet_until
         until = self._mirror.next_at()
-        if connection.room:  # else an acknowledgement has to come first
+        if connection.room:  # otherwise an acknowledgement must come first
             until = min(until, self._stream.next_at(now))
         return until
 
@@ -99,15 +99,15 @@ class Delivery:
                 self._publish(connection, message)
 
     def _may_end(self, connection: Connection, now: float) -> bool:
-        """Return whether the last topic may be sent: what it vouches for has to be acknowledged, not only sent."""
+        """Return whether the last topic may be sent: the topics it vouches for must be acknowledged, not only sent."""
         if self._clock.stopped:
-            return True  # to say that nothing is current is never too early
+            return True  # the message that nothing is current is never too early
         if self._before_last is None and self._mirror.only_last_is_left:
             self._before_last = frozenset(connection.on_their_way)
         acknowledged = self._before_last is not None and not self._before_last & connection.on_their_way.keys()
         undecided = self._trouble.undecided
         if self._last in undecided and self._stream.next_at(now) <= now:
-            return False  # it may be the end of the connection, so the readings go first
+            return False  # it may end the connection, so send the readings first
         return acknowledged and not any(self._mirror.size(topic) for topic in undecided - {self._last})
 
     def _publish(self, connection: Connection, message: Message) -> None:
@@ -117,8 +117,8 @@ class Delivery:
             if self._trouble.spacing:
                 self._trouble.quiet_until = self._clock.now() + self._trouble.spacing * self._clock.speed
         else:
-            most = f"{size} bytes, and no more than {connection.limits.most_bytes(message.topic):.0f} are allowed"
-            self._refused(message, Refusal("size", most))
+            text = f"{size} bytes; at most {connection.limits.most_bytes(message.topic):.0f} are allowed"
+            self._refused(message, Refusal("size", text))
 
     def _refused(self, message: Message, refusal: Refusal) -> None:
         ruling = self._trouble.refused(Place(message.topic), refusal.reason, refusal.text, self._clock.now())
@@ -128,7 +128,7 @@ class Delivery:
         self.follow(ruling)
 
     def follow(self, ruling: Ruling | None) -> None:
-        """Do what was ruled of a place: leave it alone for a while, or send less there."""
+        """Follow a ruling about a place: send nothing there for a while, or shorten its message."""
         if ruling is None:
             return
         topic = ruling.place.topic

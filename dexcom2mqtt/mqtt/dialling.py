@@ -1,7 +1,7 @@
-"""How the broker is reached: TLS, its port, its certificate; and what went wrong there, in words for a person.
+"""Reaches the broker's port, checks its certificate, and explains in words what went wrong.
 
-It knows nothing of MQTT. What a broker says, once it can be spoken to, is `connection`'s; the advice that belongs to
-that stands here all the same, so that all advice about connecting is in one place.
+It knows nothing about MQTT: `connection` handles what a broker says. The advice on those answers is here all the same,
+so that all advice about connecting is in one place.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class BrokerError(Exception):
     def __init__(self, text: str, causes: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.causes = causes
-        """What may have led to it and what to do, the most frequent first; empty where the text says it all."""
+        """Possible causes and what to do, the most likely first; empty if the text says enough."""
 
 
 class Certificate(NamedTuple):
-    """What a broker's certificate says, as far as it is looked at."""
+    """The fields of a broker's certificate that `check` shows."""
 
     subject: str
     issuer: str
@@ -40,13 +40,13 @@ class Certificate(NamedTuple):
 
 
 def reach(mqtt: Mqtt) -> str:
-    """Connect to the broker's port, and leave; return the address that took the connection. Raises BrokerError."""
+    """Connect to the broker's port and disconnect; return the address that accepted. Raises BrokerError."""
     with _dialled(mqtt) as sock:
         return str(sock.getpeername()[0])
 
 
 def certificate(mqtt: Mqtt, tls: Tls) -> Certificate | None:
-    """Make an encrypted connection to the broker, and leave; return the certificate, None where it is not verified.
+    """Connect with TLS and disconnect; return the broker's certificate, or None if it is not verified.
 
     Raises BrokerError and TlsFileError.
     """
@@ -57,21 +57,21 @@ def certificate(mqtt: Mqtt, tls: Tls) -> Certificate | None:
         except ssl.SSLCertVerificationError as error:
             if error.verify_code not in _ANOTHER_NAME:
                 raise
-            context.check_hostname = False  # for a look at the names; nothing is sent
+            context.check_hostname = False  # only to read the names; nothing is sent
             why, causes = explain(error, tls=tls)
             raise _cannot_connect(mqtt, why, (_names_in(_shown(mqtt, context)), *causes[1:])) from None
     if not shown:
         return None
     subject, issuer = _common(shown, "subject"), _common(shown, "issuer")
     return Certificate(
-        subject=subject.get("commonName") or ", ".join(_alternatives(shown)) or "nobody",
-        issuer=issuer.get("organizationName") or issuer.get("commonName") or "nobody",
+        subject=subject.get("commonName") or ", ".join(_alternatives(shown)) or "without a name",
+        issuer=issuer.get("organizationName") or issuer.get("commonName") or "an authority without a name",
         until=ssl.cert_time_to_seconds(shown["notAfter"]),
     )
 
 
 def _shown(mqtt: Mqtt, context: ssl.SSLContext) -> dict[str, Any]:
-    """Return the broker's certificate as Python writes it; empty where it is not verified."""
+    """Return the broker's certificate in Python's format; empty if it is not verified."""
     with _dialled(mqtt) as sock, context.wrap_socket(sock, server_hostname=mqtt.host) as secured:
         return dict(secured.getpeercert() or {})
 
@@ -85,20 +85,20 @@ def _alternatives(shown: dict[str, Any]) -> list[str]:
 
 
 def _names_in(shown: dict[str, Any]) -> str:
-    """Say which names a certificate is made for."""
+    """Say which names a certificate is valid for."""
     alternatives = _alternatives(shown)
     if alternatives:
-        return f"The certificate is made for {', '.join(alternatives)}: write one of these into mqtt.host."
-    common = _common(shown, "subject").get("commonName", "nothing")
+        return f"The certificate is valid for {', '.join(alternatives)}: set mqtt.host to one of these."
+    common = _common(shown, "subject").get("commonName", "(none)")
     return (
-        f"The certificate has no subjectAltName, only the common name {common}: that is good for a host name, "
-        "never for an address. Write the host name into mqtt.host, or make a new certificate."
+        f"The certificate has no subjectAltName, only the common name {common}, which can match a host name but not an "
+        "address. Set mqtt.host to the host name, or create a new certificate."
     )
 
 
 @contextlib.contextmanager
 def _explained(mqtt: Mqtt, tls: Tls | None) -> Iterator[None]:
-    """Turn what can fail while connecting into a BrokerError."""
+    """Turn errors while connecting into a BrokerError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -114,48 +114,52 @@ def _dialled(mqtt: Mqtt) -> socket.socket:
         return socket.create_connection((mqtt.host, mqtt.port), CONNECT_SECONDS)
 
 
+_LOCAL_ONLY: Final = (
+    "Mosquitto 2 accepts only local connections until a file /etc/mosquitto/conf.d/*.conf has a line `listener 1883`. "
+    "It then also needs a password file or `allow_anonymous true`: docs/security.md shows the safe way."
+)
 _NOT_THERE: Final = (
-    "The broker does not run, or not on that machine: on it, look at `systemctl status mosquitto`.",
-    "Mosquitto 2 takes connections of its own machine alone until its configuration has a line `listener 1883`.",
-    "In a container, localhost is the container itself: write the name of the broker's container or machine.",
-    "A firewall is between, or the port is another one: mqtt.port; with TLS it is mostly 8883.",
+    "The broker is not running, or runs on another machine. On its machine, run `systemctl status mosquitto`.",
+    _LOCAL_ONLY,
+    "In a container, localhost is the container itself: set mqtt.host to the broker's container or machine.",
+    "A firewall blocks the connection, or mqtt.port is wrong: usually it is 1883, with TLS 8883.",
 )
 _NO_NAME: Final = (
-    "The name is misspelt, or known to some machines only: try the broker's address in its place, as 192.168.1.2.",
-    "This machine has no network or no name server yet: then other names cannot be looked up either.",
+    "The name is misspelled, or only some machines know it: try the broker's address, such as 192.168.1.2.",
+    "This machine has no network or no name server yet. Then it cannot look up other names either.",
 )
-_OUR_CERTIFICATE: Final = "The broker wants a certificate of this client: mqtt.tls.cert_file and key_file."
+_OUR_CERTIFICATE: Final = "The broker requires a client certificate: set mqtt.tls.cert_file and key_file."
 _NO_TLS: Final = (
-    "Behind that port the broker does not speak TLS: with TLS it is mostly 8883, without it 1883.",
+    "The broker does not use TLS on that port: usually the port is 8883 with TLS, and 1883 without.",
     _OUR_CERTIFICATE,
     "The broker is frozen or overloaded.",
 )
 _TLS_REFUSED: Final = (
     _OUR_CERTIFICATE,
-    "It is so old, or so new, that it has no version of TLS or no cipher in common with this machine.",
+    "The broker and this machine have no TLS version or no cipher in common, as one of them is too old.",
 )
 NO_MQTT: Final = (
-    "The broker wants TLS at that port: write tls: true below mqtt:, or take the port without TLS, mostly 1883.",
-    "Something else listens there: MQTT over WebSockets (mostly 9001) and web pages are of no use.",
+    "The broker requires TLS on that port: write tls: true below mqtt:, or use its port without TLS, usually 1883.",
+    "Something else listens there, such as MQTT over WebSockets (usually port 9001) or a web server.",
 )
 NO_MQTT_OVER_TLS: Final = (_OUR_CERTIFICATE, NO_MQTT[1])
-CLIENT_ID: Final = "The broker admits certain client ids only: mqtt.client_id, to which check and purge add a word."
+CLIENT_ID: Final = "The broker allows only certain client ids: mqtt.client_id, to which check and purge append a word."
 REFUSED: Final = (
-    "mqtt.username or mqtt.password is wrong or missing; with Mosquitto, mosquitto_passwd makes users.",
-    "With the broker inside Home Assistant, it is the name and password of one of its users.",
+    "mqtt.username or mqtt.password is wrong or missing; with Mosquitto, mosquitto_passwd creates users.",
+    "With the broker in Home Assistant, use the name and password of a Home Assistant user.",
     CLIENT_ID,
 )
-OTHER_MQTT: Final = ("Write protocol: auto below mqtt:, or leave it out: then the other one is tried, too.",)
+OTHER_MQTT: Final = ("Write protocol: auto below mqtt:, or remove it: the daemon then tries both versions.",)
 BROKE_OFF: Final = (
-    "The broker was restarted, or the network broke: try again.",
-    "It does not take something that was sent, such as retained messages: its log says what.",
+    "The broker was restarted, or the network failed: try again.",
+    "The broker refuses something that was sent, such as retained messages: its log says what.",
 )
 
 
-_RECIPE: Final = "docs/security.md has the commands that make one"
-_CLOCK: Final = "`timedatectl` shows it, and `sudo timedatectl set-ntp true` sets it by the network."
+_RECIPE: Final = "docs/security.md has the commands"
+_CLOCK: Final = "`timedatectl` shows it, and `sudo timedatectl set-ntp true` sets it from the network."
 _EXPIRED: Final = (
-    "The broker's certificate, or its authority's, is due: the broker has to have a new one, and to be restarted.",
+    "The broker's certificate or its authority's has expired: install a new one and restart the broker.",
     f"This machine's clock is ahead: {_CLOCK}",
 )
 _NOT_YET_VALID: Final = (
@@ -163,38 +167,38 @@ _NOT_YET_VALID: Final = (
     "The clock of the machine that made the certificate was ahead: create it again.",
 )
 _OTHER_HOST: Final = (
-    "mqtt.host has to be a name that the certificate is made for.",
-    f"Make a certificate that has this name as subjectAltName: {_RECIPE}.",
+    "mqtt.host must be a name that the certificate is valid for.",
+    f"Create a certificate that has this name as subjectAltName: {_RECIPE}.",
 )
 _OTHER_ADDRESS: Final = (
-    "Only an address that is a subjectAltName of the certificate is good: write a name that it is made for.",
-    f"Make a certificate that has this address as subjectAltName: {_RECIPE}.",
+    "An address must be a subjectAltName of the certificate. Set mqtt.host to a name that it is valid for.",
+    f"Create a certificate that has this address as subjectAltName: {_RECIPE}.",
 )
 _UNKNOWN_AUTHORITY: Final = (
-    "The authority is your own: name its file (ca.crt, never its key) in mqtt.tls.ca_file.",
-    "It is a well-known one, but those in between are missing: with Mosquitto, certfile has to be the full chain.",
-    "This machine's list of well-known ones is missing or old: `sudo apt install ca-certificates`.",
+    "If it is your own authority, set mqtt.tls.ca_file to its certificate (ca.crt, never its key).",
+    "If it is a well-known one, intermediate certificates are missing: in Mosquitto, certfile must be the full chain.",
+    "This machine's list of well-known authorities is missing or old: `sudo apt install ca-certificates`.",
 )
 _NOT_OF_THIS_AUTHORITY: Final = (
-    "That file is old or another one: copy the one that signed the broker's certificate. It is read at each try.",
-    "Those in between are missing: with Mosquitto, certfile has to be the full chain.",
-    "The certificate comes from a well-known authority, such as Let's Encrypt: leave ca_file out.",
+    "That file is old or wrong: copy the authority that signed the broker's certificate. No restart is needed.",
+    "Intermediate certificates are missing: in Mosquitto, certfile must be the full chain.",
+    "The certificate comes from a well-known authority, such as Let's Encrypt: remove ca_file.",
 )
 _SELF_SIGNED: Final = (
-    "It is signed by itself: copy the broker's certificate (never its key) here, and name it in mqtt.tls.ca_file.",
+    "It is self-signed: copy the broker's certificate (never its key) here, and set mqtt.tls.ca_file to it.",
 )
-_STRICT: Final = "Python 3.13 is strict about the system's authorities: name the authority's file in mqtt.tls.ca_file."
-_OTHERWISE_BAD: Final = f"It, or its authority's, is too weak or not made for a server: make a new one; {_RECIPE}."
+_STRICT: Final = "Python 3.13 is strict about the system's authorities: set mqtt.tls.ca_file to the authority's file."
+_OTHERWISE_BAD: Final = f"It or its authority's is too weak, or not valid for a server. Create a new one: {_RECIPE}."
 
 _ANOTHER_NAME: Final = frozenset({62, 64})
 """Numbers of OpenSSL (X509_V_ERR_…, x509_vfy.h), here and below: HOSTNAME_MISMATCH, IP_ADDRESS_MISMATCH."""
 _NO_AUTHORITY: Final = frozenset({2, 7, 19, 20, 21})
-"""The issuer is not there, or has another key: UNABLE_TO_GET_ISSUER_CERT (and _LOCALLY), CERT_SIGNATURE_FAILURE,
+"""The issuer is missing or has another key: UNABLE_TO_GET_ISSUER_CERT (and _LOCALLY), CERT_SIGNATURE_FAILURE,
 SELF_SIGNED_CERT_IN_CHAIN, UNABLE_TO_VERIFY_LEAF_SIGNATURE."""
 
 
 def _unaccepted(error: ssl.SSLCertVerificationError, *, authority_named: bool) -> tuple[str, tuple[str, ...]]:
-    """Say what to look at where the broker's certificate is not accepted, and what may be wrong."""
+    """Say why the broker's certificate is not accepted, what to check, and the possible causes."""
     told: tuple[str, tuple[str, ...]]
     match error.verify_code:
         case 9:  # CERT_NOT_YET_VALID
@@ -202,66 +206,66 @@ def _unaccepted(error: ssl.SSLCertVerificationError, *, authority_named: bool) -
         case 10:  # CERT_HAS_EXPIRED
             told = "the broker needs a new one, unless this machine's clock is wrong", _EXPIRED
         case 62:
-            told = "check mqtt.host: the certificate is made for other names", _OTHER_HOST
+            told = "check mqtt.host: the certificate is for other names", _OTHER_HOST
         case 64:
-            told = "check mqtt.host: an address has to be in the certificate", _OTHER_ADDRESS
+            told = "check mqtt.host: the certificate does not list this address", _OTHER_ADDRESS
         case 18:  # DEPTH_ZERO_SELF_SIGNED_CERT
-            told = "check mqtt.tls.ca_file: it has to be this very certificate", _SELF_SIGNED
+            told = "set mqtt.tls.ca_file to a copy of this certificate", _SELF_SIGNED
         case code if code in _NO_AUTHORITY and authority_named:
             told = "mqtt.tls.ca_file is not the authority that signed it", _NOT_OF_THIS_AUTHORITY
         case code if code in _NO_AUTHORITY:
-            told = "for an authority of your own, set mqtt.tls.ca_file", _UNKNOWN_AUTHORITY
+            told = "for your own authority, set mqtt.tls.ca_file", _UNKNOWN_AUTHORITY
         case _:
             told = "check mqtt.tls", (_OTHERWISE_BAD,) if authority_named else (_STRICT, _OTHERWISE_BAD)
     look_at, causes = told
     return f"its certificate is not accepted ({error.verify_message.rstrip('.')}); {look_at}", causes
 
 
-_RENEWED: Final = "The files are read anew at each try: once they are replaced, nothing has to be restarted."
+_RENEWED: Final = "Replace the two files; no restart is needed."
 _NONE_SHOWN: Final = (
-    "Make one that the broker's authority has signed, and name it and its key: mqtt.tls.cert_file and key_file.",
-    "With Mosquitto, `require_certificate false` lets clients in without one.",
+    "Create one signed by the broker's authority, and set mqtt.tls.cert_file and key_file to it and its key.",
+    "With Mosquitto, `require_certificate false` admits clients without one.",
 )
 _UNACCEPTED_OF_OURS: Final = {
     "certificate expired": (
-        f"This client's certificate is due for a new one. {_RENEWED}",
+        f"Create a new certificate for this client. {_RENEWED}",
         "The clock of the broker's machine is wrong.",
     ),
     "unknown ca": (
-        "It is of another authority than the broker trusts: with Mosquitto that is its cafile, read at its start.",
-        "The authorities in between are missing: append them to mqtt.tls.cert_file, below this client's own.",
+        "The broker does not trust its authority: in Mosquitto that is cafile, which is read only at the start.",
+        "Intermediate certificates are missing: append them to mqtt.tls.cert_file.",
     ),
-    "certificate revoked": (f"The broker's list of revoked certificates has it: make a new one. {_RENEWED}",),
+    "certificate revoked": (f"The broker's list of revoked certificates has it: create a new one. {_RENEWED}",),
 }
 _UNACCEPTED_ANYHOW: Final = (
-    "The broker's log says what it does not like about mqtt.tls.cert_file.",
-    f"It may be out of date, or of an authority that the broker does not trust. {_RENEWED}",
+    "The broker's log says what is wrong with mqtt.tls.cert_file.",
+    f"It may have expired, or come from an authority that the broker does not trust. {_RENEWED}",
 )
 _OF_OURS: Final = ("certificate", "unknown ca", "access denied", "decrypt error")
-"""What is in the alerts that speak of the other side's certificate."""
+"""Words in the alerts about the other side's certificate."""
 
 
 def _alert(error: Exception) -> str:
-    """Return the broker's own word on why it ends the encryption, as ``certificate expired``; empty where it gave none.
+    """Return the broker's reason for ending TLS, such as ``certificate expired``; empty if it gave none.
 
-    OpenSSL's are as ``TLSV13_ALERT_CERTIFICATE_REQUIRED``; the names are those of RFC 8446, section 6.
+    OpenSSL writes ``TLSV13_ALERT_CERTIFICATE_REQUIRED``; the names are those of RFC 8446, section 6.
     """
     _, alert, word = str(getattr(error, "reason", None) or "").partition("_ALERT_")
     return word.replace("_", " ").lower() if alert else ""
 
 
 def _unwelcome(alert: str, *, shown: bool) -> tuple[str, tuple[str, ...]]:
-    """Say what the broker has against us, where it spoke of certificates: it can only mean ours."""
+    """Say why the broker refuses our certificate, or that it requires one."""
     if not shown:
-        return f"it wants a certificate of this client ({alert}); set mqtt.tls.cert_file and key_file", _NONE_SHOWN
+        return f"it requires a client certificate ({alert}); set mqtt.tls.cert_file and key_file", _NONE_SHOWN
     causes = _UNACCEPTED_OF_OURS.get(alert, _UNACCEPTED_ANYHOW)
     return f"it does not accept this client's certificate ({alert}); check mqtt.tls.cert_file", causes
 
 
 def explain(error: Exception, *, tls: Tls | None) -> tuple[str, tuple[str, ...]]:
-    """Say what failed while connecting, and what may have led to it and what to do, the most frequent first.
+    """Return what failed while connecting, and its possible causes with what to do, the most likely first.
 
-    ``tls`` is None where it cannot have been the encryption.
+    ``tls`` is None if TLS cannot be the reason.
     """
     told: tuple[str, tuple[str, ...]]
     match error:
@@ -279,7 +283,7 @@ def explain(error: Exception, *, tls: Tls | None) -> tuple[str, tuple[str, ...]]
             reason = getattr(error, "reason", None) or "closed"
             told = f"the encrypted connection fails ({reason}); check mqtt.port and mqtt.tls", _NO_TLS
         case TimeoutError():
-            why = "no answer; check mqtt.host, mqtt.port, and any firewall between"
+            why = "no answer; check mqtt.host, mqtt.port and any firewall in between"
             told = why, _NO_TLS if tls else _NOT_THERE
         case OSError():
             told = f"{error.strerror or type(error).__name__}; check mqtt.host and this machine's network", _NOT_THERE

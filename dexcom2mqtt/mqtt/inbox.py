@@ -1,7 +1,7 @@
-"""What comes from the broker: what it has retained, which is read back once, and the messages of subscriptions.
+"""Receives from the broker: retained messages, which are read back once, and the messages of subscriptions.
 
-It knows what is subscribed to and who gets what comes, but not what that means. All of it is done anew on each
-connection until the read-back is over, and from then on the subscriptions alone.
+It knows the subscriptions and who gets their messages, but not what these mean. Until the read-back is over, it starts
+over on each connection; after that, only the subscriptions are repeated.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from dexcom2mqtt.mqtt.connection import Connection, Received
 
     Still = Callable[[Mapping[str, bytes], Collection[str]], float]
-    """For how many real seconds after the probe to wait for more, given what was found and which filters were asked."""
+    """Returns how many real seconds after the probe to wait for more, given what was found, and the filters."""
 
 READ_BACK_SECONDS: Final = 10.0
-"""How long what is retained may take to arrive: a broker that lets us write but not read returns nothing."""
+"""The most seconds to wait for retained messages: a broker that lets us write but not read sends none."""
 _BATCH: Final = 40
-"""Filters at a time: with the other subscriptions these are fewer than the 50 that AWS IoT Core allows."""
+"""Filters at a time: together with the other subscriptions, fewer than the 50 that AWS IoT Core allows."""
 
 
 class Gathering:
-    """What a broker retains at some topics, gathered once on one connection.
+    """The retained messages at some topics, gathered once on one connection.
 
-    The probe is a message to ourselves, sent once all subscriptions are confirmed. MQTT does not promise that what is
-    retained comes before it, and some brokers don't keep that order: so once it is back, ``still`` says how much longer
-    to wait. A broker that lets us write but not read returns nothing, and is waited for 10 s. Without a ``probe``, as
-    at a broker that does not take it, the confirmation of the subscriptions has to do. That confirmation has 10 s as
-    well; if ``patient``, it is left to the connection to give up a broker that owes it.
+    The probe is a message to ourselves, sent once all subscriptions are confirmed. MQTT does not promise that retained
+    messages come before it, and some brokers send them later: so once it is back, ``still`` says how much longer to
+    wait. A broker that lets us write but not read sends nothing, and gets 10 s. Without a ``probe``, as with a broker
+    that refuses it, the confirmation of the subscriptions counts instead. That also gets 10 s; if ``patient``, the
+    connection decides when to give up.
     """
 
-    def __init__(  # noqa: PLR0913  # each has its user
+    def __init__(  # noqa: PLR0913  # each is needed
         self,
         connection: Connection,
         clock: Clock,
@@ -55,14 +55,14 @@ class Gathering:
         self._still = still
         self._batches = [filters[start : start + _BATCH] for start in range(0, len(filters), _BATCH)] or [filters]
         self.found: dict[str, bytes] = {}
-        """What is retained, by topic."""
+        """The payloads of retained messages, by topic."""
         self.over = False
-        """Whether all that is to be expected is here."""
+        """Whether the gathering is over."""
         self.marks_live = False
         """Whether the broker marks live messages as retained."""
         self.came_back = False
-        """Whether the probe was sent back to us, as to everybody who may read there."""
-        self._impatient = False  # whether the time to wait for what is missing was used up before
+        """Whether the probe came back to us."""
+        self._impatient = False  # whether we already waited in vain for missing messages
         connection.subscribe([probe] if probe else [])
         self._begin()
 
@@ -72,7 +72,7 @@ class Gathering:
         return math.inf if self.over else self._until
 
     def step(self, received: Sequence[Received]) -> list[Received]:
-        """Take what came, and return what belongs to others."""
+        """Handle received messages, and return those that belong to others."""
         others = []
         for each in received:
             if each.topic == self._probe:
@@ -82,11 +82,11 @@ class Gathering:
                 others.append(each)
             elif each.retained:
                 self.found[each.topic] = each.payload
-        self._go_on()
+        self._advance()
         return others
 
     def end(self, but: Collection[str] = ()) -> None:
-        """Want no more of it, but for these."""
+        """Unsubscribe from all topics except these."""
         unwanted = [topic for topic in self._batches[0] if topic not in but]
         self._connection.unsubscribe([*unwanted, self._probe] if self._probe else unwanted)
         self._connection.gave_up_probe()
@@ -98,7 +98,7 @@ class Gathering:
         self._back_at = math.inf
         self._until = self._clock.now() + self._seconds(READ_BACK_SECONDS)
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         now = self._clock.now()
         if self._probed_at == math.inf and self._ask():
             self._probed_at = now
@@ -132,11 +132,11 @@ class Gathering:
 
 
 class ReadBack(NamedTuple):
-    """What to read from the broker once after the start, before anything is published there.
+    """What to read from the broker once after the start, before publishing anything.
 
-    ``done`` is called with the retained payloads of ``topics``, as far as there are any, when ``probe`` has come
-    back and ``still`` (see Gathering) expects no more, or after 10 s. Those of ``awaited`` may come later; they stay
-    subscribed to, also on new connections, and what comes there is handed on as a message of a subscription.
+    ``done`` is called with the existing retained payloads of ``topics`` once ``probe`` has come back and ``still`` (see
+    Gathering) expects no more, or after 10 s. Those of ``awaited`` may come later: they stay subscribed, on new
+    connections, too, and their messages are handed on like those of subscriptions.
     """
 
     topics: Sequence[str]
@@ -147,7 +147,7 @@ class ReadBack(NamedTuple):
 
 
 class Inbox:
-    """Subscribes to what ``read_back`` wants and to ``subscriptions``, and hands on what comes.
+    """Subscribes to the topics of ``read_back`` and to ``subscriptions``, and hands on their messages.
 
     ``received`` is called with each message that is not part of the read-back.
     """
@@ -164,7 +164,7 @@ class Inbox:
         self._received = received
         self._read_back: ReadBack | None = read_back  # until it is over
         self._still_awaited = read_back.awaited
-        self._awaited: list[str] = []  # what stays subscribed to, as long as it is awaited
+        self._awaited: list[str] = []  # stay subscribed as long as they are awaited
         self._gathering: Gathering | None = None
         self._marks_live = False
 
@@ -179,7 +179,7 @@ class Inbox:
         return self._read_back is None
 
     def subscribe(self, connection: Connection, *, but: Collection[str] = (), probes: bool = True) -> None:
-        """Begin on a new connection, without those subscriptions that are set aside, and perhaps without the probe."""
+        """Subscribe on a new connection, without the filters in ``but``, and only probe if ``probes``."""
         self._awaited = [topic for topic in self._awaited if topic in self._still_awaited()]
         connection.subscribe([topic for topic in (*self._subscriptions, *self._awaited) if topic not in but])
         if self._read_back is not None:
@@ -189,15 +189,15 @@ class Inbox:
             self._gathering = Gathering(connection, self._clock, topics, probe, still, patient=True)
 
     def take(self, connection: Connection) -> None:
-        """Hand on what came since the last call, and end the read-back if all is there or its time is over."""
+        """Hand on the messages since the last call, and end the read-back if it is complete or its time is over."""
         received = connection.take_received()
         if self._gathering is not None:
             received = self._gathering.step(received)
             self._end_if_over(connection, self._gathering)
         for each in received:
-            # Some brokers mark whatever they send as retained; then that says nothing.
+            # Some brokers mark all messages as retained; then the mark means nothing.
             self._received(each._replace(retained=each.retained and not self._marks_live))
-        self._leave_what_came(connection)
+        self._drop_the_arrived(connection)
 
     def _end_if_over(self, connection: Connection, gathering: Gathering) -> None:
         if not gathering.over or self._read_back is None:
@@ -206,11 +206,11 @@ class Inbox:
         self._read_back.done(gathering.found)
         self._awaited = [*self._still_awaited()]
         gathering.end(but=self._awaited)
-        connection.subscribe(self._awaited)  # once more: then the broker sends what it retains there once more, too
+        connection.subscribe(self._awaited)  # subscribing again makes the broker send their retained messages again
         self._read_back = self._gathering = None
 
-    def _leave_what_came(self, connection: Connection) -> None:
-        """Want no more of what was awaited and is no longer."""
+    def _drop_the_arrived(self, connection: Connection) -> None:
+        """Unsubscribe from topics that are no longer awaited."""
         over = [topic for topic in self._awaited if topic not in self._still_awaited()]
         if over:
             self._awaited = [topic for topic in self._awaited if topic not in over]

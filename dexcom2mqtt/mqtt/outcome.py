@@ -1,4 +1,4 @@
-"""How things at the broker ended: the words in which its connection, its attempts and its trouble speak. Data alone."""
+"""Data about how connections and messages at the broker ended, for connection, attempts and trouble."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Ending = Literal[
     "protocol_refused", "answered_wrongly", "closed_without_answer", "silent", "will_refused",
     "closed_idle", "closed_busy", "taken_over", "jammed", "unprotected",
 ]  # fmt: skip
-"""What is known of an attempt's or a connection's end, as far as something follows from it.
+"""How an attempt or a connection ended, if anything follows from it.
 
-Of an attempt: ``answered_wrongly``, with something that is not MQTT; ``silent``, not at all; ``will_refused``, since
-the broker knows no QoS 1 or nothing retained. Of a connection: ``closed_idle`` and ``closed_busy``, the broker closed
-it with nothing or with something on its way; ``jammed``, the broker was there, and acknowledged nothing;
-``unprotected``, what must not stay current cannot be taken back there.
+An attempt: ``answered_wrongly``, with something that is not MQTT; ``silent``, without an answer; ``will_refused``, as
+the broker does not support QoS 1 or retained messages. A connection: ``closed_idle`` and ``closed_busy``, the broker
+closed it with nothing or something unacknowledged; ``jammed``, the broker answered pings but acknowledged nothing;
+``unprotected``, the broker refuses the topics that say whether a value is current.
 """
 
 Reason = Literal["hang_up", "silence", "rights", "size", "quota", "other"]
-"""Why something was not taken: the broker hung up at it, never acknowledged it, or said why it refuses it."""
+"""Why something failed: the broker hung up, never acknowledged it, or gave a reason for refusing it."""
 
 
 class Line(NamedTuple):
-    """A line for the log, and its level."""
+    """A log line and its level."""
 
     level: int
     text: str
@@ -38,25 +38,25 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a connection came to nothing, or to an end, in words for a person."""
+    """Why a connection failed or ended, in words for the user."""
 
     text: str
     causes: tuple[str, ...] = ()
     ending: Ending | None = None
     at: tuple[Place, ...] = ()
-    """What was on its way, the oldest first."""
+    """What was unacknowledged, the oldest first."""
     idle: float | None = None
-    """For how many real seconds nothing had been sent or received, where the end may be due to that."""
+    """Real seconds since anything was sent or received, if that may be the reason for the end."""
     reason: Reason = "hang_up"
-    """What the broker said of it, if it did."""
+    """The broker's reason, if it gave one."""
     pinned: bool = False
-    """Whether it is known at which place it happened, so that something is left out next time."""
+    """Whether the place that caused it is known, so that it is left out next time."""
     certain: bool = False
     """Whether the broker itself said that another client has taken over."""
 
 
 class Refusal(NamedTuple):
-    """Why the broker did not take something."""
+    """Why the broker refused something."""
 
     reason: Reason
     text: str

@@ -1,10 +1,10 @@
-"""What one connection subscribes to: what is wanted, what the broker has not answered to, and its answers.
+"""The subscriptions of one connection: the filters to send, those without an answer, and the broker's answers.
 
-Behind the subscriptions, a probe may be published to ourselves. MQTT promises no order between a SUBSCRIBE and what is
-published behind it: a broker that handles packets of one client side by side may take the probe first, and then it
-never comes back. So it has to wait until all of them are answered.
+After the subscriptions, we may publish a probe to ourselves. MQTT promises no order between a SUBSCRIBE and a later
+PUBLISH: a broker that handles packets of one client in parallel may handle the probe first, and then it never comes
+back. So the probe has to wait until all subscriptions are answered.
 
-Pure: it says which filters belong in the next packet, and is told what was sent and what the broker said.
+Pure: it says which filters belong in the next packet, and is told what was sent and what the broker answered.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from dexcom2mqtt.mqtt.outcome import Refusal
 
 _FILTERS_A_PACKET: Final = 8
-"""As many as AWS IoT Core takes in one SUBSCRIBE."""
+"""The most that AWS IoT Core accepts in one SUBSCRIBE."""
 
 
 class Subscriptions:
-    """The filters of one connection, from the moment when they are wanted until the broker has answered to them."""
+    """The filters of one connection, from the request until the broker's answer."""
 
     def __init__(self) -> None:
         self._wanted: list[str] = []
-        self._unanswered: dict[int | None, list[str]] = {}  # by the identifier of their packet
+        self._unanswered: dict[int | None, list[str]] = {}  # by packet identifier
         self._answers: list[tuple[str, Refusal | None]] = []
         self.probe = ""
-        """The topic of a probe that is not back."""
+        """The topic of a probe that has not come back, or an empty text."""
 
     @property
     def settled(self) -> bool:
-        """Whether the broker has answered to every filter that was wanted, be it by a refusal."""
+        """Whether the broker has accepted or refused every filter."""
         return not self._unanswered and not self._wanted
 
     @property
@@ -44,7 +44,7 @@ class Subscriptions:
 
     @property
     def places(self) -> list[Place]:
-        """What the broker has not answered to, the oldest first, and the probe."""
+        """The filters without an answer, the oldest first, and the probe."""
         places = [Place(topic, "subscribe") for filters in self._unanswered.values() for topic in filters]
         return [*places, Place(self.probe)] if self.probe else places
 
@@ -53,16 +53,16 @@ class Subscriptions:
         self._wanted += filters
 
     def drop(self, filters: Iterable[str]) -> list[list[str]]:
-        """Want no more of these; return them in packets, to unsubscribe from."""
+        """Forget these filters; return them in packets for UNSUBSCRIBE."""
         dropped = list(filters)
         self._wanted = [topic for topic in self._wanted if topic not in dropped]
         return [dropped[start : start + _FILTERS_A_PACKET] for start in range(0, len(dropped), _FILTERS_A_PACKET)]
 
     def packet(self, *, careful: bool, idle: bool) -> list[str]:
-        """Take what is to be sent in one packet now, nothing if that is all.
+        """Take and return the filters to send in one packet now; empty if there are none.
 
-        That is as many filters as any broker takes. If ``careful``, it is one, and only if no other packet is without
-        an answer; whether that is so of messages, ``idle`` tells.
+        These are as many as any broker accepts. If ``careful``, it is only one, and none while a packet is unanswered.
+        ``idle`` says whether all messages are acknowledged.
         """
         if careful and (self._unanswered or not idle):
             return []
@@ -71,19 +71,19 @@ class Subscriptions:
         return filters
 
     def sent(self, identifier: int | None, filters: list[str]) -> None:
-        """Wait for the answer to a packet; without an identifier, there was no connection to send it on."""
+        """Record that a packet was sent; the identifier is None if there was no connection to send it on."""
         self._unanswered[identifier] = filters
 
     def answered(self, identifier: int, refusals: Sequence[Refusal | None]) -> None:
-        """Record the answer to a packet: of each filter, why the broker refuses it, None if it does not."""
+        """Record the answer to a packet: for each filter, why the broker refuses it, or None if it accepts it."""
         self._answers += zip(self._unanswered.pop(identifier, []), refusals, strict=False)
 
     def came(self, topic: str) -> None:
-        """Record that a message came: the probe is back, if it was that."""
+        """Record that a message arrived, which may be the probe."""
         if topic == self.probe:
             self.probe = ""
 
     def take_answers(self) -> list[tuple[str, Refusal | None]]:
-        """Return the filters that the broker answered to since the last call; with the reason if it refused one."""
+        """Return the filters that the broker answered since the last call, each with the reason if it refused it."""
         taken, self._answers = self._answers, []
         return taken

@@ -1,6 +1,6 @@
-"""The files of the TLS settings: what this client trusts and shows, read anew for each connection.
+"""The files of the TLS settings: the trusted authority and the client certificate, checked before each connection.
 
-It makes contexts and opens no connection. That a file is no good ends the start alone: later, the last good ones serve.
+It makes contexts and opens no connections. An invalid file prevents the start; later, the last valid files stay in use.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 
 class TlsFileError(Exception):
-    """A file of the TLS settings is no good; the text names the key and the file."""
+    """A file of the TLS settings is invalid; the text names the key and the file."""
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Make a TLS context of its settings. Raises TlsFileError."""
+    """Return a TLS context for these settings. Raises TlsFileError."""
     context = _trusting(tls.ca_file)
     if tls.cert_file and tls.key_file:
-        _show(context, tls.cert_file, tls.key_file)
+        _load_own(context, tls.cert_file, tls.key_file)
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -41,35 +41,37 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
     except OSError as error:
         raise TlsFileError(f"mqtt.tls.ca_file: {ca_file} cannot be read ({error.strerror})") from None
     if ca_file is not None:
-        # Python 3.13 asks more of a certificate than openssl's own commands put into one. Whoever names a file trusts
-        # it as it is, be it an authority by the recipe of Mosquitto's manual, one in between, or the broker's own.
+        # Python 3.13 requires more than openssl's commands put into a certificate. Users who name a file trust it as it
+        # is: an authority made as in Mosquitto's manual, an intermediate one, or the broker's own certificate.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
-def _show(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
-    """Let the broker see the client's certificate."""
+def _load_own(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    """Load the client's certificate and key into the context."""
     files = f"{cert_file} and {key_file}"
     try:
-        # An empty password makes an encrypted key an error; without it, OpenSSL would ask on the terminal.
+        # The empty password makes an encrypted key an error; without it, OpenSSL would ask on the terminal.
         context.load_cert_chain(cert_file, key_file, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise TlsFileError(f"mqtt.tls.cert_file, key_file: {files} do not belong together") from None
         raise TlsFileError(
-            f"mqtt.tls.cert_file, key_file: {files} are no certificate with its unencrypted key in PEM ({error})"
+            f"mqtt.tls.cert_file, key_file: {files} are not a PEM certificate and its unencrypted key ({error})"
         ) from None
     except OSError as error:
-        raise TlsFileError(f"mqtt.tls.cert_file, key_file: {files} cannot both be read ({error.strerror})") from None
+        raise TlsFileError(
+            f"mqtt.tls.cert_file, key_file: {cert_file} or {key_file} cannot be read ({error.strerror})"
+        ) from None
 
 
 class TlsFiles:
-    """The authority and the client's certificate, as their files are now or, where those are no good, last were.
+    """The authority and the client's certificate, as last read from valid files.
 
-    Files are renewed while the daemon runs: rewritten, replaced, or by a link that leads elsewhere. So contents are
-    compared, since sizes and times can be equal all the same; only where they differ is a context made anew, because
-    a Raspberry Pi takes a while for the system's authorities. Without ``tls`` there is no context at all.
+    Files can be renewed while the daemon runs: rewritten, replaced, or by changing a link. So contents are compared,
+    since sizes and times may be equal. A new context is made only if they differ, because loading the system's
+    authorities takes a while on a Raspberry Pi. Without ``tls`` there is no context at all.
 
     Raises TlsFileError.
     """
@@ -78,43 +80,43 @@ class TlsFiles:
         self._tls = tls
         self._contents = None if tls is None else _contents_of(tls)
         self._context = None if tls is None else tls_context(tls)
-        self._trouble: str | None = None  # as it was said last, and is not yet over
+        self._trouble: str | None = None  # the last logged problem, until it is over
 
     def context(self) -> ssl.SSLContext | None:
-        """Return the context for the next connection; log once what is wrong with the files, and that it is over."""
+        """Return the context for the next connection; log once when a file is invalid, and once when all are valid."""
         if self._tls is not None:
             try:
                 self._renew(self._tls)
             except TlsFileError as error:
                 self._complain(str(error))
             else:
-                self._rejoice()
+                self._recovered()
         return self._context
 
     def _renew(self, tls: Tls) -> None:
         contents = _contents_of(tls)
         if contents != self._contents:
             self._context = tls_context(tls)
-            # As they were before they were loaded: what is written meanwhile is another difference at the next look.
+            # Read before loading, so that the next check notices anything written in between.
             self._contents = contents
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            _log.warning("%s. What was read before stays in use until the files are good", trouble)
+            _log.warning("%s. The last valid files stay in use until this is fixed", trouble)
 
-    def _rejoice(self) -> None:
+    def _recovered(self) -> None:
         if self._trouble is not None:
             self._trouble = None
-            _log.info("mqtt.tls: the files are good again, and used from this connection on")
+            _log.info("mqtt.tls: the files are valid again, and in use from this connection on")
 
 
 def _contents_of(tls: Tls) -> list[bytes | int | None]:
-    """Return what tells whether anything was changed: a digest of each file, None for one that cannot be read."""
+    """Return a digest of each file, None for one that cannot be read, to see whether anything has changed."""
     system = ssl.get_default_verify_paths()
     files = [tls.ca_file or system.cafile, tls.cert_file, tls.key_file]
     contents: list[bytes | int | None] = [_digest(Path(file)) for file in files if file is not None]
-    if tls.ca_file is None and system.capath is not None:  # OpenSSL reads single files there when it needs them
+    if tls.ca_file is None and system.capath is not None:  # OpenSSL reads its files only when it needs them
         contents.append(_changed_at(Path(system.capath)))
     return contents
 

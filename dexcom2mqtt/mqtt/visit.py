@@ -1,6 +1,6 @@
-"""A command's short stay at the broker: what is retained there, and what the broker takes.
+"""A command's short connection to the broker: reads retained messages, and tests what the broker accepts.
 
-Unlike the daemon's link it tries once, and whatever goes wrong is an error for a person. It knows no topic of ours.
+Unlike the daemon's link it tries once, and every problem is an error for the user. It does not know our topics.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ _T = TypeVar("_T")
 _NO_MQTT_5: Final = frozenset({"protocol_refused", "answered_wrongly", "closed_without_answer", "silent"})
 _QUOTA_TRIES: Final = 5
 _LATE_SECONDS: Final = 0.5
-"""How much later than the probe what is retained may come, unless more is known."""
+"""How many seconds after the probe retained messages may come, unless more is known."""
 
 
 class Visit:
-    """A short connection of a command, beside the daemon's and without a will, for use in a ``with``.
+    """A command's short connection, beside the daemon's and without a will, for use in a ``with``.
 
-    ``name`` is added to the client id. Raises BrokerError where the broker cannot be reached or leaves, and
-    TlsFileError.
+    ``name`` is appended to the client id. Raises BrokerError if the connection fails or ends, and TlsFileError.
     """
 
     def __init__(self, mqtt: Mqtt, clock: Clock, name: str) -> None:
@@ -49,13 +48,13 @@ class Visit:
         if no_mqtt_5 and self._mqtt.protocol == "auto":
             failure = self._connect("3.1.1")
         if failure is not None:
-            # Brokers that admit certain client ids only (AWS IoT Core) hang up at others.
+            # Brokers that allow only certain client ids (AWS IoT Core) hang up at others.
             hung_up = failure.ending == "closed_without_answer"
             raise BrokerError(failure.text, (*failure.causes, CLIENT_ID) if hung_up else failure.causes)
         return self
 
     def mend(self) -> None:
-        """Connect anew if the broker has hung up. Raises BrokerError."""
+        """Connect again if the broker has hung up. Raises BrokerError."""
         if self._connection.failure is not None:
             with self._connection:
                 failure = self._connect(self.protocol)
@@ -81,19 +80,19 @@ class Visit:
 
     @property
     def most_bytes(self) -> Callable[[str], float]:
-        """How large a payload on a topic may be, as the broker said; mostly that is infinite."""
+        """How many bytes a payload on a topic may have, as the broker announced; infinite with most brokers."""
         return self._connection.limits.most_bytes
 
     @property
     def keeps_retained(self) -> bool:
-        """Whether the broker keeps what is retained, as far as it said."""
+        """Whether the broker keeps retained messages, unless it announced otherwise."""
         return self._connection.limits.retains
 
     def retained(self, filters: Sequence[str], probe: str, still: Still | None = None) -> dict[str, bytes]:
-        """Return what the broker retains at these topics, which may have wildcards.
+        """Return the retained payloads at these topics, which may have wildcards.
 
-        ``probe`` is a topic of its own, and ``still`` says how long to wait after it has come back (see Gathering):
-        if nothing is known, a moment for what is not there yet.
+        ``probe`` is a separate topic, and ``still`` says how long to wait once it is back (see Gathering); by default,
+        a moment if a topic is still missing.
         """
         gathering = Gathering(self._connection, self._clock, filters, probe, still or _a_moment)
         while not gathering.over:
@@ -105,9 +104,9 @@ class Visit:
         return gathering.found
 
     def try_out(self, message: Message) -> tuple[bool, bool]:
-        """Publish a message; return whether the broker takes it, and whether it sends it back to us.
+        """Publish a message; return whether the broker accepts it, and whether it sends it back to us.
 
-        With MQTT 3.1.1 it seems to take everything.
+        With MQTT 3.1.1 it always seems to accept it.
         """
         with self._subscribed(message.topic):
             refused = self.publish([message])
@@ -127,10 +126,10 @@ class Visit:
         self._connection.unsubscribe(filters)
 
     def publish(self, messages: Sequence[Message], *, tries: int = _QUOTA_TRIES) -> list[str]:
-        """Publish these, and wait until the broker has answered to all; return the topics that it refused.
+        """Publish these, wait until the broker has answered all of them, and return the topics that it refused.
 
-        What is only too much at once is sent again, a second later each time. With MQTT 3.1.1 a broker cannot refuse:
-        it acknowledges, and drops.
+        Messages refused because of a quota are sent again, a second later each time. With MQTT 3.1.1 a broker cannot
+        refuse: it acknowledges messages and drops them.
         """
         refused, left = list[str](), list(messages)
         for number in range(tries):
@@ -161,7 +160,7 @@ class Visit:
             self._work(until)
 
     def _until(self, take: Callable[[], _T]) -> _T:
-        """Work until there is something to take, or something is true, and return it."""
+        """Work until ``take`` returns something true, and return that."""
         until = self._clock.now() + READ_BACK_SECONDS * self._clock.speed
         while not (taken := take()):
             self._work(math.inf)

@@ -39,7 +39,7 @@ def test_an_unknown_broker_name(bench: Bench) -> None:
     """A name that cannot be looked up is reported, with possible causes."""
     done = bench.check(1883, host="broker.invalid")
     assert "its name cannot be looked up; check mqtt.host" in broker_failure(done)
-    assert "The name is misspelt" in remedies(done.stdout)[0]
+    assert "The name is misspelled" in remedies(done.stdout)[0]
 
 
 def test_no_broker(bench: Bench) -> None:
@@ -96,7 +96,7 @@ def test_the_certificate_is_shown(
     assert (done.returncode, done.stderr) == (0, "")
     (shown,) = [step for step in steps(done.stdout) if "certificate" in step[1]]
     assert shown[0] == ("ok" if days == 90 else "note")
-    assert shown[1].startswith("broker: Its certificate is our broker's, issued by trustme ")
+    assert shown[1].startswith("broker: Its certificate (our broker) was issued by trustme ")
     assert shown[1].endswith(f"valid until {until:%Y-%m-%d}.")
 
 
@@ -118,7 +118,7 @@ def test_a_certificate_of_an_unknown_authority(
     broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, *authority))
     done = bench.check(broker.port, tls={})
     assert "its certificate is not accepted" in broker_failure(done)
-    assert "in mqtt.tls.ca_file" in remedies(done.stdout)[0]
+    assert "set mqtt.tls.ca_file" in remedies(done.stdout)[0]
 
 
 def test_a_certificate_for_another_name(
@@ -131,7 +131,7 @@ def test_a_certificate_for_another_name(
         done = bench.check(broker.port, host=host, tls={"ca_file": str(authority[1])})
         assert "; check mqtt.host" in broker_failure(done)
         causes = remedies(done.stdout)
-        assert "The certificate is made for other.example, 192.168.1.2: write one of these into mqtt.host." in causes[0]
+        assert "The certificate is valid for other.example, 192.168.1.2: set mqtt.host to one of these." in causes[0]
         assert "as subjectAltName: docs/security.md" in causes[1]
 
 
@@ -315,7 +315,7 @@ def test_a_broker_without_mqtt_5(bench: Bench, mosquitto: Mosquitto, answer: byt
         assert broker_failure(done)
         assert levels == [5, 4, 5]
         if answer:
-            assert "does not take MQTT 5" in done.stdout
+            assert "does not support MQTT 5" in done.stdout
             assert "protocol: auto" in remedies(done.stdout)[0]
 
 

@@ -51,7 +51,12 @@ NO_TROUBLE: Final = (
         "is allowed.",
         "Home Assistant is online,",
     ),
-    *("our user name and password", "us without a user name", "Its certificate is …'s", "as fast as the real one"),
+    *(
+        "our user name and password",
+        "us without a user name",
+        "Its certificate (…) was issued by",
+        "as fast as the real one",
+    ),
     *("The page can be served at", "A running daemon serves the page at", "the page for a browser:"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
     *("the file …", "next poll …", "… min ago"),

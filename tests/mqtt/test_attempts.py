@@ -15,7 +15,7 @@ from dexcom2mqtt.mqtt.outcome import Failure
 if TYPE_CHECKING:
     from dexcom2mqtt.mqtt.outcome import Ending, Line, Protocol
 
-REFUSED = Failure("does not take MQTT 5", ending="protocol_refused")
+REFUSED = Failure("does not support MQTT 5", ending="protocol_refused")
 HUNG_UP = Failure("closed the connection without an answer", ending="closed_without_answer")
 NOT_THERE = Failure("nothing listens there")
 LOST = Failure("was lost", ending="closed_busy")
@@ -394,7 +394,7 @@ def test_mqtt_5_that_worked_is_not_left_without_a_word(failure: Failure) -> None
 def test_a_will_is_made_as_the_broker_takes_it() -> None:
     """First at QoS 0, then not retained, each at once; and then it is a failure."""
     told = story()
-    refused = Failure("does not take the last will", ending="will_refused")
+    refused = Failure("refuses the last will", ending="will_refused")
     wills = []
     for _ in range(3):
         wills.append((told.attempts.will_qos, told.attempts.will_retain))

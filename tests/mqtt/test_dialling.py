@@ -67,7 +67,7 @@ def test_tls_with_a_client_certificate(
     assert not caplog.records
     start(broker.port, tls={"ca_file": ca_file}, client_id="without")
     eventually(lambda: caplog.records)
-    assert "it wants a certificate of this client" in caplog.text
+    assert "it requires a client certificate" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")  # paho leaves a failed handshake to the collector
@@ -166,13 +166,13 @@ def test_a_renewed_client_certificate_lets_us_in_again(
     renewed = new.issue_cert("anna@example.org", common_name="anna")
     (chain,) = renewed.cert_chain_pems
     files["cert_file"].write_bytes(chain.bytes()[:400])
-    eventually(lambda: "are no certificate with its unencrypted key" in caplog.text)
+    eventually(lambda: "are not a PEM certificate and its unencrypted key" in caplog.text)
     files["cert_file"].write_bytes(chain.bytes())
     eventually(lambda: "do not belong together" in caplog.text)
     assert running.protocols == [protocol]
     files["key_file"].write_bytes(renewed.private_key_pem.bytes())
     eventually(lambda: len(running.protocols) == 2)
-    assert "the files are good again" in caplog.text
+    assert "the files are valid again" in caplog.text
 
 
 def test_files_that_are_gone_do_not_end_the_link(
@@ -197,7 +197,7 @@ def test_files_that_are_gone_do_not_end_the_link(
     eventually(lambda: len(running.protocols) == 2)
     (told,) = [record.getMessage() for record in caplog.records if "mqtt.tls." in record.getMessage()]
     assert told.startswith(
-        f"mqtt.tls.ca_file: {files['ca_file']} cannot be read (No such file or directory). What was "
+        f"mqtt.tls.ca_file: {files['ca_file']} cannot be read (No such file or directory). The last "
     )
 
 
@@ -277,7 +277,7 @@ def test_what_the_broker_says_last_is_never_lost(
     for _ in range(40):
         with Connection(mqtt, Clock(), "5", TlsFiles(mqtt.tls).context()) as connection:
             told.append(connection.open())
-    assert {failure is not None and "wants a certificate" in failure.text for failure in told} == {True}
+    assert {failure is not None and "requires a client certificate" in failure.text for failure in told} == {True}
 
 
 def test_our_certificate_is_out_of_date(
@@ -334,13 +334,13 @@ def test_a_broker_with_an_older_tls_wants_a_certificate(
 @pytest.mark.parametrize(
     ("code", "named", "first"),
     [
-        (18, False, "signed by itself"),
+        (18, False, "self-signed"),
         (19, False, "mqtt.tls.ca_file"),
         (20, False, "mqtt.tls.ca_file"),
-        (20, True, "copy the one that signed"),
-        (7, True, "copy the one that signed"),
-        (62, True, "a name that the certificate is made for"),
-        (64, True, "a name that it is made for"),
+        (20, True, "copy the authority that signed"),
+        (7, True, "copy the authority that signed"),
+        (62, True, "a name that the certificate is valid for"),
+        (64, True, "a name that it is valid for"),
         (92, False, "Python 3.13 is strict"),
         (66, True, "too weak"),
     ],
@@ -363,6 +363,6 @@ def test_every_word_on_certificates_is_about_ours(alert: str, tmp_path: Path) ->
     error = ssl.SSLError(1, alert)
     error.reason = f"TLSV13_ALERT_{alert}"
     word = alert.replace("_", " ").lower()
-    assert f"it wants a certificate of this client ({word})" in explain(error, tls=Tls())[0]
+    assert f"it requires a client certificate ({word})" in explain(error, tls=Tls())[0]
     ours = Tls(cert_file=tmp_path / "my.pem", key_file=tmp_path / "my.key")
     assert f"it does not accept this client's certificate ({word})" in explain(error, tls=ours)[0]

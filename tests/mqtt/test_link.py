@@ -214,7 +214,7 @@ def test_a_chosen_protocol_is_kept(
         assert set(levels) == {5}
         assert len(levels) <= 3
         assert not running.protocols
-    assert "does not take MQTT 5" in caplog.text
+    assert "does not support MQTT 5" in caplog.text
 
 
 def test_a_server_that_speaks_no_mqtt_does_not_end_it(start: Callable[..., Running]) -> None:
@@ -385,8 +385,8 @@ def test_a_topic_that_may_not_be_written_is_named_once(
     (tmp_path / "acl").write_text("topic readwrite test/bridge/#\ntopic readwrite test/b\n", encoding="utf-8")
     broker = start_mosquitto("allow_anonymous true", f"acl_file {tmp_path}/acl")
     running = start(broker.port)
-    eventually(lambda: "does not take messages on test/a" in caplog.text)
+    eventually(lambda: "refuses messages on test/a" in caplog.text)
     running.mirror.put([Message("test/a", "again")])
     eventually(lambda: broker.log().count("Denied PUBLISH from test") >= 2)
     time.sleep(0.1)
-    assert caplog.text.count("does not take messages on test/a") == 1
+    assert caplog.text.count("refuses messages on test/a") == 1

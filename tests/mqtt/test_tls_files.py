@@ -157,14 +157,14 @@ def test_the_last_good_ones_serve_until_the_files_are_good(
     (complaint,) = caplog.records
     assert complaint.levelno == logging.WARNING
     assert str(tmp_path / which) in complaint.getMessage()
-    assert "What was read before stays in use" in complaint.getMessage()
+    assert "The last valid files stay in use" in complaint.getMessage()
     if (tmp_path / which).is_dir():
         (tmp_path / which).rmdir()
     (tmp_path / which).write_bytes(held)
     for _ in range(3):
         assert files.context()
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
-    assert "good again" in caplog.text
+    assert "valid again" in caplog.text
     gone(tmp_path / which)
     files.context()
     assert len(caplog.records) == 3  # a new trouble is told anew
@@ -204,8 +204,8 @@ def test_what_is_wrong_with_a_file_is_told_apart(tls: Tls, tmp_path: Path) -> No
     other = OLD.issue_cert("ben@example.org").private_key_pem.bytes()
     for which, contents, told in (
         ("my.key", other, r"cert_file, key_file: .*my\.pem and .*my\.key do not belong together"),
-        ("my.key", b"nothing", r"my\.pem and .*my\.key are no certificate with its unencrypted key in PEM"),
-        ("my.key", None, r"my\.pem and .*my\.key cannot both be read \(No such file or directory\)"),
+        ("my.key", b"nothing", r"my\.pem and .*my\.key are not a PEM certificate and its unencrypted key"),
+        ("my.key", None, r"my\.pem or .*my\.key cannot be read \(No such file or directory\)"),
         ("ca.pem", b"nothing", r"ca_file: .*ca\.pem contains no PEM certificate"),
         ("ca.pem", None, r"ca_file: .*ca\.pem cannot be read \(No such file or directory\)"),
     ):

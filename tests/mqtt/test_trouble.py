@@ -99,7 +99,7 @@ def test_what_was_taken_is_forgotten() -> None:
     end_alone(at_home, STATE, 1)
     line = at_home.taken(STATE, NOW)
     assert line
-    assert (line.level, line.text) == (logging.INFO, "the broker at home:1883 now takes messages on base/anna/state")
+    assert (line.level, line.text) == (logging.INFO, "the broker at home:1883 now accepts messages on base/anna/state")
     assert at_home.aside == frozenset()
     assert at_home.taken(STATE, NOW) is None
 
@@ -122,7 +122,7 @@ def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> Non
     at_home = trouble()
     first = at_home.refused(STATE, "rights", "Not authorized", NOW)
     assert told(first) == (
-        "the broker at home:1883 does not take messages on base/anna/state (Not authorized): its access control list "
+        "the broker at home:1883 refuses messages on base/anna/state (Not authorized): its access control list "
         "must let the user of this daemon write there"
     )
     assert first.until == NOW + 2
@@ -152,7 +152,7 @@ def test_size_is_called_size() -> None:
     for place in (STATE, HISTORY):
         ruling = at_home.refused(place, "size", "25000 bytes", NOW)
         assert ruling.too_large
-        assert f"does not take the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
+        assert f"refuses the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
 
 
 def test_what_was_shortened_is_aside_again_after_one_end() -> None:
@@ -171,7 +171,7 @@ def test_what_was_shortened_is_aside_again_after_one_end() -> None:
 def test_quota_is_called_quota_and_waited_for() -> None:
     """Nothing at all is sent until then: a second first, then longer; and one at a time, so that little is refused."""
     at_home = trouble()
-    assert "takes no more messages for the moment" in told(at_home.refused(STATE, "quota", "Quota exceeded", NOW))
+    assert "accepts no more messages for the moment" in told(at_home.refused(STATE, "quota", "Quota exceeded", NOW))
     assert at_home.quiet_until == NOW + 1
     assert at_home.careful(NOW + 3599)
     at_home.refused(VALUE, "quota", "Quota exceeded", NOW + 0.5)

@@ -368,12 +368,12 @@ def test_what_is_denied_is_kept_until_it_is_allowed(
     broker = start_mosquitto("allow_anonymous true", f"acl_file {tmp_path}/acl")
     subscriber = system.subscribe(broker)
     running = system.start(broker.port)
-    eventually(lambda: len(system.given()) > 280 and "does not take messages" in running.text())
+    eventually(lambda: len(system.given()) > 280 and "refuses messages" in running.text())
     first = subscriber.wait_for("dexcom2mqtt/anna/date").payload
     eventually(lambda: subscriber.wait_for("dexcom2mqtt/anna/date").payload != first, 20)  # the retained go on
     denied = broker.log().count("Denied PUBLISH from dexcom2mqtt")
     eventually(lambda: broker.log().count("Denied PUBLISH from dexcom2mqtt") > denied, 20)  # calmly again
-    assert running.text().count("does not take messages on dexcom2mqtt/anna/reading") == 1
+    assert running.text().count("refuses messages on dexcom2mqtt/anna/reading") == 1
     assert dates(subscriber) == []
     assert "dexcom2mqtt/anna/history" not in retained(broker.port)
 

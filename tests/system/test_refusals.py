@@ -47,7 +47,7 @@ WAYS: Final[list[tuple[Kind, str]]] = [
 NAMED: Final[dict[Kind, str]] = {
     "hang-up": "hangs up whenever something is published to {}:",
     "silence": "never acknowledges what is published to {}:",
-    "refusal": "does not take messages on {} (",
+    "refusal": "refuses messages on {} (",
 }
 ROWS: Final[dict[Kind, str]] = {"hang-up": "hang-up", "silence": "silence", "refusal": "refusal"}
 
@@ -171,7 +171,7 @@ def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:
 def is_whole_again(each: Trial, within: float) -> None:
     """Hold that all comes once the fault is over, that nothing was lost, and nothing old was ever shown as current."""
     here = each.here
-    here.wait(lambda: each.log().count("now takes ") >= 1, 2 * within, "it is not tried again")
+    here.wait(lambda: each.log().count("now accepts ") >= 1, 2 * within, "it is not tried again")
     owed = here.owed(here.now() - 2 * MINUTE)
     here.wait(lambda: here.whole(owed), 2 * within, "it is not whole again")
     here.wait(lambda: holds(each, owed), 10 * MINUTE, f"{each.fault.where} is not right again")
@@ -209,7 +209,7 @@ def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
         each.fault.on = False
         owed = here.owed(here.now())
         here.wait(lambda: here.whole(owed), 15 * MINUTE, "it is not whole again")
-        assert each.log().count("now takes ") == 1
+        assert each.log().count("now accepts ") == 1
 
 
 @pytest.mark.faults

@@ -93,7 +93,7 @@ def test_a_quota_of_messages_a_second(world: Build, record: Record) -> None:
         assert relay.connections == 1
     assert picture[f"{BRIDGE}/state"] == "online"
     assert picture[DISCOVERY]
-    assert "takes no more messages for the moment (Quota exceeded)" in log(here)
+    assert "accepts no more messages for the moment (Quota exceeded)" in log(here)
     assert "access control list" not in log(here)
 
 
