@@ -261,7 +261,7 @@ def test_a_proxy_that_cuts_what_is_idle_is_outdone(
             time.sleep(0.05)
         assert relay.connections <= known
         assert caplog.text.count("without traffic") == 1
-        assert "sign of life is sent every 1 s" in caplog.text
+        assert "sends a ping every 1 s" in caplog.text
 
 
 def test_a_broker_that_marks_everything_as_retained(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
