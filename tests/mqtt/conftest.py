@@ -1,4 +1,4 @@
-"""A link to the broker as the daemon has it, and what brokers need for tests of it."""
+"""A link to the broker as in the daemon, and helpers for its tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONLINE, OFFLINE = Message(STATE, "online"), Message(STATE, "offline")
 
 
 def written(settings: Any) -> Any:
-    """Return settings as they would be written: a path as its text."""
+    """Return settings as in a configuration file: paths as text."""
     if isinstance(settings, dict):
         return {key: written(value) for key, value in settings.items()}
     return str(settings) if isinstance(settings, Path) else settings
@@ -107,7 +107,7 @@ def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
 
 @pytest.fixture
 def strict_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let any Python be as strict with certificates as 3.13."""
+    """Make any Python as strict with certificates as 3.13."""
     made = ssl.create_default_context
 
     def strict(**arguments: Path | None) -> ssl.SSLContext:

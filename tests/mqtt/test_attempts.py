@@ -1,4 +1,4 @@
-"""What follows from how attempts to connect go: the protocol, the pauses, and what is said of them, once."""
+"""What follows each attempt to connect: the protocol, the pause, and the log lines."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TAKEN_OVER = Failure("another program has connected", ending="taken_over")
 JAMMED = Failure("has acknowledged nothing", ending="jammed")
 WELL = "connected to the broker at home:1883 with MQTT 5"
 SHORT, GOOD, LONG = 1.0, 31.0, 301.0
-"""How long a connection lasts: not for long, long enough to count as a good one, and to forget what was before."""
+"""Seconds that a connection lasts: short, long enough to count as good, and long enough to end a take-over."""
 
 
 @dataclass
 class Story:
-    """What became of some attempts: which protocols they took, how long each pause was, and what was logged."""
+    """Some attempts: their protocols, the pauses after them, and the log."""
 
     attempts: Attempts
     protocols: list[str] = field(default_factory=list)
@@ -36,13 +36,13 @@ class Story:
     log: list[tuple[int, str]] = field(default_factory=list)
 
     def fails(self, failure: Failure, *more: Failure) -> None:
-        """Let attempts come to nothing."""
+        """Let attempts fail."""
         for each in (failure, *more):
             self._try()
             self._end(each, SHORT)
 
     def ends(self, failure: Failure, after: float = SHORT) -> None:
-        """Let a connection come about, and end after so many seconds."""
+        """Let a connection succeed, and end after so many seconds."""
         self.connects()
         self._end(failure, after)
 
@@ -93,7 +93,7 @@ def story(wanted: Literal["auto"] | Protocol = "auto", chance: float = 1.0) -> S
     ],
 )
 def test_the_protocol_follows_from_how_attempts_fail(failures: tuple[Failure, ...], expected: str) -> None:
-    """MQTT 5 is left only if the broker refuses it, or has hung up on it twice; and 3.1.1, if it is no better."""
+    """MQTT 5 is given up only if the broker refuses it or hangs up twice; 3.1.1 if it does not work either."""
     told = story()
     told.fails(*failures)
     assert " ".join([*told.protocols, told.attempts.protocol]) == expected
@@ -102,7 +102,7 @@ def test_the_protocol_follows_from_how_attempts_fail(failures: tuple[Failure, ..
 @pytest.mark.parametrize("wanted", ["5", "3.1.1"])
 @pytest.mark.parametrize("failure", [REFUSED, HUNG_UP])
 def test_a_chosen_protocol_is_kept(wanted: Protocol, failure: Failure) -> None:
-    """What the configuration says is not left for another, and a refusal is a failure like others."""
+    """The configured protocol stays, and a refusal is an ordinary failure."""
     told = story(wanted)
     told.fails(*[failure] * 5)
     assert {*told.protocols, told.attempts.protocol} == {wanted}
@@ -112,7 +112,7 @@ def test_a_chosen_protocol_is_kept(wanted: Protocol, failure: Failure) -> None:
 
 @pytest.mark.parametrize("before", [(), (REFUSED,)])
 def test_the_protocol_of_a_connection_is_kept(before: tuple[Failure, ...]) -> None:
-    """Once a broker has let us in, its protocol stays, whatever it does later on."""
+    """Once the broker has accepted a connection, its protocol stays, whatever happens later."""
     told = story()
     if before:
         told.fails(*before)
@@ -122,7 +122,7 @@ def test_the_protocol_of_a_connection_is_kept(before: tuple[Failure, ...]) -> No
 
 
 def test_the_other_protocol_is_tried_at_once_if_one_is_refused() -> None:
-    """A broker that refuses MQTT 5 is no trouble: no pause, no line, and the next failure is the first."""
+    """A refusal of MQTT 5 causes no pause and no line, and the next failure counts as the first."""
     told = story()
     told.fails(REFUSED)
     assert (told.pauses, told.log) == ([0.0], [])
@@ -133,7 +133,7 @@ def test_the_other_protocol_is_tried_at_once_if_one_is_refused() -> None:
 
 
 def test_a_broker_that_hangs_up_gets_its_pauses() -> None:
-    """It may be overloaded: so the other protocol has to wait as well."""
+    """It may be overloaded, so the other protocol waits as well."""
     told = story()
     told.fails(*[HUNG_UP] * 4)
     assert told.pauses == [1, 2, 4, 8]
@@ -145,7 +145,7 @@ def test_a_broker_that_hangs_up_gets_its_pauses() -> None:
 
 @pytest.mark.parametrize(("chance", "first", "most"), [(0.0, 0.5, 15), (0.5, 0.75, 22.5), (1.0, 1, 30)])
 def test_pauses_grow_to_half_a_minute(chance: float, first: float, most: float) -> None:
-    """They double from a second to 30, and chance takes off up to a half."""
+    """They double from 1 s to 30 s, and chance shortens each by up to a half."""
     told = story(chance=chance)
     told.fails(*[NOT_THERE] * 2000)
     assert told.pauses[:5] == [first * times for times in (1, 2, 4, 8, 16)]
@@ -153,8 +153,8 @@ def test_pauses_grow_to_half_a_minute(chance: float, first: float, most: float) 
 
 
 @pytest.mark.parametrize(("lasted", "pause"), [(SHORT, 8), (30.0, 8), (GOOD, 1), (LONG, 1)])
-def test_the_failure_after_a_good_connection_is_a_first_one(lasted: float, pause: float) -> None:
-    """A connection that lasted for more than 30 s was a good one, and no shorter one is."""
+def test_the_failure_after_a_good_connection_counts_as_the_first(lasted: float, pause: float) -> None:
+    """Only a connection of more than 30 s counts as good."""
     told = story()
     told.fails(NOT_THERE, NOT_THERE, NOT_THERE)
     told.ends(LOST, lasted)
@@ -164,7 +164,7 @@ def test_the_failure_after_a_good_connection_is_a_first_one(lasted: float, pause
 
 
 def test_another_client_is_left_alone_for_a_minute() -> None:
-    """After a take-over the pause is 60 s, whatever chance says, and the take-over counts as a failure."""
+    """After a take-over the pause is 60 s, regardless of chance, and the take-over counts as a failure."""
     told = story(chance=0.25)
     told.ends(TAKEN_OVER)
     told.ends(TAKEN_OVER, LONG)
@@ -175,8 +175,8 @@ def test_another_client_is_left_alone_for_a_minute() -> None:
 # --- what is said ------------------------------------------------------------------------------------------
 
 
-def test_trouble_is_said_once_and_that_it_is_over() -> None:
-    """The same failure is one line however often, another one is another; and then it is well again."""
+def test_a_failure_and_the_recovery_are_logged_once() -> None:
+    """Repeated failures are one line, a different failure is another, and then the connection is logged."""
     told = story("5")
     told.fails(NOT_THERE, NOT_THERE, HUNG_UP, HUNG_UP, NOT_THERE)
     told.connects()
@@ -189,8 +189,8 @@ def test_trouble_is_said_once_and_that_it_is_over() -> None:
     ]
 
 
-def test_trouble_is_said_again_once_it_was_over() -> None:
-    """Each end of a connection is said, since each connection was."""
+def test_a_failure_after_the_recovery_is_logged_again() -> None:
+    """Each end of a connection is logged, since each connection was."""
     told = story()
     told.ends(LOST)
     told.ends(LOST)
@@ -201,8 +201,8 @@ def test_trouble_is_said_again_once_it_was_over() -> None:
     ("failure", "lasted", "lines"),
     [(TAKEN_OVER, SHORT, 1), (TAKEN_OVER, 300.0, 1), (TAKEN_OVER, LONG, 2), (JAMMED, SHORT, 1), (JAMMED, LONG, 1)],
 )
-def test_what_recurs_is_said_once(failure: Failure, lasted: float, lines: int) -> None:
-    """What ends every connection in the same way is one line; a take-over after more than five minutes is another."""
+def test_a_recurring_end_is_logged_once(failure: Failure, lasted: float, lines: int) -> None:
+    """If every connection ends in the same way, that is one line; a take-over after five minutes is a new one."""
     told = story()
     told.ends(failure)
     told.ends(failure, lasted)
@@ -212,8 +212,8 @@ def test_what_recurs_is_said_once(failure: Failure, lasted: float, lines: int) -
     }
 
 
-def test_what_recurs_is_over_when_something_else_happens() -> None:
-    """After another failure, the next connection is said as always."""
+def test_a_recurring_end_is_over_when_something_else_happens() -> None:
+    """After a different failure, the next connection is logged as usual."""
     for failure in (TAKEN_OVER, JAMMED):
         told = story()
         told.ends(failure)
@@ -224,8 +224,8 @@ def test_what_recurs_is_over_when_something_else_happens() -> None:
 
 @pytest.mark.parametrize(("seconds", "well"), [(SHORT, False), (300.0, False), (LONG, True)])
 @pytest.mark.parametrize("idle", [True, False])
-def test_that_the_other_client_stays_away_is_said_after_five_minutes(seconds: float, idle: bool, well: bool) -> None:
-    """Until then it may come back, and only then is it said, once; whatever is on its way."""
+def test_the_end_of_a_take_over_is_logged_after_five_minutes(seconds: float, idle: bool, well: bool) -> None:
+    """Until then the other client may come back. The line comes once, even if something is unacknowledged."""
     told = story()
     told.ends(TAKEN_OVER)
     told.connects()
@@ -245,8 +245,10 @@ def test_that_the_other_client_stays_away_is_said_after_five_minutes(seconds: fl
         (LONG, False, False),
     ],
 )
-def test_that_a_broker_acknowledges_again_is_said_if_nothing_is_left(seconds: float, idle: bool, well: bool) -> None:
-    """It may jam again at the same message: so all has to be acknowledged, and the patience with it to be over."""
+def test_the_recovery_of_a_jammed_broker_is_logged_once_all_is_acknowledged(
+    seconds: float, idle: bool, well: bool
+) -> None:
+    """It may jam again at the same message: everything must be acknowledged, for longer than the patience lasts."""
     told = story()
     told.ends(JAMMED)
     told.connects()
@@ -255,8 +257,8 @@ def test_that_a_broker_acknowledges_again_is_said_if_nothing_is_left(seconds: fl
     assert told.said == [WELL, JAMMED.text, *[WELL] * well]
 
 
-def test_a_connection_that_lasts_is_not_said_twice() -> None:
-    """If nothing had been wrong, nothing becomes well."""
+def test_a_lasting_connection_is_not_logged_twice() -> None:
+    """Without an earlier problem, there is no recovery to log."""
     told = story()
     told.connects()
     told.lasts(LONG)
@@ -280,7 +282,7 @@ def test_a_connection_that_lasts_is_not_said_twice() -> None:
     ],
 )
 def test_another_client_is_suspected(ending: Ending | None, before: Failure | None, suspected: bool) -> None:
-    """A broker that closes without a word may have been told to by another client, if it had nothing against ours."""
+    """If a broker closes a connection without a reason, another client may have caused it."""
     told = story()
     if before:
         told.ends(before)
@@ -288,7 +290,7 @@ def test_another_client_is_suspected(ending: Ending | None, before: Failure | No
     assert told.attempts.suspects_another(Failure("", ending=ending)) is suspected
 
 
-# --- what is between, and what the broker cannot do ---------------------------------------------------------
+# --- proxies in between, and limits of the broker ---------------------------------------------------------
 
 
 def cut(idle: float) -> Failure:
@@ -308,8 +310,8 @@ def cut(idle: float) -> Failure:
         ((100, 100, 100), 60),
     ],
 )
-def test_what_is_cut_at_the_same_idle_time_gets_a_shorter_keep_alive(idles: tuple[float, ...], keepalive: int) -> None:
-    """Three times in a row, within two seconds, after at least fifteen: two thirds of it, and never under ten."""
+def test_cuts_after_the_same_idle_time_shorten_the_keep_alive(idles: tuple[float, ...], keepalive: int) -> None:
+    """Three in a row, after 15 s or more, within 2 s of each other: two thirds of that, at least 10 s."""
     told = story()
     for idle in idles:
         told.ends(cut(idle), GOOD)
@@ -318,15 +320,15 @@ def test_what_is_cut_at_the_same_idle_time_gets_a_shorter_keep_alive(idles: tupl
 
 
 def test_other_ends_break_the_row_of_idle_cuts() -> None:
-    """A broker that was restarted in between tells nothing of what cuts."""
+    """If the broker was restarted in between, the cuts prove nothing."""
     told = story()
     for failure in (cut(50), cut(50), LOST, cut(50)):
         told.ends(failure, GOOD)
     assert told.attempts.keepalive == 60
 
 
-def test_a_third_cut_is_no_other_client() -> None:
-    """So nobody is asked, and the next connection does not wait for a minute."""
+def test_a_third_cut_is_not_another_client() -> None:
+    """So the link does not probe the broker, and does not wait a minute before it connects."""
     told = story()
     for _ in range(2):
         assert told.attempts.suspects_another(cut(50))
@@ -337,8 +339,8 @@ def test_a_third_cut_is_no_other_client() -> None:
     assert told.pauses[-1] == 1
 
 
-def test_another_client_that_the_broker_names_is_given_way() -> None:
-    """If it is certain, the pause grows from a minute to ten, and begins anew after a good while."""
+def test_a_confirmed_take_over_is_given_way() -> None:
+    """If the broker confirms it, the pause grows from 1 to 10 minutes, and starts over after a long connection."""
     told = story()
     for _ in range(6):
         told.ends(replace(TAKEN_OVER, certain=True))
@@ -360,8 +362,8 @@ SILENT = Failure("does not answer", ending="silent")
         ((SILENT, HUNG_UP, SILENT), "5 5 3.1.1 5"),
     ],
 )
-def test_mqtt_5_that_is_not_answered_in_words_is_left(failures: tuple[Failure, ...], expected: str) -> None:
-    """At once if the answer is wrong, after two attempts if there is none; and 3.1.1, if it is no better."""
+def test_mqtt_5_without_a_proper_answer_is_given_up(failures: tuple[Failure, ...], expected: str) -> None:
+    """At once if the answer is wrong, after two attempts without one; 3.1.1 if it does not work either."""
     told = story()
     told.fails(*failures)
     assert " ".join([*told.protocols, told.attempts.protocol]) == expected
@@ -372,7 +374,7 @@ def test_mqtt_5_that_is_not_answered_in_words_is_left(failures: tuple[Failure, .
 
 @pytest.mark.parametrize("failure", [WRONG, SILENT, HUNG_UP])
 def test_mqtt_5_is_tried_first_on_every_later_connection(failure: Failure) -> None:
-    """The broker has not refused it; but once is enough then."""
+    """The broker has not refused it; but then a single attempt is enough."""
     told = story()
     told.fails(*[failure] * (1 if failure == WRONG else 2))
     tried = len(told.protocols)
@@ -383,16 +385,16 @@ def test_mqtt_5_is_tried_first_on_every_later_connection(failure: Failure) -> No
 
 
 @pytest.mark.parametrize("failure", [WRONG, SILENT, HUNG_UP])
-def test_mqtt_5_that_worked_is_not_left_without_a_word(failure: Failure) -> None:
-    """The port of a broker that is being restarted behaves strangely."""
+def test_mqtt_5_that_worked_is_given_up_only_if_refused(failure: Failure) -> None:
+    """A broker that is being restarted may behave strangely."""
     told = story()
     told.ends(LOST, GOOD)
     told.fails(*[failure] * 5)
     assert told.attempts.protocol == "5"
 
 
-def test_a_will_is_made_as_the_broker_takes_it() -> None:
-    """First at QoS 0, then not retained, each at once; and then it is a failure."""
+def test_the_will_is_lowered_until_the_broker_accepts_it() -> None:
+    """First QoS 0, then not retained, each at once; after that it is a failure."""
     told = story()
     refused = Failure("refuses the last will", ending="will_refused")
     wills = []
@@ -404,8 +406,8 @@ def test_a_will_is_made_as_the_broker_takes_it() -> None:
     assert told.said == [refused.text]
 
 
-def test_what_cannot_be_protected_is_tried_again_after_a_minute() -> None:
-    """And it is one line however often."""
+def test_an_unprotected_connection_is_tried_again_after_a_minute() -> None:
+    """It is one line, however often it happens."""
     told = story()
     given_up = Failure("refuses the topics that say whether a value is current", ending="unprotected")
     for _ in range(3):
@@ -414,8 +416,8 @@ def test_what_cannot_be_protected_is_tried_again_after_a_minute() -> None:
     assert told.said == [WELL, given_up.text]
 
 
-def test_what_hangs_up_again_and_again_is_said_three_times() -> None:
-    """By then it is a pattern: what it is about is said by the one who finds out."""
+def test_repeated_hang_ups_are_logged_three_times() -> None:
+    """By then it is a pattern, and `trouble` logs what causes it."""
     told = story()
     for _ in range(9):
         told.ends(LOST)

@@ -1,4 +1,4 @@
-"""The patience with a broker that acknowledges nothing: when it runs out, and when it does not."""
+"""The wait for acknowledgements from a broker: when it ends, and when it does not."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ALWAYS = 86_400.0
 
 @dataclass
 class Broker:
-    """A broker that was sent a message at 0, and how it behaves from then on, in seconds."""
+    """A broker that received a message at 0, and its behavior from then on, in seconds."""
 
     acknowledges: tuple[float, ...] = ()
     pings_take: float = 0.1
     speaks_every: float = math.inf
     frozen: tuple[float, float] = (math.inf, math.inf)
     catches_up: float = 1.0
-    """How much later than its answers to pings come the acknowledgements that a frozen one owes."""
+    """Seconds from the answers to pings until the late acknowledgements of a broker that was frozen."""
     pauses: dict[float, float] = field(default_factory=dict)
-    """How long our own process is paused, by the running time when the pause begins."""
+    """The seconds that our own process is paused, by the running time when the pause begins."""
 
     def thawed(self, at: float) -> float:
         begin, end = self.frozen
         return end if begin <= at < end else at
 
     def told(self) -> dict[float, bool]:
-        """Return when it says something of itself, and whether that is an acknowledgement."""
+        """Return when it sends something unasked, and whether that is an acknowledgement."""
         acknowledged = {
             self.thawed(at) + (self.catches_up if self.thawed(at) > at else 0): True for at in self.acknowledges
         }
@@ -40,7 +40,7 @@ class Broker:
 
 
 def ends_after(broker: Broker, seconds: float = 600.0) -> float | None:
-    """Return when the patience with a broker runs out, by our own running time; None if it does not in that time."""
+    """Return when the patience runs out, in our own running time; None if it lasts for ``seconds``."""
     patience, told, now, running = Patience(), broker.told(), 0.0, 0.0
     while running < seconds:
         step = STEP + broker.pauses.pop(running, 0.0)
@@ -62,8 +62,8 @@ def ends_after(broker: Broker, seconds: float = 600.0) -> float | None:
 @pytest.mark.parametrize(
     ("broker", "expected"),
     [
-        pytest.param(Broker(), 30, id="answers pings alone"),
-        pytest.param(Broker(pings_take=math.inf, speaks_every=0.5), 30, id="sends messages alone"),
+        pytest.param(Broker(), 30, id="only answers pings"),
+        pytest.param(Broker(pings_take=math.inf, speaks_every=0.5), 30, id="only sends messages"),
         pytest.param(Broker(acknowledges=(20, 40, 60)), 90, id="acknowledges three messages and then nothing"),
         pytest.param(Broker(pings_take=4), 30 + 2 * 4, id="is slow to answer, and the wait for it is not counted"),
         pytest.param(
@@ -88,16 +88,14 @@ def ends_after(broker: Broker, seconds: float = 600.0) -> float | None:
         ),
     ],
 )
-def test_it_runs_out_only_with_a_broker_that_is_there_and_acknowledges_nothing(
-    broker: Broker, expected: float | None
-) -> None:
-    """Thirty seconds without an acknowledgement count, of a broker that answers and a process that runs."""
+def test_it_runs_out_only_if_a_running_broker_acknowledges_nothing(broker: Broker, expected: float | None) -> None:
+    """Thirty seconds without an acknowledgement, while the broker answers and the process runs."""
     ends = ends_after(broker)
     assert ends == (None if expected is None else pytest.approx(expected, abs=1.0))
 
 
 def test_a_broker_is_asked_every_15_s_until_it_answers() -> None:
-    """There is one question each 15 s, be the one before answered or not."""
+    """There is one ping every 15 s, whether or not the previous one was answered."""
     patience, asked = Patience(), []
     for second in range(1, 62):
         patience.passed(1)
@@ -109,8 +107,8 @@ def test_a_broker_is_asked_every_15_s_until_it_answers() -> None:
     assert asked == [15, 30, 45]
 
 
-def test_an_answer_to_an_earlier_question_is_not_the_end() -> None:
-    """What a broker said before the time was over does not show that it is there now."""
+def test_an_answer_to_an_earlier_ping_is_not_the_end() -> None:
+    """An answer from before the end of the wait does not show that the broker is running now."""
     patience = Patience()
     for _ in range(15):
         patience.passed(1)

@@ -1,4 +1,4 @@
-"""What is subscribed to, in packets, and what the broker has not answered to."""
+"""The packets of subscriptions, and those without an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEN = [f"topic/{number}" for number in range(10)]
 
 
 def subscribed(*filters: str) -> Subscriptions:
-    """Return subscriptions whose first packet, number 1, was sent."""
+    """Return subscriptions whose first packet, number 1, has been sent."""
     subscriptions = Subscriptions()
     subscriptions.want(filters)
     subscriptions.sent(1, subscriptions.packet(careful=False, idle=True))
@@ -19,7 +19,7 @@ def subscribed(*filters: str) -> Subscriptions:
 
 
 def test_no_packet_has_more_than_eight_filters() -> None:
-    """AWS IoT Core takes no more, neither to subscribe nor to unsubscribe."""
+    """AWS IoT Core accepts no more, neither to subscribe nor to unsubscribe."""
     subscriptions = Subscriptions()
     subscriptions.want(TEN)
     packets = [subscriptions.packet(careful=False, idle=False) for _ in range(3)]
@@ -29,7 +29,7 @@ def test_no_packet_has_more_than_eight_filters() -> None:
 
 @pytest.mark.parametrize("idle", [True, False])
 def test_one_is_sent_at_a_time_if_careful(*, idle: bool) -> None:
-    """Only when nothing is on its way, be it a message, is it clear what an end of the connection is about."""
+    """Only if nothing else is unacknowledged does a lost connection point to its cause."""
     subscriptions = Subscriptions()
     subscriptions.want(["a", "b"])
     first = subscriptions.packet(careful=True, idle=idle)
@@ -42,7 +42,7 @@ def test_one_is_sent_at_a_time_if_careful(*, idle: bool) -> None:
 
 
 def test_they_are_settled_when_each_is_answered() -> None:
-    """What waits to be sent counts, and a refusal is an answer."""
+    """Unsent filters count as well, and a refusal is an answer."""
     subscriptions = Subscriptions()
     assert subscriptions.settled
     subscriptions.want(["a", "b"])
@@ -56,16 +56,16 @@ def test_they_are_settled_when_each_is_answered() -> None:
     assert subscriptions.take_answers() == []
 
 
-def test_an_answer_to_nothing_changes_nothing() -> None:
-    """A broker may send anything."""
+def test_an_unexpected_answer_changes_nothing() -> None:
+    """A broker may send an answer to a packet that was never sent."""
     subscriptions = subscribed("a")
     subscriptions.answered(7, [None])
     assert subscriptions.unanswered
     assert subscriptions.take_answers() == []
 
 
-def test_what_is_dropped_is_not_sent() -> None:
-    """What was sent before is answered all the same."""
+def test_dropped_filters_are_not_sent() -> None:
+    """Those already sent are still answered."""
     subscriptions = subscribed("a")
     subscriptions.want(["b", "c"])
     assert subscriptions.drop(["a", "b"]) == [["a", "b"]]
@@ -73,8 +73,8 @@ def test_what_is_dropped_is_not_sent() -> None:
     assert subscriptions.places == [Place("a", "subscribe")]
 
 
-def test_what_is_without_an_answer_has_its_places() -> None:
-    """The probe is among them until it is back, and what only waits is not."""
+def test_unanswered_filters_and_the_probe_are_places() -> None:
+    """The probe counts until it is back; unsent filters do not."""
     subscriptions = subscribed("a", "b")
     subscriptions.want(["c"])
     subscriptions.probe = "probe"

@@ -1,4 +1,4 @@
-"""What the broker does not take is pinned to its place; on a clock that is set, with nothing connected."""
+"""The topics and filters that a broker refuses, with a set clock and without a connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def end_alone(told_of: Trouble, place: Place, times: int, reason: Reason = "hang
 
 
 def test_one_at_a_time_after_two_ends_at_an_unknown_place() -> None:
-    """What was on its way together tells nothing; so from the second time on nothing goes together, for an hour."""
+    """If several were unacknowledged, the cause is unknown; so after two ends, one is sent at a time for an hour."""
     at_home = trouble()
     assert at_home.ended([STATE, VALUE], "hang_up", NOW) is None
     assert not at_home.careful(NOW)
@@ -46,7 +46,7 @@ def test_one_at_a_time_after_two_ends_at_an_unknown_place() -> None:
 
 @pytest.mark.parametrize("between", ["settled", "unreachable"])
 def test_ends_count_only_in_a_row(between: str) -> None:
-    """If all was taken in between, or the broker was gone, the count begins anew."""
+    """If everything was accepted in between, or the broker was gone, the count starts over."""
     at_home = trouble()
     at_home.ended([STATE, VALUE], "hang_up", NOW)
     getattr(at_home, between)()
@@ -54,8 +54,8 @@ def test_ends_count_only_in_a_row(between: str) -> None:
     assert not at_home.careful(NOW)
 
 
-def test_nothing_on_its_way_is_no_trouble() -> None:
-    """A connection that ends while it is idle ends for another reason."""
+def test_an_idle_end_is_not_counted() -> None:
+    """A connection that ends while idle has another reason."""
     at_home = trouble()
     for _ in range(9):
         assert at_home.ended([], "hang_up", NOW) is None
@@ -64,7 +64,7 @@ def test_nothing_on_its_way_is_no_trouble() -> None:
 
 @pytest.mark.parametrize(("reason", "words"), [("hang_up", "hangs up whenever"), ("silence", "never acknowledges")])
 def test_the_third_end_at_a_place_sets_it_aside(reason: Reason, words: str) -> None:
-    """It is named then, and not before, and left alone for five minutes."""
+    """Only then is it named, and left out for five minutes."""
     at_home = trouble()
     assert told(end_alone(at_home, STATE, 2, reason)) == ""
     assert at_home.aside == frozenset()
@@ -89,8 +89,8 @@ def test_only_the_same_place_counts() -> None:
     assert at_home.aside == frozenset()
 
 
-def test_what_was_taken_is_forgotten() -> None:
-    """A place that worked in between begins anew, and is said to work if it was said not to."""
+def test_an_accepted_place_starts_over() -> None:
+    """A place that worked in between starts over, and its recovery is logged if its failure was."""
     at_home = trouble()
     end_alone(at_home, STATE, 2)
     assert at_home.taken(STATE, NOW) is None
@@ -104,8 +104,8 @@ def test_what_was_taken_is_forgotten() -> None:
     assert at_home.taken(STATE, NOW) is None
 
 
-def test_what_is_set_aside_is_tried_alone_and_ever_more_calmly() -> None:
-    """When its time has come nothing else goes out beside it; one more end is enough, and it is not said again."""
+def test_a_place_set_aside_is_tried_alone_and_less_and_less_often() -> None:
+    """When it is due, nothing else is sent; one more end sets it aside again, without a new line."""
     at_home, now = trouble(), NOW
     end_alone(at_home, STATE, 3)
     for pause in (300, 600, 1200, 2400, 3600, 3600):
@@ -117,8 +117,8 @@ def test_what_is_set_aside_is_tried_alone_and_ever_more_calmly() -> None:
         assert ruling.until == now + min(2 * pause, 3600)
 
 
-def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> None:
-    """Rights may be set right at any time; what is refused alike below one level is one line."""
+def test_a_refusal_is_logged_at_once_and_tried_again_soon_and_then_less_often() -> None:
+    """Permissions may be corrected at any time; the same refusal below one level is one line."""
     at_home = trouble()
     first = at_home.refused(STATE, "rights", "Not authorized", NOW)
     assert told(first) == (
@@ -130,15 +130,15 @@ def test_a_refusal_is_said_at_once_and_tried_again_soon_and_then_calmly() -> Non
     second = at_home.refused(VALUE, "rights", "Not authorized", NOW)
     assert told(second) == ""
     assert at_home.refused(STATE, "rights", "Not authorized", NOW + 2).until == NOW + 12
-    for now in (NOW + 12, NOW + 312, NOW + 612):  # that costs no connection
+    for now in (NOW + 12, NOW + 312, NOW + 612):  # which ends no connection
         assert at_home.refused(STATE, "rights", "Not authorized", now).until == now + 300
     assert at_home.aside == {STATE.topic}
     assert at_home.taken(STATE, NOW) is None  # the other one is still refused
     assert at_home.taken(VALUE, NOW) is not None
 
 
-def test_what_was_refused_together_counts_once() -> None:
-    """Twenty readings of one burst are one refusal: else the next try would be in an hour."""
+def test_refusals_together_count_once() -> None:
+    """Twenty readings of one burst count as one refusal; otherwise the next attempt would be in an hour."""
     at_home = trouble()
     for _ in range(20):
         assert at_home.refused(STATE, "rights", "Not authorized", NOW).until == NOW + 2
@@ -147,7 +147,7 @@ def test_what_was_refused_together_counts_once() -> None:
 
 
 def test_size_is_called_size() -> None:
-    """Each is named, since each is larger for a reason of its own."""
+    """Each topic is named, since each has its own reason to be large."""
     at_home = trouble()
     for place in (STATE, HISTORY):
         ruling = at_home.refused(place, "size", "25000 bytes", NOW)
@@ -155,8 +155,8 @@ def test_size_is_called_size() -> None:
         assert f"refuses the message on {place.topic} (25000 bytes): it is too large" in told(ruling)
 
 
-def test_what_was_shortened_is_aside_again_after_one_end() -> None:
-    """Where the place is known, each size needs one try and not three; it is tried alone, and named only at the end."""
+def test_a_shortened_message_is_set_aside_after_one_more_end() -> None:
+    """As the place is known, each size needs one attempt, not three; it is sent alone, and named only at the end."""
     at_home = trouble()
     assert end_alone(at_home, HISTORY, 3).too_large
     at_home.shortened(HISTORY, NOW)
@@ -169,13 +169,13 @@ def test_what_was_shortened_is_aside_again_after_one_end() -> None:
 
 
 def test_quota_is_called_quota_and_waited_for() -> None:
-    """Nothing at all is sent until then: a second first, then longer; and one at a time, so that little is refused."""
+    """Nothing is sent for one second, then longer; and one message at a time, so that few are refused."""
     at_home = trouble()
     assert "accepts no more messages for the moment" in told(at_home.refused(STATE, "quota", "Quota exceeded", NOW))
     assert at_home.quiet_until == NOW + 1
     assert at_home.careful(NOW + 3599)
     at_home.refused(VALUE, "quota", "Quota exceeded", NOW + 0.5)
-    assert at_home.quiet_until == NOW + 1  # it was on its way by then
+    assert at_home.quiet_until == NOW + 1  # it was already sent
     now = NOW
     for pause in (2, 4, 8, 16, 32, 60, 60):
         now = at_home.quiet_until
@@ -187,8 +187,8 @@ def test_quota_is_called_quota_and_waited_for() -> None:
     assert at_home.quiet_until == now + 61
 
 
-def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
-    """It is set aside like a topic, and is none of those that are published to."""
+def test_a_refused_subscription_is_named_with_its_consequence() -> None:
+    """It is set aside like a topic, but does not count as one."""
     at_home = trouble()
     text = told(at_home.refused(REFRESH, "rights", "Not authorized", NOW))
     assert text == (
@@ -207,8 +207,8 @@ def test_a_refused_subscription_is_named_with_what_will_not_work() -> None:
     assert at_home.aside == frozenset()
 
 
-def test_what_nothing_protects_is_tried_once_more_and_carefully() -> None:
-    """One failure more sets it aside again, and until then one thing is sent at a time."""
+def test_an_unprotected_topic_is_tried_again_carefully() -> None:
+    """One more failure sets it aside again; until then, one message is sent at a time."""
     at_home = trouble()
     end_alone(at_home, STATE, 3)
     end_alone(at_home, HISTORY, 3)
@@ -219,8 +219,8 @@ def test_what_nothing_protects_is_tried_once_more_and_carefully() -> None:
     assert at_home.aside == {STATE.topic, HISTORY.topic}
 
 
-def test_a_broker_that_keeps_nothing_is_told_once() -> None:
-    """It is the same on each connection."""
+def test_a_broker_without_retained_messages_is_reported_once() -> None:
+    """It is the same on every connection."""
     at_home = trouble()
     line = at_home.keeps_nothing()
     assert line
@@ -229,8 +229,8 @@ def test_a_broker_that_keeps_nothing_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("account", ["ben", "cleo"])
-def test_the_like_of_another_account_needs_one_end_alone(account: str) -> None:
-    """What is forbidden there is forbidden for each, and it is one line."""
+def test_the_same_topic_of_another_account_needs_one_end(account: str) -> None:
+    """A topic forbidden for one account is forbidden for all, in one line."""
     at_home = trouble()
     end_alone(at_home, Place("ha/device/base_anna/config"), 3)
     assert told(end_alone(at_home, Place(f"ha/device/base_{account}/config"), 1)) == ""
@@ -239,8 +239,8 @@ def test_the_like_of_another_account_needs_one_end_alone(account: str) -> None:
     assert len(at_home.aside) == 2
 
 
-def test_a_quota_that_ends_connections_spaces_what_is_sent() -> None:
-    """More and more, up to two seconds; it is no matter of a place, and over after an hour without."""
+def test_a_quota_that_ends_connections_spaces_messages() -> None:
+    """More each time, up to 2 s; no place is blamed, and an hour without an end resets it."""
     at_home = trouble()
     for spacing in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
         assert at_home.ended([STATE], "quota", NOW) is None
@@ -254,7 +254,7 @@ def test_a_quota_that_ends_connections_spaces_what_is_sent() -> None:
 
 
 def test_a_quota_is_one_line_an_hour() -> None:
-    """It is used up at every reading, and in between everything is taken."""
+    """Each reading uses it up, and in between everything is accepted."""
     at_home, lines = trouble(), []
     for minutes in range(0, 130, 5):
         now = NOW + 60 * minutes
@@ -262,8 +262,8 @@ def test_a_quota_is_one_line_an_hour() -> None:
     assert len([line for line in lines if line]) == 1
 
 
-def test_subscriptions_that_nobody_needs_any_more_are_forgotten() -> None:
-    """Those of the read-back are over with it, and nothing is careful because of them."""
+def test_unneeded_subscriptions_are_forgotten() -> None:
+    """Those of the read-back end with it, and cause no careful sending."""
     at_home = trouble()
     end_alone(at_home, Place("base/anna/history", "subscribe"), 3)
     end_alone(at_home, REFRESH, 3)

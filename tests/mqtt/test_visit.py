@@ -1,4 +1,4 @@
-"""A command's visit to the broker; test_check and test_purge have more of it."""
+"""A command's short connection to the broker; test_check and test_purge test more of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.relay import Relay
 
 
 def test_a_visit_probes_once_its_subscriptions_are_confirmed(mosquitto: Mosquitto) -> None:
-    """What check and purge read waits for the same."""
+    """A command waits for the confirmations, like the daemon."""
     with Subscriber(mosquitto.port) as other, Relay(mosquitto.port, is_late) as relay:
         other.client.publish("test/a", "1", qos=1, retain=True)
         other.wait_for("test/a", "1")
