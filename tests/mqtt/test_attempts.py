@@ -290,7 +290,7 @@ def test_another_client_is_suspected(ending: Ending | None, before: Failure | No
     assert told.attempts.suspects_another(Failure("", ending=ending)) is suspected
 
 
-# --- proxies in between, and limits of the broker ---------------------------------------------------------
+# --- proxies in between, and limits of the broker ----------------------------------------------------------
 
 
 def cut(idle: float) -> Failure:

@@ -1,4 +1,4 @@
-"""Encrypted connections to a real mosquitto: authorities, certificates, their renewal, and why one is refused."""
+"""TLS connections to a real mosquitto: authorities, certificates, their renewal, and why one is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_tls_with_an_authority_and_a_password(
     authority: tuple[trustme.CA, Path],
     protocol: str,
 ) -> None:
-    """TLS with the broker's own authority, user name and password."""
+    """TLS works with an own authority, user name and password."""
     ca, ca_file = authority
     broker = start_mosquitto(*secure(tmp_path, ca, ca_file), *login(tmp_path, "anna", "pässword"))
     running = start(broker.port, tls={"ca_file": ca_file}, username="anna", password="pässword", protocol=protocol)
@@ -55,7 +55,7 @@ def test_tls_with_a_client_certificate(
     authority: tuple[trustme.CA, Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker that wants a certificate gets it; without one, the log says what it wants."""
+    """A broker that requires a certificate gets it; without one, the log says what it requires."""
     ca, ca_file = authority
     mine = ca.issue_cert("anna@example.org", common_name="anna")
     mine.private_key_pem.write_to_path(str(tmp_path / "my.key"))
@@ -91,7 +91,7 @@ def test_certificates_are_verified(
     verify: bool,
     said: str | None,
 ) -> None:
-    """A certificate of an unknown authority, or of another name, is not accepted, unless verify is false."""
+    """A certificate from an unknown authority, or for another name, is not accepted unless verify is false."""
     ca, ca_file = authority
     broker = start_mosquitto("allow_anonymous true", *secure(tmp_path, ca, ca_file, *names))
     running = start(broker.port, tls={"ca_file": ca_file if trusted else None, "verify": verify})
@@ -103,7 +103,7 @@ def test_certificates_are_verified(
 
 
 SPEED: Final = 5.0
-"""So that the pauses between two attempts are short."""
+"""Shortens the pauses between attempts."""
 DAY: Final = timedelta(days=1)
 
 
@@ -119,7 +119,7 @@ def test_a_renewed_authority_lets_us_in_again(
     authority: tuple[trustme.CA, Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker with a certificate of a new authority is not trusted until that authority's file is here."""
+    """A broker with a certificate from a new authority is not trusted until that authority's file is there."""
     ca, ca_file = authority
     mine = tmp_path / "mine.pem"
     mine.write_bytes(ca_file.read_bytes())
@@ -145,7 +145,7 @@ def test_a_renewed_client_certificate_lets_us_in_again(
     caplog: pytest.LogCaptureFixture,
     protocol: str,
 ) -> None:
-    """A certificate that the broker refuses is named as that; its successor serves as soon as its key is there."""
+    """The log says that the broker refuses the certificate; a new one is used as soon as its key is there."""
     caplog.set_level(logging.INFO)
     ca, ca_file = authority
     old, new = trustme.CA(), trustme.CA()
@@ -182,7 +182,7 @@ def test_files_that_are_gone_do_not_end_the_link(
     authority: tuple[trustme.CA, Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a restart of the broker, what was read before still serves where the files are gone."""
+    """If the files are missing after a restart of the broker, the previously read ones stay in use."""
     ca, ca_file = authority
     files = {"ca_file": tmp_path / "mine.pem", "cert_file": tmp_path / "my.pem", "key_file": tmp_path / "my.key"}
     files["ca_file"].write_bytes(ca_file.read_bytes())
@@ -208,7 +208,7 @@ def test_files_that_are_gone_do_not_end_the_link(
 def test_an_authority_by_the_recipe_of_the_manual(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Running], tmp_path: Path
 ) -> None:
-    """An authority as mosquitto's own manual makes it is good, on a Python that is strict as well."""
+    """An authority made as in mosquitto's manual works, on a strict Python as well."""
     broker = start_mosquitto(*by_the_manual(tmp_path, "localhost"))
     running = start(broker.port, host="localhost", tls={"ca_file": tmp_path / "ca.crt"})
     eventually(lambda: running.protocols)
@@ -216,10 +216,10 @@ def test_an_authority_by_the_recipe_of_the_manual(
 
 @pytest.mark.usefixtures("strict_python")
 @pytest.mark.parametrize("named", ["in between", "the broker's own"])
-def test_a_certificate_that_is_no_root_can_be_named(
+def test_a_certificate_that_is_not_a_root_can_be_named(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Running], tmp_path: Path, named: str
 ) -> None:
-    """What is named is where trust begins, be it an authority in between or the broker's certificate itself."""
+    """Trust starts at the named certificate: an intermediate authority, or the broker's certificate itself."""
     between = trustme.CA().create_child_ca()
     server = between.issue_cert("127.0.0.1")
     write(server, tmp_path / "server.pem", tmp_path / "server.key")
@@ -254,7 +254,7 @@ def test_a_certificate_outside_its_dates(
     ends: timedelta,
     said: str,
 ) -> None:
-    """A certificate that is not valid now is told with what to look at."""
+    """A certificate that is not valid now is reported with what to check."""
     ca, ca_file = authority
     now = datetime.now(UTC)
     server = ca.issue_cert("127.0.0.1", not_before=now + begins, not_after=now + ends)
@@ -266,10 +266,10 @@ def test_a_certificate_outside_its_dates(
     eventually(lambda: why in caplog.text and remedy in caplog.text)
 
 
-def test_what_the_broker_says_last_is_never_lost(
+def test_the_last_answer_of_the_broker_is_never_lost(
     start_mosquitto: Callable[..., Mosquitto], tmp_path: Path, authority: tuple[trustme.CA, Path]
 ) -> None:
-    """A broker that says what it wants and hangs up is understood, be it before or after our first packet."""
+    """A broker's reason is reported whether it hangs up before or after our first packet."""
     ca, ca_file = authority
     broker = start_mosquitto(*secure(tmp_path, ca, ca_file, client=True))
     mqtt = Mqtt(host="127.0.0.1", port=broker.port, tls=Tls(ca_file=ca_file))
@@ -287,7 +287,7 @@ def test_our_certificate_is_out_of_date(
     authority: tuple[trustme.CA, Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker that refuses a certificate of ours that is out of date is told as that."""
+    """If the broker refuses our expired certificate, the log says so."""
     ca, ca_file = authority
     mine = ca.issue_cert("anna@example.org", not_after=datetime.now(UTC) - DAY)
     write(mine, tmp_path / "my.pem", tmp_path / "my.key")
@@ -305,7 +305,7 @@ def test_our_certificate_is_out_of_date(
         (True, "it does not accept this client's certificate (unknown ca)"),
     ],
 )
-def test_a_broker_with_an_older_tls_wants_a_certificate(
+def test_a_broker_with_an_older_tls_requires_a_certificate(
     start: Callable[..., Running],
     tmp_path: Path,
     authority: tuple[trustme.CA, Path],
@@ -313,7 +313,7 @@ def test_a_broker_with_an_older_tls_wants_a_certificate(
     shown: bool,
     said: str,
 ) -> None:
-    """With TLS 1.2 the broker says what it wants while the connection is made; that is told as well."""
+    """With TLS 1.2 the broker gives its reason during the handshake; that is reported as well."""
     ca, ca_file = authority
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_file)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -346,7 +346,7 @@ def test_a_broker_with_an_older_tls_wants_a_certificate(
     ],
 )
 def test_remedies_fit_the_reason(code: int, named: bool, first: str, tmp_path: Path) -> None:
-    """Each reason of OpenSSL has the remedy that fits it first, also with regard to what is configured."""
+    """The first remedy fits OpenSSL's reason and the configuration."""
     (tmp_path / "ca.pem").touch()
     error = ssl.SSLCertVerificationError("certificate verify failed")
     error.verify_code, error.verify_message = code, "why."
@@ -356,8 +356,8 @@ def test_remedies_fit_the_reason(code: int, named: bool, first: str, tmp_path: P
 
 
 @pytest.mark.parametrize("alert", ["CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNSUPPORTED_CERTIFICATE"])
-def test_every_word_on_certificates_is_about_ours(alert: str, tmp_path: Path) -> None:
-    """What a broker says of certificates when it ends the encryption is told as its opinion of ours."""
+def test_alerts_about_certificates_are_about_ours(alert: str, tmp_path: Path) -> None:
+    """If a broker ends TLS with an alert about certificates, that is reported as being about ours."""
     for file in ("my.pem", "my.key"):
         (tmp_path / file).touch()
     error = ssl.SSLError(1, alert)

@@ -1,4 +1,4 @@
-"""What comes from the broker, a real mosquitto or a script: what is read back, and the messages of subscriptions."""
+"""The read-back and the messages of subscriptions, from a real mosquitto or a scripted connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_the_read_back_probes_once_its_subscriptions_are_confirmed(
     mosquitto: Mosquitto, start: Callable[..., Running]
 ) -> None:
-    """A broker may take a message before a subscription that was sent earlier: then the probe would never be back."""
+    """A broker may handle a message before an earlier subscription: then the probe would never come back."""
     with Relay(mosquitto.port, is_late) as relay:
         running = start(relay.port, subscriptions=("test/refresh",))
         eventually(lambda: running.found)
@@ -33,7 +33,7 @@ def test_the_read_back_probes_once_its_subscriptions_are_confirmed(
 
 
 def test_messages_of_subscriptions_are_handed_on(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """What arrives on a subscribed topic is handed on, with whether it was retained, after every connect."""
+    """Messages on a subscribed topic are handed on with their retain flag, after every connect."""
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.client.publish("test/anna/refresh", "old", qos=1, retain=True)
         subscriber.wait_for("test/anna/refresh")
@@ -53,7 +53,7 @@ def test_messages_of_subscriptions_are_handed_on(mosquitto: Mosquitto, start: Ca
 
 
 class Script(Connection):
-    """A connection on which happens what a test says, and nothing is sent."""
+    """A scripted connection that sends nothing."""
 
     def __init__(self) -> None:
         super().__init__(Mqtt(), JumpingClock(end=1e9), "5", None)
@@ -112,7 +112,7 @@ REFRESH = Received("refresh", b"", retained=False)
 
 
 def test_the_read_back_ends_with_its_probe() -> None:
-    """What was retained before the probe is found, live messages of the same topics are not; and then it is over."""
+    """It finds messages retained before the probe, but no live messages of the same topics."""
     scripted = Scripted()
     assert scripted.connection.filters == {"history", "status", "probe", "refresh"}
     scripted.take(HISTORY, Received("status", b"live", retained=False), REFRESH)
@@ -129,7 +129,7 @@ def test_the_read_back_ends_with_its_probe() -> None:
 
 
 def test_the_read_back_ends_after_ten_seconds() -> None:
-    """A broker that lets us write but not read returns no probe: what is there by then is all."""
+    """A broker that lets us write but not read returns no probe: the messages received until then count."""
     scripted = Scripted()
     assert scripted.inbox.due == scripted.clock.now() + 10
     scripted.take(HISTORY)
@@ -146,7 +146,7 @@ def test_the_read_back_ends_after_ten_seconds() -> None:
 
 
 def test_the_probe_is_sent_once_on_each_connection() -> None:
-    """It waits until the subscriptions are confirmed."""
+    """It is not sent until the subscriptions are confirmed."""
     scripted = Scripted()
     for _ in range(2):
         scripted.connect().confirmed = False
@@ -158,8 +158,8 @@ def test_the_probe_is_sent_once_on_each_connection() -> None:
         assert scripted.connection.probes == 1
 
 
-def test_a_read_back_that_was_interrupted_begins_anew() -> None:
-    """What the broker had on an earlier connection it may have forgotten since; the ten seconds begin again, too."""
+def test_an_interrupted_read_back_starts_over() -> None:
+    """The broker may have lost messages since the earlier connection; the ten seconds start over, too."""
     scripted = Scripted()
     scripted.take(HISTORY)
     scripted.clock.time += 9
@@ -169,11 +169,11 @@ def test_a_read_back_that_was_interrupted_begins_anew() -> None:
     assert scripted.found == [{"status": b"2"}]
 
 
-# A broker that keeps no order
+# A broker that sends in any order
 
 
 class Unordered:
-    """A gathering of ``info``, ``status`` and ``history`` at a broker that sends them when it likes."""
+    """A gathering of ``info``, ``status`` and ``history`` from a broker that sends them at any time."""
 
     def __init__(self, *filters: str, still: dict[int, float] | None = None) -> None:
         self.clock = JumpingClock(end=1e9)
@@ -197,8 +197,8 @@ def retained_at(topic: str) -> Received:
     return Received(topic, b"x", retained=True)
 
 
-def test_what_comes_after_the_probe_is_waited_for() -> None:
-    """As long as something is missing, and no longer."""
+def test_messages_after_the_probe_are_waited_for() -> None:
+    """It waits only as long as something is missing."""
     slow = Unordered(still={0: 2.0, 1: 10.0, 2: 10.0})
     assert not slow.step(PROBE)
     assert not slow.step(retained_at("status"), after=1.9)
@@ -209,8 +209,8 @@ def test_what_comes_after_the_probe_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(("found", "seconds"), [((), 2.0), (("status",), 10.0)])
-def test_what_is_missing_is_waited_for_only_so_long(found: tuple[str, ...], seconds: float) -> None:
-    """It counts from the return of the probe."""
+def test_missing_messages_are_waited_for_only_so_long(found: tuple[str, ...], seconds: float) -> None:
+    """The time counts from the return of the probe."""
     slow = Unordered(still={0: 2.0, 1: 10.0})
     slow.step(after=3)
     assert not slow.step(PROBE, *map(retained_at, found))
@@ -221,7 +221,7 @@ def test_what_is_missing_is_waited_for_only_so_long(found: tuple[str, ...], seco
 
 
 def test_the_probe_has_ten_seconds_once_it_was_sent() -> None:
-    """Before that, the confirmation of the subscriptions has as long."""
+    """Before that, the confirmation of the subscriptions has ten seconds, too."""
     slow = Unordered()
     slow.connection.confirmed = False
     assert not slow.step(after=9)
@@ -232,8 +232,8 @@ def test_the_probe_has_ten_seconds_once_it_was_sent() -> None:
     assert not slow.gathering.came_back
 
 
-def test_a_confirmation_that_is_late_is_waited_for_if_there_is_patience() -> None:
-    """The daemon leaves it to the connection to give up such a broker; a command does not."""
+def test_a_late_confirmation_is_waited_for_if_patient() -> None:
+    """In the daemon, the connection decides when to give up; a command gives up after ten seconds."""
     for patient in (True, False):
         clock, connection = JumpingClock(end=1e9), Script()
         gathering = Gathering(connection, clock, ["history"], "probe", lambda *_: 0.0, patient=patient)
@@ -244,8 +244,8 @@ def test_a_confirmation_that_is_late_is_waited_for_if_there_is_patience() -> Non
     assert not gathering.came_back
 
 
-def test_without_a_probe_the_confirmation_has_to_do() -> None:
-    """Then it counts from there how long to wait for what is missing."""
+def test_without_a_probe_the_confirmation_counts() -> None:
+    """The wait for missing messages then counts from the confirmation."""
     clock, connection = JumpingClock(end=1e9), Script()
     gathering = Gathering(connection, clock, ["history"], None, lambda found, _: 0.0 if found else 2.0)
     assert connection.filters == {"history"}
@@ -263,7 +263,7 @@ def test_without_a_probe_the_confirmation_has_to_do() -> None:
 
 
 def test_many_topics_are_gathered_in_batches() -> None:
-    """Never more than 40 filters and the probe at a time; each batch has its own probe, and all is found."""
+    """At most 40 filters and the probe at a time; each batch has its own probe, and everything is found."""
     topics = [f"topic/{number}" for number in range(100)]
     many = Unordered(*topics)
     for batch in (topics[:40], topics[40:80], topics[80:]):
@@ -276,7 +276,7 @@ def test_many_topics_are_gathered_in_batches() -> None:
 
 
 def test_a_broker_that_is_slow_in_one_batch_is_not_waited_for_in_each() -> None:
-    """A thousand accounts would take an hour."""
+    """Otherwise a thousand accounts would take an hour."""
     many = Unordered(*(f"topic/{number}" for number in range(100)), still={0: 10.0})
     many.step(PROBE)
     many.step(after=10)
@@ -285,8 +285,8 @@ def test_a_broker_that_is_slow_in_one_batch_is_not_waited_for_in_each() -> None:
     assert many.step(PROBE)
 
 
-def test_others_get_what_is_theirs() -> None:
-    """Filters may have wildcards; what none of them covers is handed back."""
+def test_messages_of_others_are_handed_back() -> None:
+    """Filters may have wildcards; messages that match none are handed back."""
     slow = Unordered("a/+/status")
     assert slow.gathering.step([retained_at("a/anna/status"), REFRESH]) == [REFRESH]
     assert slow.gathering.found == {"a/anna/status": b"x"}

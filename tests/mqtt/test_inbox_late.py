@@ -1,4 +1,4 @@
-"""What is read back late: it stays subscribed to after the read-back, on new connections too, until it came."""
+"""Late retained messages: their topics stay subscribed after the read-back and on new connections, until they come."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAYS = Received("days", b"2", retained=True)
 
 
 class Logged(Script):
-    """Such a connection, which remembers in which order it was asked for what."""
+    """A scripted connection that logs its subscriptions in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Logged(Script):
 
 
 class Late:
-    """An inbox that reads back ``history`` and ``days``, of which the days are awaited until a test takes them away."""
+    """An inbox that reads back ``history`` and ``days``, and awaits the days until a test clears ``awaited``."""
 
     def __init__(self) -> None:
         self.awaited: list[str] = []
@@ -58,8 +58,8 @@ class Late:
         self.inbox.take(self.connection)
 
 
-def test_what_is_awaited_stays_subscribed_to() -> None:
-    """It is never unsubscribed in between, and subscribed to once more, so that the broker sends what it retains."""
+def test_awaited_topics_stay_subscribed() -> None:
+    """They are not unsubscribed, but subscribed again, so that the broker sends their retained messages."""
     late = Late()
     late.take(HISTORY, PROBE)
     assert late.connection.filters == {"refresh", "days"}
@@ -71,8 +71,8 @@ def test_what_is_awaited_stays_subscribed_to() -> None:
     assert late.received == [DAYS]
 
 
-def test_what_came_is_left() -> None:
-    """Once it is awaited no longer, it is unsubscribed, and on new connections not subscribed to."""
+def test_topics_no_longer_awaited_are_unsubscribed() -> None:
+    """New connections do not subscribe to them either."""
     late = Late()
     late.take(HISTORY, PROBE)
     late.take()
@@ -84,8 +84,8 @@ def test_what_came_is_left() -> None:
     assert late.connect().filters == {"refresh"}
 
 
-def test_a_new_connection_awaits_it_again() -> None:
-    """As far as the broker takes the subscription."""
+def test_a_new_connection_subscribes_to_awaited_topics_again() -> None:
+    """Unless the broker refuses the subscription."""
     late = Late()
     late.take(HISTORY, PROBE)
     assert late.connect().filters == {"refresh", "days"}
@@ -96,8 +96,8 @@ def test_a_new_connection_awaits_it_again() -> None:
     assert late.connect().filters == {"refresh"}
 
 
-def test_a_new_connection_is_made_when_it_is_asked_for(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """With a farewell, so that no will speaks, and with the whole picture."""
+def test_reconnecting_on_request(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """The link disconnects without a will, and publishes everything again."""
     running = start(mosquitto.port)
     eventually(lambda: retained(mosquitto.port).get("test/bridge/state") == "online")
     with Subscriber(mosquitto.port) as subscriber:

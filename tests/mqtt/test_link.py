@@ -1,4 +1,4 @@
-"""The connection to the broker, against a real mosquitto that is killed, frozen, restarted and locked."""
+"""The link to a real mosquitto that is killed, frozen, restarted, or refuses the credentials."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from tests.mqtt.conftest import Running
 
 
-def test_the_picture_is_retained_and_its_last_topic_comes_last(
+def test_the_mirror_is_retained_and_its_last_topic_comes_last(
     mosquitto: Mosquitto, start: Callable[..., Running]
 ) -> None:
-    """After a connect everything in the mirror is on the broker, bridge/state after all else."""
+    """After a connect, everything in the mirror is on the broker, with bridge/state sent last."""
     with Subscriber(mosquitto.port) as subscriber:
         start(mosquitto.port)
         subscriber.wait_for(STATE, "online")
@@ -37,8 +37,8 @@ def test_the_picture_is_retained_and_its_last_topic_comes_last(
     assert retained(mosquitto.port) == {"test/a": "1", "test/b": "2", STATE: "online"}
 
 
-def test_what_expires_tells_the_broker_so_on_mqtt_5(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """On MQTT 5 the freshness that is left goes along, in real seconds, rounded up and at least one."""
+def test_messages_expire_at_the_broker_with_mqtt_5(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """With MQTT 5, messages carry their remaining expiry in real seconds, rounded up and at least one."""
     running = start(mosquitto.port, speed=10)
     running.mirror.put([Message("test/long", "x", running.clock.now() + 3000, Message("test/long", "gone"))])
     running.mirror.put([Message("test/short", "x", running.clock.now() + 5, Message("test/short", "gone"))])
@@ -49,10 +49,8 @@ def test_what_expires_tells_the_broker_so_on_mqtt_5(mosquitto: Mosquitto, start:
     assert "test/short" in retained(mosquitto.port)
 
 
-def test_what_expires_turns_into_its_successor_without_a_timer(
-    mosquitto: Mosquitto, start: Callable[..., Running]
-) -> None:
-    """The successor is sent when the message expires, on 3.1.1 as well."""
+def test_an_expired_message_is_replaced_by_its_successor(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """The successor is sent when the message expires, with 3.1.1 as well."""
     running = start(mosquitto.port, protocol="3.1.1")
     with Subscriber(mosquitto.port) as subscriber:
         running.mirror.put([Message("test/x", "1", running.clock.now() + 0.5, Message("test/x", "null"))])
@@ -64,12 +62,12 @@ def test_what_expires_turns_into_its_successor_without_a_timer(
 def test_a_broker_that_is_down_at_first_is_waited_for(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing listens, which is said once; when the broker comes, everything is there."""
+    """That nothing listens is logged once; when the broker starts, everything is published."""
     port = free_port()
     with caplog.at_level(logging.INFO):
         running = start(port, speed=5)
         eventually(lambda: len(caplog.records) >= 1)
-        time.sleep(0.8)  # several more tries
+        time.sleep(0.8)  # several more attempts
         start_mosquitto(port=port)
         eventually(lambda: running.protocols)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
@@ -78,10 +76,10 @@ def test_a_broker_that_is_down_at_first_is_waited_for(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_broker_that_forgot_everything_gets_everything_again(
+def test_a_broker_that_lost_everything_gets_everything_again(
     mosquitto: Mosquitto, start: Callable[..., Running], protocol: str
 ) -> None:
-    """Killed and started empty: the picture is back, as it is now and not as it was."""
+    """After a kill and an empty start, the mirror is published again, with its current values."""
     running = start(mosquitto.port, protocol=protocol, speed=5)
     eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
     mosquitto.kill()
@@ -94,11 +92,11 @@ def test_a_broker_that_forgot_everything_gets_everything_again(
 
 
 def test_a_broker_that_was_frozen_gets_what_it_missed(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """A broker that stands still for a while loses nothing of the picture."""
+    """A broker that is frozen for a while still gets the whole mirror."""
     running = start(mosquitto.port)
     eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
     mosquitto.freeze()
-    for number in range(100):  # more than may be on their way at once
+    for number in range(100):  # more than may be unacknowledged at once
         running.mirror.put([Message(f"test/many/{number}", "x"), Message("test/a", str(number))])
     time.sleep(0.3)
     mosquitto.thaw()
@@ -109,7 +107,7 @@ def test_a_broker_that_was_frozen_gets_what_it_missed(mosquitto: Mosquitto, star
 def test_a_frozen_broker_is_given_up_and_tried_again(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker that stands still for longer than the keep-alive loses the connection and gets a new one."""
+    """A broker that is frozen for longer than the keep-alive loses the connection and gets a new one."""
     running = start(mosquitto.port, keepalive=5, speed=2)
     eventually(lambda: running.protocols == ["5"])
     mosquitto.freeze()
@@ -128,7 +126,7 @@ def test_refused_credentials_do_not_end_it(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker that refuses the credentials is asked again calmly, and said to do so once, without the password."""
+    """The link keeps trying calmly, and logs the refusal once, without the password."""
     (tmp_path / "passwords").write_text("", encoding="utf-8")
     locked = start_mosquitto("allow_anonymous false", f"password_file {tmp_path}/passwords")
     with caplog.at_level(logging.DEBUG):
@@ -147,7 +145,7 @@ def test_refused_credentials_do_not_end_it(
 def test_another_client_of_the_same_id_is_left_alone_for_a_minute(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Taken over: one error line, the next try after 60 s, no war; and no second line when it happens again."""
+    """A take-over is one error line, the next attempt comes after 60 s, and a second take-over is not logged again."""
     running = start(mosquitto.port, speed=20)
     # So much that the second take-over comes while all of it is being sent.
     running.mirror.put([Message(f"test/{number}", "x" * 100_000) for number in range(300)])
@@ -165,10 +163,10 @@ def test_another_client_of_the_same_id_is_left_alone_for_a_minute(
     assert "another program has connected" in caplog.text
 
 
-def test_it_is_said_when_the_other_client_stays_away(
+def test_it_is_logged_when_the_other_client_stays_away(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a take-over and five minutes of quiet, one line says that all is well again."""
+    """After a take-over and five quiet minutes, one line reports the connection."""
     caplog.set_level(logging.INFO)
     running = start(mosquitto.port, speed=200)
     eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
@@ -194,7 +192,7 @@ def test_it_is_said_when_the_other_client_stays_away(
 def test_a_broker_without_mqtt_5_gets_3_1_1(
     mosquitto: Mosquitto, start: Callable[..., Running], answer: bytes, attempts: list[int]
 ) -> None:
-    """Protocol auto falls back where the broker refuses 5, or closes twice without an answer."""
+    """Protocol auto falls back if the broker refuses 5, or closes the connection twice without an answer."""
     with gatekeeper(mosquitto.port, answer) as (port, levels):
         running = start(port, speed=5)
         eventually(lambda: running.protocols == ["3.1.1"])
@@ -206,7 +204,7 @@ def test_a_broker_without_mqtt_5_gets_3_1_1(
 def test_a_chosen_protocol_is_kept(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Protocol 5 is not left for another, however often the broker refuses it, and the tries stay calm."""
+    """Protocol 5 stays, however often the broker refuses it, and the attempts do not become more frequent."""
     with gatekeeper(mosquitto.port, b"\x20\x02\x00\x01") as (port, levels):
         running = start(port, protocol="5")
         eventually(lambda: len(levels) >= 2)
@@ -217,8 +215,8 @@ def test_a_chosen_protocol_is_kept(
     assert "does not support MQTT 5" in caplog.text
 
 
-def test_a_server_that_speaks_no_mqtt_does_not_end_it(start: Callable[..., Running]) -> None:
-    """A web server's answer, or any garbage, is a failed attempt like another."""
+def test_a_server_without_mqtt_does_not_end_it(start: Callable[..., Running]) -> None:
+    """A web server's answer, or any garbage, is an ordinary failed attempt."""
     for garbage in (
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\x20\x02\x00\x55",
@@ -227,7 +225,7 @@ def test_a_server_that_speaks_no_mqtt_does_not_end_it(start: Callable[..., Runni
     ):
         with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
             running = start(server.getsockname()[1], speed=50)
-            for _ in range(2):  # it comes again
+            for _ in range(2):  # it tries again
                 client, _ = server.accept()
                 with client:
                     client.recv(4096)
@@ -235,10 +233,10 @@ def test_a_server_that_speaks_no_mqtt_does_not_end_it(start: Callable[..., Runni
             assert running.thread.is_alive()
 
 
-def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
+def test_a_port_that_accepts_connections_but_stays_silent_is_given_up(
     start: Callable[..., Running], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without an answer to CONNECT the attempt ends, and the log says what it looks like."""
+    """Without an answer to CONNECT the attempt ends, and the log says so."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.connection._CONNACK_SECONDS", 0.2)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         start(server.getsockname()[1])
@@ -246,10 +244,10 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_stop_says_offline_and_leaves_politely(
+def test_a_stop_publishes_offline_and_disconnects(
     mosquitto: Mosquitto, start: Callable[..., Running], protocol: str
 ) -> None:
-    """The stop publishes offline and disconnects, so that the will is not needed."""
+    """The broker does not publish the will."""
     running = start(mosquitto.port, protocol=protocol)
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.wait_for(STATE, "online")
@@ -261,10 +259,10 @@ def test_a_stop_says_offline_and_leaves_politely(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_stop_with_a_frozen_broker_lets_the_will_speak(
+def test_a_stop_with_a_frozen_broker_leaves_offline_to_the_will(
     mosquitto: Mosquitto, start: Callable[..., Running], protocol: str
 ) -> None:
-    """Where the broker does not acknowledge offline in time, there is no DISCONNECT, and it all ends in 2 s."""
+    """If the broker does not acknowledge offline in time, there is no DISCONNECT, and the stop takes at most 2 s."""
     running = start(mosquitto.port, protocol=protocol)
     eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
     mosquitto.freeze()
@@ -274,18 +272,18 @@ def test_a_stop_with_a_frozen_broker_lets_the_will_speak(
     assert "Received DISCONNECT from test" not in mosquitto.log()
 
 
-def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """When the connection breaks, the broker publishes offline by itself."""
+def test_without_a_disconnect_the_will_says_offline(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """If the connection breaks, the broker publishes offline."""
     running = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.wait_for(STATE, "online")
-        # A socket that is closed with something unread is reset, and then the broker may not see the DISCONNECT.
+        # Closing a socket with unread data resets it, and then the broker may not see the DISCONNECT.
         eventually(lambda: mosquitto.log().count("Sending UNSUBACK to test\n") == 1)
         time.sleep(0.2)
         running.clock.stop()
-        running.link.join()  # without a last put: there is nothing to acknowledge, so it leaves politely
+        running.link.join()  # without a last put, nothing is unacknowledged, so it sends DISCONNECT
         assert subscriber.payloads(STATE) == ["online"]
-    crashed = start(mosquitto.port, speed=0.001)  # it will not be back within this test
+    crashed = start(mosquitto.port, speed=0.001)  # it will not connect again within this test
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: crashed.protocols)
         for client in (other := paho.Client(CallbackAPIVersion.VERSION2, client_id="test"),):
@@ -297,13 +295,13 @@ def test_without_a_goodbye_the_will_says_offline(mosquitto: Mosquitto, start: Ca
 
 
 HASTE = 6.0
-"""How many times as fast as in reality the patience with a broker runs out in these tests."""
+"""How many times faster than in reality the patience with a broker runs out in these tests."""
 PATIENCE = 30 / HASTE
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the patience with a broker run out fast."""
+    """Let the patience with a broker run out quickly."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", PATIENCE)
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
     monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 1 / HASTE)
@@ -315,16 +313,16 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_broker_that_acknowledges_nothing_any_more_is_left_to_the_will(
+def test_a_broker_that_stops_acknowledging_gets_a_new_connection(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
-    """It answers pings alone: one line, however often, the will says offline, and the next connection works."""
+    """It only answers pings: that is one line, the will says offline, and the next connection works."""
     caplog.set_level(logging.INFO)
     with Relay(mosquitto.port) as relay, Subscriber(mosquitto.port) as subscriber:
         running = start(relay.port, protocol=protocol)
         eventually(lambda: len(relay.came("PUBACK")) == 3)
         relay.rule = lambda packet: DROP if packet.kind == "PUBACK" and relay.connections < 3 else PASS
-        for number in range(30):  # more than may be on their way at once
+        for number in range(30):  # more than may be unacknowledged at once
             running.mirror.put([Message(f"test/many/{number}", "x")])
         jammed = time.monotonic()
         assert PATIENCE < subscriber.wait_for(STATE, "offline", 2 * PATIENCE).at - jammed < PATIENCE + 2
@@ -332,7 +330,7 @@ def test_a_broker_that_acknowledges_nothing_any_more_is_left_to_the_will(
         assert logged(caplog) == ["INFO", "WARNING"]
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
         assert len([topic for topic in retained(mosquitto.port) if topic.startswith("test/many/")]) == 30
-        eventually(lambda: len(caplog.records) > 2, 2 * PATIENCE, why="it is not said that all is well again")
+        eventually(lambda: len(caplog.records) > 2, 2 * PATIENCE, why="the recovery is not logged")
         assert logged(caplog) == ["INFO", "WARNING", "INFO"]
         assert "answers, but has acknowledged nothing for" in caplog.text
         assert "Received DISCONNECT from test" not in mosquitto.log()
@@ -343,12 +341,10 @@ def test_a_broker_that_acknowledges_nothing_any_more_is_left_to_the_will(
 def test_a_broker_that_is_slow_to_acknowledge_keeps_its_connection(
     mosquitto: Mosquitto, start: Callable[..., Running], protocol: str
 ) -> None:
-    """Acknowledgements that come after 20 s each are waited for, and what waits behind them goes out after them."""
+    """The link waits for acknowledgements that take 20 s each, and sends the waiting messages after them."""
     with Relay(mosquitto.port, lambda packet: 20 / HASTE if packet.kind == "PUBACK" else PASS) as relay:
         running = start(relay.port, protocol=protocol)
-        running.mirror.put(
-            [Message(f"test/many/{number}", "x") for number in range(45)]
-        )  # more than twice what may be out
+        running.mirror.put([Message(f"test/many/{number}", "x") for number in range(45)])  # more than twice the window
         eventually(lambda: len(relay.came("PUBACK")) == 48, 3 * PATIENCE)
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online")
         assert relay.connections == 1
@@ -359,7 +355,7 @@ def test_a_broker_that_is_slow_to_acknowledge_keeps_its_connection(
 def test_a_broker_that_is_frozen_for_a_while_keeps_its_connection(
     mosquitto: Mosquitto, start: Callable[..., Running], protocol: str, keepalive: int
 ) -> None:
-    """A broker that stands still for 40 s says nothing at all, and is given as long as the keep-alive gives it."""
+    """A broker that is frozen for 40 s sends nothing, and gets as long as the keep-alive allows."""
     with Relay(mosquitto.port) as relay:
         running = start(relay.port, protocol=protocol, keepalive=int(keepalive / HASTE))
         eventually(lambda: len(relay.came("PUBACK")) == 3)
@@ -375,13 +371,13 @@ def test_a_broker_that_is_frozen_for_a_while_keeps_its_connection(
         assert retained(mosquitto.port).get("test/a") == "new"
 
 
-def test_a_topic_that_may_not_be_written_is_named_once(
+def test_a_forbidden_topic_is_named_once(
     start_mosquitto: Callable[..., Mosquitto],
     start: Callable[..., Running],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where an access control list denies a topic, MQTT 5 says so; the log names the topic, once."""
+    """If an access control list denies a topic, MQTT 5 reports it, and the log names the topic once."""
     (tmp_path / "acl").write_text("topic readwrite test/bridge/#\ntopic readwrite test/b\n", encoding="utf-8")
     broker = start_mosquitto("allow_anonymous true", f"acl_file {tmp_path}/acl")
     running = start(broker.port)

@@ -1,4 +1,4 @@
-"""What must not stay current does not, whatever the broker does not take: the link with the daemon's own guards."""
+"""No old value stays current, whatever the broker refuses: the link with the daemon's guards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VALUE, AVAILABILITY = "test/anna/value", "test/anna/availability"
 OLD = {VALUE: "300", AVAILABILITY: "online", STATE: "offline"}
-"""What an earlier daemon left at a broker that knows no expiry."""
+"""Messages of an earlier daemon on a broker without expiry."""
 
 
 def leave(mosquitto: Mosquitto) -> None:
@@ -30,21 +30,21 @@ def leave(mosquitto: Mosquitto) -> None:
 
 
 def is_current(picture: dict[str, str]) -> bool:
-    """Tell whether somebody who goes by the rule would take the old value for current."""
+    """Return whether a subscriber that follows the rule would see the old value as current."""
     return all(picture.get(topic) == payload for topic, payload in (OLD | {STATE: "online"}).items())
 
 
 @pytest.mark.parametrize(
     ("protocol", "how"), [("5", "refuse"), ("5", "hang up"), ("3.1.1", "hang up"), ("3.1.1", "drop")]
 )
-def test_if_neither_the_value_nor_its_end_is_taken_the_daemon_is_offline(
+def test_if_the_broker_refuses_the_value_and_its_availability_the_daemon_is_offline(
     mosquitto: Mosquitto,
     start: Callable[..., Running],
     monkeypatch: pytest.MonkeyPatch,
     protocol: str,
     how: str,
 ) -> None:
-    """Nothing else can take an old value back: so online is never said, and a try a minute shows when that is over."""
+    """Nothing else marks an old value as not current: so it never says online, and tries again every minute."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", 0.5)
     monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 0.05)
     leave(mosquitto)
@@ -61,7 +61,7 @@ def test_if_neither_the_value_nor_its_end_is_taken_the_daemon_is_offline(
         while time.monotonic() < until:
             assert not is_current(subscriber.picture())
             time.sleep(0.01)
-        assert relay.connections < 24  # two a minute, once it is known
+        assert relay.connections < 24  # two per minute, once it is known
         relay.rule = lambda _: PASS
         subscriber.wait_for(AVAILABILITY, "offline", 30)
         subscriber.wait_for(STATE, "online", 30)
@@ -69,7 +69,7 @@ def test_if_neither_the_value_nor_its_end_is_taken_the_daemon_is_offline(
 
 
 def test_online_vouches_for_what_is_acknowledged(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """As long as the broker owes an acknowledgement of what came before it, it is not said."""
+    """It is not sent while earlier messages are unacknowledged."""
     leave(mosquitto)
     with Relay(mosquitto.port, lambda packet: DROP if packet.topic == AVAILABILITY else PASS) as relay:
         running = start(relay.port)
@@ -81,10 +81,10 @@ def test_online_vouches_for_what_is_acknowledged(mosquitto: Mosquitto, start: Ca
 
 @pytest.mark.parametrize("place", ["subscription", "publish"])
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_broker_that_hangs_up_at_the_probe_gets_none(
+def test_a_broker_that_hangs_up_at_the_probe_gets_no_probe(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, protocol: str, place: str
 ) -> None:
-    """It is found as any other place is, and the read-back is over without it."""
+    """It is found like any other topic, and the read-back ends without it."""
     probe = "test/bridge/sync/test"
 
     def rule(packet: Packet) -> Fate:
@@ -105,10 +105,10 @@ def test_a_broker_that_hangs_up_at_the_probe_gets_none(
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x87, 0x95])
-def test_a_disconnect_in_words_is_pinned_to_its_topic(
+def test_a_disconnect_with_a_reason_is_pinned_to_its_topic(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    """Whatever the words are: it costs that topic alone."""
+    """Whatever the reason is, only that topic is affected."""
 
     def rule(packet: Packet) -> Fate:
         return (
@@ -122,8 +122,8 @@ def test_a_disconnect_in_words_is_pinned_to_its_topic(
     assert "test/a" in "".join(record.getMessage() for record in caplog.records if record.levelname == "ERROR")
 
 
-def test_a_rate_that_ends_connections_is_kept_to(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """A broker that says so with a DISCONNECT gets everything, more slowly."""
+def test_a_rate_limit_that_ends_connections_is_respected(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """A broker that reports it with a DISCONNECT gets everything, more slowly."""
     came: list[float] = []
 
     def rule(packet: Packet) -> Fate:
@@ -141,10 +141,8 @@ def test_a_rate_that_ends_connections_is_kept_to(mosquitto: Mosquitto, start: Ca
 
 
 @pytest.mark.parametrize("when", ["at the stop", "just before"])
-def test_an_offline_that_was_not_taken_is_left_to_the_will(
-    mosquitto: Mosquitto, start: Callable[..., Running], when: str
-) -> None:
-    """A refusal is no acknowledgement: where it lasts, there is no DISCONNECT; where it is over, it is said."""
+def test_a_refused_offline_is_left_to_the_will(mosquitto: Mosquitto, start: Callable[..., Running], when: str) -> None:
+    """If the refusal lasts, there is no DISCONNECT; if it is over, offline is published."""
     refusing = False
 
     def rule(packet: Packet) -> Fate:

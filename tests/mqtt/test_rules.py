@@ -1,4 +1,4 @@
-"""What brokers ask of a client, and what they do to one: a real mosquitto behind a relay that brings it about."""
+"""Limits and faults of brokers, caused by a relay in front of a real mosquitto."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture(port: int) -> dict[str, str]:
     return {topic: payload for topic, payload in retained(port).items() if topic.startswith("test/")}
 
 
-# --- what it does not take ----------------------------------------------------------------------------------
+# --- refused topics and filters ----------------------------------------------------------------------------
 
 
 def hang_up_at(topic: str) -> Callable[[Packet], Fate]:
@@ -35,10 +35,10 @@ def hang_up_at(topic: str) -> Callable[[Packet], Fate]:
 
 
 @both
-def test_a_topic_at_which_the_broker_hangs_up_costs_only_itself(
+def test_a_hang_up_at_one_topic_affects_only_that_topic(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
-    """After five ends it is found and left out; all else arrives, and it, too, once the broker takes it."""
+    """After five ends it is found and left out; everything else arrives, and later it, too, once accepted."""
     with Relay(mosquitto.port, hang_up_at("test/a")) as relay:
         running = start(relay.port, protocol=protocol, speed=60)
         running.mirror.put([Message(f"test/many/{number}", "x") for number in range(30)])
@@ -52,10 +52,10 @@ def test_a_topic_at_which_the_broker_hangs_up_costs_only_itself(
     assert caplog.text.count("hangs up whenever") == 1
 
 
-def test_a_subscription_at_which_the_broker_hangs_up_costs_only_itself(
+def test_a_hang_up_at_one_subscription_affects_only_that_subscription(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is found as a topic is, and the log says what will not work."""
+    """It is found like a topic, and the log says what does not work."""
 
     def rule(packet: Packet) -> Fate:
         return HANG_UP if "test/+/refresh" in packet.filters else PASS
@@ -63,7 +63,7 @@ def test_a_subscription_at_which_the_broker_hangs_up_costs_only_itself(
     with Relay(mosquitto.port, rule) as relay:
         running = start(relay.port, speed=60, subscriptions=("test/+/refresh",))
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online", 30)
-        eventually(lambda: running.found, why="the read-back did not come to its end")
+        eventually(lambda: running.found, why="the read-back did not end")
         assert "hangs up at the subscription to test/+/refresh: nothing is asked for" in caplog.text
 
 
@@ -71,7 +71,7 @@ def test_a_subscription_at_which_the_broker_hangs_up_costs_only_itself(
 def test_a_refused_topic_is_tried_again(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    """Not at each round, but for as long as the broker refuses it; and what was not taken is taken then."""
+    """Not in each round, but as long as the broker refuses it; once accepted, it arrives."""
     caplog.set_level("INFO")
 
     def rule(packet: Packet) -> Fate:
@@ -93,7 +93,7 @@ def test_a_refused_topic_is_tried_again(
 def test_a_quota_is_kept_to(
     mosquitto: Mosquitto, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker that takes ten messages a second gets all of them, the last topic at last, and it is called a quota."""
+    """A broker that accepts ten messages per second gets all of them, and the log names the quota."""
     taken: deque[float] = deque(maxlen=10)
 
     def rule(packet: Packet) -> Fate:
@@ -117,13 +117,13 @@ def test_a_quota_is_kept_to(
 
 
 @both
-def test_the_packets_are_no_larger_than_the_broker_takes(
+def test_packets_are_no_larger_than_the_broker_allows(
     start_mosquitto: Callable[..., Mosquitto],
     start: Callable[..., Running],
     caplog: pytest.LogCaptureFixture,
     protocol: str,
 ) -> None:
-    """MQTT 5 says how large they may be; what is larger is not sent, is named, and everything else goes on."""
+    """MQTT 5 announces the limit; larger messages are named and not sent, and everything else continues."""
     broker = start_mosquitto("allow_anonymous true", "max_packet_size 2000")
     running = start(broker.port, protocol=protocol, speed=60)
     running.mirror.put([Message("test/large", "x" * 5000), Message("test/small", "x" * 1900)])
@@ -136,7 +136,7 @@ def test_the_packets_are_no_larger_than_the_broker_takes(
         assert len(running.protocols) == 1
 
 
-# --- what it says when it is asked to connect ---------------------------------------------------------------
+# --- answers to CONNECT ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_the_packets_are_no_larger_than_the_broker_takes(
         pytest.param(b"\x20\x09\x00\x00\xff\xff\xff\xff\xff\xff\xff", id="garbage"),
     ],
 )
-def test_mqtt_5_that_is_answered_wrongly_is_left_at_once(
+def test_mqtt_5_that_is_answered_wrongly_is_given_up_at_once(
     mosquitto: Mosquitto, start: Callable[..., Running], answer: bytes
 ) -> None:
-    """3.1.1 is tried, and on the next connection 5 again: the broker has not refused it."""
+    """The link tries 3.1.1, and 5 again on the next connection, since the broker has not refused it."""
     versions: list[int] = []
 
     def rule(packet: Packet) -> Fate:
@@ -167,10 +167,10 @@ def test_mqtt_5_that_is_answered_wrongly_is_left_at_once(
         assert versions[-2:] == [5, 4]
 
 
-def test_mqtt_5_that_is_not_answered_is_left_after_two_attempts(
+def test_mqtt_5_without_an_answer_is_given_up_after_two_attempts(
     mosquitto: Mosquitto, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that falls silent at it and answers 3.1.1 gets that, and later on 5 once before it."""
+    """A broker that only answers 3.1.1 gets that; on later connections, 5 is tried once first."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.connection._CONNACK_SECONDS", 0.5)
     versions: list[int] = []
 
@@ -196,14 +196,14 @@ def test_mqtt_5_that_is_not_answered_is_left_after_two_attempts(
         pytest.param({"retain": False}, set(), id="nothing retained"),
     ],
 )
-def test_what_the_broker_says_in_connack_is_kept(
+def test_the_limits_in_connack_are_respected(
     mosquitto: Mosquitto,
     start: Callable[..., Running],
     caplog: pytest.LogCaptureFixture,
     settings: dict[str, object],
     left: set[str],
 ) -> None:
-    """A will of QoS 1, or a retained one, is taken back where it is refused; and so are QoS 1 and retained messages."""
+    """If QoS 1 or a retained will is refused, the will is lowered; messages use no QoS 1 or retain flag then."""
     property_, code = (b"\x24\x00", 0x9B) if "qos" in settings else (b"\x25\x00", 0x9A)
 
     def rule(packet: Packet) -> Fate:
@@ -229,18 +229,18 @@ def test_what_the_broker_says_in_connack_is_kept(
         subscriber.wait_for(STATE, "offline")
 
 
-# --- what is between ----------------------------------------------------------------------------------------
+# --- proxies in between, and other habits ------------------------------------------------------------------
 
 
 @both
-def test_a_proxy_that_cuts_what_is_idle_is_outdone(
+def test_a_proxy_that_cuts_idle_connections_gets_more_pings(
     mosquitto: Mosquitto,
     start: Callable[..., Running],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     protocol: str,
 ) -> None:
-    """Cut three times after the same idle time, the keep-alive becomes shorter than that, and it stays connected."""
+    """After three cuts at the same idle time, the keep-alive becomes shorter than that, and the connection lasts."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.attempts._IDLE_LEAST", 1.0)
     monkeypatch.setattr("dexcom2mqtt.mqtt.attempts._IDLE_SAME", 0.3)
     monkeypatch.setattr("dexcom2mqtt.mqtt.attempts._KEEPALIVE_LEAST", 1)
@@ -265,7 +265,7 @@ def test_a_proxy_that_cuts_what_is_idle_is_outdone(
 
 
 def test_a_broker_that_marks_everything_as_retained(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """The probe shows it: then a live message is one, however it is marked."""
+    """The probe shows it: then live messages count as live despite the mark."""
 
     def rule(packet: Packet) -> Fate:
         if packet.kind == "PUBLISH" and not packet.from_client:
@@ -279,8 +279,8 @@ def test_a_broker_that_marks_everything_as_retained(mosquitto: Mosquitto, start:
         eventually(lambda: running.received == [Received("test/anna/refresh", b"now", retained=False)])
 
 
-def test_no_more_filters_in_a_packet_than_eight(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
-    """As AWS IoT Core has it."""
+def test_at_most_eight_filters_per_packet(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+    """AWS IoT Core accepts no more."""
     with Relay(mosquitto.port) as relay:
         running = start(relay.port, subscriptions=tuple(f"test/{number}/refresh" for number in range(20)))
         eventually(lambda: running.found)
@@ -289,6 +289,6 @@ def test_no_more_filters_in_a_packet_than_eight(mosquitto: Mosquitto, start: Cal
 
 @pytest.mark.parametrize("protocol", [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311])
 def test_the_relay_reads_filters(mosquitto: Mosquitto, protocol: MQTTProtocolVersion) -> None:
-    """What the tests above go by, of both protocols."""
+    """The tests above depend on it, with both protocols."""
     with Relay(mosquitto.port) as relay, Subscriber(relay.port, protocol):
         assert [packet.filters for packet in relay.came("SUBSCRIBE")] == [["#"]]

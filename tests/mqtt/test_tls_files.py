@@ -1,4 +1,4 @@
-"""The files of the TLS settings while they are renewed: what serves the next connection, and what is said."""
+"""Renewing the files of the TLS settings: what the next connection uses, and what is logged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_place(file: Path, contents: bytes) -> None:
 
 
 def unseen_by_stat(file: Path, contents: bytes) -> None:
-    """Write as a machine does whose clock stands still: size, time and inode stay."""
+    """Write without changing size, time or inode, as if the clock stood still."""
     os.utime(file, ns=NOW_AND_THEN)
     file.write_bytes(contents.ljust(file.stat().st_size, b"\n"))
     os.utime(file, ns=NOW_AND_THEN)
@@ -59,7 +59,7 @@ def by_renaming(file: Path, contents: bytes) -> None:
 
 
 def by_a_link(file: Path, contents: bytes) -> None:
-    """Let a link in the path lead elsewhere, as certbot and Kubernetes do."""
+    """Change a link in the path, as certbot and Kubernetes do."""
     folder = file.parent / f"of {file.name}"
     folder.mkdir()
     (folder / file.name).write_bytes(contents)
@@ -71,7 +71,7 @@ def by_a_link(file: Path, contents: bytes) -> None:
 def test_a_renewed_authority_serves_the_next_connection(
     tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture, renew: Callable[[Path, bytes], None]
 ) -> None:
-    """However an authority is replaced, the next connection trusts the new one, and nothing need be said."""
+    """However an authority is replaced, the next connection trusts the new one, and nothing is logged."""
     padded = OLD.cert_pem.bytes() + b"\n" * 500
     (tmp_path / "ca.pem").write_bytes(padded)
     files = TlsFiles(tls)
@@ -83,8 +83,8 @@ def test_a_renewed_authority_serves_the_next_connection(
     assert not caplog.records
 
 
-def test_nothing_is_made_anew_while_nothing_changes(tls: Tls) -> None:
-    """As long as the files hold the same, the same context serves; touching them changes nothing."""
+def test_the_context_is_reused_while_nothing_changes(tls: Tls) -> None:
+    """The context stays the same as long as the contents do; touching a file changes nothing."""
     files, system = TlsFiles(tls), TlsFiles(Tls())
     before, of_the_system = files.context(), system.context()
     assert tls.ca_file
@@ -104,7 +104,7 @@ def test_a_renewed_client_certificate_serves_the_next_connection(tls: Tls, tmp_p
 
 @pytest.mark.parametrize("place", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
 def test_the_systems_authorities_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Without a file of one's own, a change of the system's authorities is seen as well."""
+    """Without ca_file, a change of the system's authorities is noticed as well."""
     (tmp_path / "certs").mkdir()
     bundle = tmp_path / "certs" / "bundle.pem"
     OLD.cert_pem.write_to_path(str(bundle))
@@ -121,7 +121,7 @@ def test_the_systems_authorities_are_renewed(tmp_path: Path, monkeypatch: pytest
         assert files.context() is not before
 
 
-# --- files that are no good --------------------------------------------------------------------------------
+# --- invalid files -----------------------------------------------------------------------------------------
 
 
 def half_of(file: Path) -> None:
@@ -143,10 +143,10 @@ def a_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [half_of, emptied, gone, a_folder])
 @pytest.mark.parametrize("which", ["ca.pem", "my.pem", "my.key"])
-def test_the_last_good_ones_serve_until_the_files_are_good(
+def test_the_last_valid_files_stay_in_use(
     tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str, spoil: Callable[[Path], None]
 ) -> None:
-    """A file that is half written, empty or gone leaves the last good ones in use; that is said once, and its end."""
+    """If a file is half written, empty or missing, the last valid ones stay in use; both are logged once."""
     caplog.set_level(logging.INFO)
     files = TlsFiles(tls)
     good = files.context()
@@ -167,12 +167,12 @@ def test_the_last_good_ones_serve_until_the_files_are_good(
     assert "valid again" in caplog.text
     gone(tmp_path / which)
     files.context()
-    assert len(caplog.records) == 3  # a new trouble is told anew
+    assert len(caplog.records) == 3  # a new problem is logged again
 
 
 @pytest.mark.parametrize("first", ["my.pem", "my.key"])
 def test_a_pair_is_used_when_it_matches(tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture, first: str) -> None:
-    """A new certificate with the old key, or the reverse, waits for its other half."""
+    """A new certificate with the old key, or the reverse, is used once the other half is there."""
     files = TlsFiles(tls)
     good = files.context()
     renewed = OLD.issue_cert("anna@example.org")
@@ -187,8 +187,8 @@ def test_a_pair_is_used_when_it_matches(tls: Tls, tmp_path: Path, caplog: pytest
     assert files.context() is renewed_context
 
 
-def test_another_trouble_is_told_as_well(tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where one file is mended and another spoilt, that one is named."""
+def test_a_different_problem_is_logged_as_well(tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If one file is fixed and another becomes invalid, that one is named."""
     files = TlsFiles(tls)
     held = (tmp_path / "ca.pem").read_bytes()
     emptied(tmp_path / "ca.pem")
@@ -199,8 +199,8 @@ def test_another_trouble_is_told_as_well(tls: Tls, tmp_path: Path, caplog: pytes
     assert ["ca_file" in record.getMessage() for record in caplog.records] == [True, False]
 
 
-def test_what_is_wrong_with_a_file_is_told_apart(tls: Tls, tmp_path: Path) -> None:
-    """At the start, a file that is gone, one that holds nothing and another's key are told apart."""
+def test_each_kind_of_invalid_file_has_its_message(tls: Tls, tmp_path: Path) -> None:
+    """At the start, a missing file, one without a certificate, and a wrong key have different messages."""
     other = OLD.issue_cert("ben@example.org").private_key_pem.bytes()
     for which, contents, told in (
         ("my.key", other, r"cert_file, key_file: .*my\.pem and .*my\.key do not belong together"),
@@ -221,7 +221,7 @@ def test_what_is_wrong_with_a_file_is_told_apart(tls: Tls, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("strict_python")
 def test_a_named_authority_is_trusted_as_it_is(tls: Tls) -> None:
-    """Whose file is named is not judged by what Python finds proper; the system's authorities are."""
+    """Python's strict checks apply to the system's authorities, but not to a named one."""
     named, system = tls_context(tls), tls_context(Tls())
     assert not named.verify_flags & ssl.VERIFY_X509_STRICT
     assert named.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
