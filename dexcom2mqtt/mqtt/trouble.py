@@ -167,7 +167,7 @@ class Trouble:
         self._unknown = 0
 
     def unreachable(self) -> None:
-        """Record that the broker refused the next connection: then no place was the reason for the last end."""
+        """Record that the next connection failed as well: then no place was the reason for the last end."""
         self._unknown = 0
         self._forget_ends_elsewhere(None)
 
