@@ -1,4 +1,4 @@
-"""dexcom2mqtt brings continuous glucose readings from Dexcom Share to MQTT."""
+"""dexcom2mqtt publishes continuous glucose readings from Dexcom Share to MQTT."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import functools
 @functools.cache
 def version() -> str:
     """Return the version of dexcom2mqtt."""
-    import importlib.metadata  # noqa: PLC0415  # it takes as long to load as all of the rest that --version needs
+    import importlib.metadata  # noqa: PLC0415  # loading it takes as long as everything else for --version
 
     return importlib.metadata.version("dexcom2mqtt")

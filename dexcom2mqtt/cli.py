@@ -34,7 +34,7 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 failed, 78 a problem in the configuration. Wrong usage: 2."""
-    # Options may come before and after the command; their defaults would overwrite those that came before.
+    # Options may stand before or after the command; with defaults, those after it would overwrite those before it.
     given = _parser().parse_args(arguments, argparse.Namespace(command="run", config=None, log_level=None))
     commands = {
         "run": _run,
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "purge": _purge,
         "schema": _schema,
     }
-    # They are None if the program was started with them closed.
+    # They are None if they were closed when the program started.
     sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # writes a question mark if an arrow cannot be encoded
+        if isinstance(stream, io.TextIOWrapper):  # write a question mark if an arrow cannot be encoded
             stream.reconfigure(errors="replace")
     try:
         code = commands[given.command](given)
@@ -148,9 +148,9 @@ def _matching(text: str, pattern: str, otherwise: str) -> str:
 
 
 def _run(given: argparse.Namespace) -> int:
-    # Before anything that takes time: a stop during startup is honored.
+    # Before anything that takes time, so that a stop during startup counts.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    gc.disable()  # what is loaded stays; collecting garbage in it would take a fifth of the startup time
+    gc.disable()  # loaded modules stay; looking for garbage in them would take a fifth of the startup time
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
@@ -160,7 +160,7 @@ def _run(given: argparse.Namespace) -> int:
     from dexcom2mqtt.daemon import process  # noqa: PLC0415  # only what a command needs
     from dexcom2mqtt.mqtt import tls_files  # noqa: PLC0415
 
-    gc.freeze()  # nor need it be scanned later
+    gc.freeze()  # no need to scan them later either
     gc.enable()
     try:
         code = process.run(settings)
@@ -168,15 +168,15 @@ def _run(given: argparse.Namespace) -> int:
         return _complain([str(error)])
     except (process.SecondDaemonError, threads.ThreadError) as error:
         code = _fail(str(error))
-    # The threads still exist, some perhaps inside a call that hangs. Ending the process in time and with this code
-    # means not waiting for them, and not letting them run while the interpreter shuts down.
+    # The threads still exist, some perhaps inside a call that hangs. To end in time and with this code, do not wait
+    # for them, and do not let them run while the interpreter shuts down.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _check(given: argparse.Namespace) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # leave nothing at the broker
+    for number in (signal.SIGTERM, signal.SIGHUP):  # clean up at the broker first
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     settings = _load(given)

@@ -1,4 +1,4 @@
-"""What a log may hold: lines of our own and no secret."""
+"""Logging: its format, its levels, and tracebacks without secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import traceback
 
 
 def set_up_logging(level: str) -> None:
-    """Log to standard error at ``level``; libraries stay at warning, and urllib3 silent: it logs URLs whole."""
+    """Log to standard error at ``level``; libraries at warning, and urllib3 not at all: it logs complete URLs."""
     # systemd's journal has the time already.
     time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     logging.basicConfig(format=f"{time}%(levelname)-7s %(message)s", level=logging.WARNING)
@@ -17,6 +17,6 @@ def set_up_logging(level: str) -> None:
 
 
 def redacted_traceback(error: BaseException) -> str:
-    """Write a traceback with the exception's type but not its text, which might hold a secret."""
+    """Return a traceback with the exception's type but not its text, which might contain a secret."""
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
     return f"{frames}{type(error).__name__}"

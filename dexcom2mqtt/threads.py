@@ -1,4 +1,4 @@
-"""Starting threads, and what to say if the system does not allow it.
+"""Starting threads, and what to do if the system does not allow it.
 
 Docker before 20.10.10 answers the call with which newer C libraries start a thread (clone3) with EPERM, and they do not
 fall back: https://github.com/moby/moby/issues/42680. Other causes are limits on processes, which also count threads.

@@ -1,1 +1,1 @@
-"""The process that runs: what is put together, started, kept alive and stopped."""
+"""The running process: it builds the parts, starts them, watches over them and stops them."""

@@ -1,6 +1,6 @@
-"""Asking the daemon of this machine how it is, and which broker it has: an abstract Unix socket, and so no file.
+"""Asking the daemon on this machine for its health and its broker, through an abstract Unix socket, without a file.
 
-Containers ask every minute, even on the smallest computers. So this loads no more than it needs.
+Containers ask every minute, even on the smallest computers. So this module imports no more than it needs.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import zlib
 from typing import Final
 
 HEALTHY: Final = "healthy"
-"""What a daemon answers whose loops are all alive."""
+"""The answer of a daemon whose loops are all alive."""
 
 WHICH_BROKER: Final = b"which broker?"
-"""A question; anything else is answered by how the daemon is."""
+"""A question; any other is answered with the daemon's health."""
 
 _ANSWER_SECONDS: Final = 5.0
 
 
 def address(client_id: str) -> str:
-    """Return the abstract Unix address of the daemon with this client id, which may be too long for one."""
+    """Return the abstract Unix address of the daemon with this client id, shortened if the id is too long for one."""
     name = client_id.encode(errors="replace")
     return f"\0dexcom2mqtt/{name[:64].decode(errors='replace')}/{zlib.crc32(name):08x}"
 
 
 def ask(client_id: str) -> str:
-    """Ask the daemon with this client id how it is; return ``HEALTHY`` or why not, after 5 s at the latest."""
+    """Return ``HEALTHY`` or why the daemon with this client id is not healthy, after 5 s at the latest."""
     try:
         return _answer(client_id, b"?")
     except TimeoutError:

@@ -1,7 +1,6 @@
-"""What Home Assistant is told of the accounts, when it is told again, and what is taken back.
+"""When Home Assistant gets the discovery of the accounts, when it gets it again, and when it is cleared.
 
-It owns the discovery topics, and what it remembers of when they were sent. What a discovery says is decided by
-``messages.homeassistant``.
+It owns the discovery topics, and records when they were sent. ``messages.homeassistant`` decides what a discovery says.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 
 _BIRTH_SPREAD: Final = 3.0
 _AGAIN: Final = 3600.0
-"""A broker may forget what it had, or begin to let us write there, and never say so."""
+"""Seconds. A broker may lose its messages, or begin to let us write there, without saying so."""
 _NO_BIRTH: Final = "after a restart of Home Assistant its devices may be missing for up to an hour"
 
 
 class Discovery:
-    """The discovery of all accounts, if it is switched on. ``tick`` sends; ``connected`` and ``born`` only record."""
+    """The discovery of all accounts, if switched on. ``tick`` sends it; ``connected`` and ``born`` only record."""
 
     def __init__(self, settings: Settings, topics: Topics, clock: Clock, mirror: Mirror) -> None:
         self._settings = settings
@@ -40,38 +39,38 @@ class Discovery:
         self._sent = -math.inf
         self._due = math.inf
         self._hourly = math.inf
-        self._born = False  # Home Assistant, and not yet seen by tick
+        self._born = False  # whether Home Assistant has started since the last tick
         self.topics = [self._topic(key) for key in settings.accounts]
         """The discovery topic of each account."""
 
     @property
     def subscriptions(self) -> dict[str, str]:
-        """What to subscribe to, with what will not work without: where Home Assistant says that it has started."""
+        """The topic on which Home Assistant reports its start, and what will not work if the broker refuses it."""
         return {self._settings.home_assistant.status_topic: _NO_BIRTH} if self._on else {}
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """What to read back: topics that are to be cleared if there is something, since discovery is switched off."""
+        """The topics to read back: if discovery is switched off, those to clear if they have a message."""
         return () if self._on else tuple(self.topics)
 
     def put(self) -> None:
-        """Describe the accounts to Home Assistant, unless it is not to know of them."""
+        """Describe the accounts to Home Assistant, if discovery is switched on."""
         if self._on:
             self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version()))
 
     def clear(self, account: str, found: Container[str]) -> None:
-        """Take an account back from Home Assistant if it is one no more, or if discovery is switched off."""
+        """Remove an account from Home Assistant if it is no longer configured, or if discovery is switched off."""
         topic = self._topic(account)
         if account not in self._settings.accounts or (topic in found and not self._on):
             self._mirror.put([cleared(topic)])
 
     def connected(self) -> None:
-        """Record that everything is sent now, as after a connect; for any thread."""
+        """Record that everything is sent now, since the broker is connected; for any thread."""
         self._sent, self._due = self._clock.now(), math.inf
         self._hourly = self._sent + _AGAIN
 
     def is_birth(self, topic: str, payload: bytes) -> bool:
-        """Return whether a message says that Home Assistant has started."""
+        """Return whether a message is Home Assistant's report of its start."""
         return topic == self._settings.home_assistant.status_topic and payload == b"online"
 
     def born(self) -> None:
@@ -79,16 +78,16 @@ class Discovery:
         self._born = True
 
     def tick(self) -> float:
-        """Send the discovery again once an hour, and after a birth message: at some moment of the next 3 seconds.
+        """Send the discovery again if that is due; return after how many seconds to call again.
 
-        Then not all programs answer at once. It never follows the last time closer than that either: while Home
-        Assistant still works on a device, it loses parts of the same device sent again. Return after how many seconds
-        to come again.
+        It is due once an hour, and at a random moment in the 3 seconds after a birth message, so that not all programs
+        answer at once. Two discoveries are at least 3 seconds apart: while Home Assistant still works on a device, it
+        loses parts of the same device sent again.
         """
         now, spread = self._clock.now(), _BIRTH_SPREAD * self._clock.speed
         if self._born:
             self._born = False
-            soon = now + random.uniform(0, spread)  # noqa: S311  # spreads out clients, guards nothing
+            soon = now + random.uniform(0, spread)  # noqa: S311  # not for security
             self._due = min(self._due, max(soon, self._sent + spread))
         if now >= self._due:
             self._due = math.inf

@@ -1,7 +1,7 @@
 """The page of a daemon: which accounts it shows, and where it is served. Loaded only if configured.
 
-In Home Assistant's app it is also served at a second place, for ingress. Home Assistant sends requests there for users
-who have signed in to it, so no token is needed, and puts its own path in front.
+In Home Assistant's app it is also served at a second place, for ingress. Home Assistant forwards the requests of its
+signed-in users to it, so it needs no token; the browser sees it below a path of Home Assistant.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def configured(web: Web) -> Place:
 def ingress(text: str) -> Place | None:
     """Return the place for ingress from a text such as ``0.0.0.0 8099 172.30.32.2``: host, port, only client.
 
-    It needs no token and accepts any host name, since Home Assistant passes on the name it was called by. Logs an error
-    and returns None if the text has another form.
+    It needs no token and accepts any host name, since Home Assistant passes on the name that the browser used. Logs an
+    error and returns None if the text has another form.
     """
     try:
         host, port, peer = text.split()
@@ -68,7 +68,7 @@ def serve(
     clock: Clock,
     health: Callable[[], str],
 ) -> None:
-    """Serve the page there until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
+    """Serve the page at ``place`` until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
     people = {key: Person(accounts[key], poller.seen, poller.time.now) for key, poller in pollers.items()}
 
     def health_now() -> tuple[bool, str]:

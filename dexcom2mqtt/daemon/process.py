@@ -1,7 +1,4 @@
-"""The process of the daemon: its signals, its open files, its end.
-
-It knows nothing about what the daemon does.
-"""
+"""The process of the daemon: its signals, its open files, its end. It does not know what the daemon does."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS: Final = 1.8
 _ENDING_ROUNDS: Final = 30
 _ENDING_ROUND: Final = 0.1
-"""Seconds; another daemon that is stopping, as during a restart, gets 30 of these."""
+"""Seconds. Another daemon that is stopping, as during a restart, gets 30 times as long."""
 _FILES: Final = 64
 """Open files that belong to no account: for the broker, name lookups, and the like."""
 _FILES_OF_WEB: Final = 64
@@ -34,13 +31,13 @@ _FILES_OF_WEB: Final = 64
 
 
 class SecondDaemonError(Exception):
-    """Another daemon has the same client id at the same broker: each would disconnect the other."""
+    """Another daemon has the same client id at the same broker, so each would disconnect the other."""
 
 
 class _End:
-    """Ends the process, whatever hangs: even writing to the log may, if nobody reads it.
+    """Ends the process, whatever hangs: even writing to the log does if nobody reads it.
 
-    Its thread starts early, because it may be impossible to start one when it is needed. Raises ThreadError.
+    Its thread starts early, because starting one later may fail. Raises ThreadError.
     """
 
     def __init__(self) -> None:
@@ -49,7 +46,7 @@ class _End:
         threads.start("end", self._run)
 
     def is_near(self, code: int) -> None:
-        """End the process with this code soon, unless it ends by itself before."""
+        """End the process with this code after 1.8 s, unless it ends earlier by itself."""
         self._code = code
         self._near.set()
 
@@ -79,15 +76,15 @@ def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY != soft < count:
         most = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        with contextlib.suppress(OSError):  # then most accounts still get through, and the others retry
+        with contextlib.suppress(OSError):  # with the old limit most accounts still work, and the others retry
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def run(settings: Settings, clock: Clock | None = None) -> int:
     """Run in the foreground until SIGTERM or SIGINT; return the exit code, or end the process with it after 1.8 s.
 
-    The signals are blocked before a thread starts, and then waited for: no handler, so no deadlock. The wait has no
-    timeout: if a pause of the whole process (SIGSTOP, a debugger, a frozen container) outlasts one, Python's
+    The signals are blocked before any thread starts, and then waited for: without a handler there is no deadlock. The
+    wait has no timeout: if the whole process pauses for longer (SIGSTOP, a debugger, a frozen container), Python's
     sigtimedwait returns a signal that never arrived. Raises TlsFileError, VariableError, SecondDaemonError and
     ThreadError.
     """
