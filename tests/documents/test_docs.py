@@ -302,7 +302,7 @@ def test_eight_values_differ_from_pydexcoms() -> None:
     """Conversion by 0.0555, as in pydexcom, gives a different result at as many values as the library's page says."""
     differing = [mg_dl for mg_dl in range(39, 402) if readings.to_mmol_l(mg_dl) != round(mg_dl * 0.0555, 1)]
     assert len(differing) == 8
-    assert "differs at eight values" in re.sub(r"\s+", " ", text_of("docs/library.md"))
+    assert "another result for eight values" in re.sub(r"\s+", " ", text_of("docs/library.md"))
 
 
 # --- in a shell --------------------------------------------------------------------------------------------
