@@ -121,7 +121,7 @@ def states(subscriber: Subscriber, account: str) -> list[dict[str, Any]]:
 
 
 def current(picture: dict[str, str], account: str = "anna") -> bool:
-    """Tell whether a subscriber may take the account's value for current."""
+    """Return whether a subscriber may take the account's value as current."""
     return (
         picture.get("dexcom2mqtt/bridge/state") == "online"
         and picture.get(f"dexcom2mqtt/{account}/availability") == "online"
@@ -137,7 +137,7 @@ def ended(process: Process) -> tuple[int, float]:
 def test_two_hours_put_every_promised_topic_on_the_broker(
     mosquitto: Mosquitto, stack: ExitStack, tmp_path: Path
 ) -> None:
-    """Two simulated hours: each reading of the service arrives, with the keys, types and values promised."""
+    """For two simulated hours each reading of Share arrives, with the documented keys, types and values."""
     speed, hours = 400.0, 2
     service = stack.enter_context(SimulatedShare([ANNA, BEN], now := accelerated(speed)))
     accounts = {"anna": anna(service), "ben": ben(service, unit="mmol/L", ranges={"low": 100})}
@@ -158,7 +158,7 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
         expected = [date for date in taken if date >= seen[0]["date"] and taken[date].arrives < whole_until]
         assert len(expected) >= 21
         assert [state["date"] for state in seen][: len(expected)] == expected
-        for state in seen[1:]:  # the first one's predecessor is beyond what is looked at here
+        for state in seen[1:]:  # the reading before the first is not in taken
             if state["date"] in taken:
                 check_state(state, taken, account, low)
         last = [json.loads(heard.payload) for heard in subscriber.heard if heard.topic == f"dexcom2mqtt/{key}/state"][
@@ -183,7 +183,7 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
 
 
 def check_state(state: dict[str, Any], taken: dict[int, share.Record], account: SimulatedAccount, low: int) -> None:
-    """Hold a state against the reading that the service sent, by rules written down here once more."""
+    """Compare a state with the reading that the service sent, by rules written here a second time."""
     assert list(state) == list(STATE_TYPES)
     for name, kinds in STATE_TYPES.items():
         assert isinstance(state[name], kinds), name
@@ -206,7 +206,7 @@ def check_state(state: dict[str, Any], taken: dict[int, share.Record], account: 
 
 
 def test_kill_9_leads_to_offline_by_the_will(mosquitto: Mosquitto, start: Callable[..., Process]) -> None:
-    """When the process is killed, the broker says offline by itself."""
+    """When the process is killed, its last will makes the broker publish offline."""
     running = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
@@ -216,7 +216,7 @@ def test_kill_9_leads_to_offline_by_the_will(mosquitto: Mosquitto, start: Callab
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_says_that_nothing_is_current(
+def test_a_stop_publishes_that_nothing_is_current(
     mosquitto: Mosquitto, start: Callable[..., Process], number: signal.Signals
 ) -> None:
     """SIGTERM and SIGINT: first availability, then bridge/state become offline; exit 0, within 2 s, no will."""
@@ -227,7 +227,7 @@ def test_a_stop_says_that_nothing_is_current(
         code, seconds = ended(running)
         assert (code, seconds < 2) == (0, True)
         subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
-        # A busy machine may still be at the readings of the past day.
+        # A busy machine may still be publishing the readings of the past day.
         assert [heard.topic for heard in subscriber.heard if not heard.topic.endswith("/reading")][-2:] == [
             "dexcom2mqtt/anna/availability",
             "dexcom2mqtt/bridge/state",
@@ -238,7 +238,7 @@ def test_a_stop_says_that_nothing_is_current(
 def test_a_stop_in_time_with_the_broker_frozen_and_share_hanging(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """Whatever hangs, a stop takes 2 s at most and exits with 0; then the will speaks."""
+    """Whatever hangs, a stop takes at most 2 s and exits with 0; then the will is published."""
     running = start(mosquitto.port, {"anna": anna(service), "ben": ben(service)})
     eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
     hung: list[share.Request] = []
@@ -258,8 +258,8 @@ def test_a_stop_in_time_with_the_broker_frozen_and_share_hanging(
     assert "Received DISCONNECT from dexcom2mqtt" not in mosquitto.log()
 
 
-def test_a_stop_in_time_with_nothing_there(service: SimulatedShare, start: Callable[..., Process]) -> None:
-    """Where there is neither a broker nor Share, a stop is as quick."""
+def test_a_stop_in_time_without_broker_and_share(service: SimulatedShare, start: Callable[..., Process]) -> None:
+    """Without a broker and without Share, a stop is just as quick."""
     service.close()
     running = start(free_port())
     eventually(lambda: "nothing listens there" in running.text())
@@ -271,7 +271,7 @@ def test_a_stop_in_time_with_nothing_there(service: SimulatedShare, start: Calla
 def test_a_broker_that_comes_later_gets_everything(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Process]
 ) -> None:
-    """A broker that is down at the start does not end the daemon; once it is there, it gets all topics."""
+    """A daemon keeps running if the broker is down at the start; once the broker is up, it gets all topics."""
     port = free_port()
     running = start(port)
     eventually(lambda: "nothing listens there" in running.text())
@@ -282,10 +282,10 @@ def test_a_broker_that_comes_later_gets_everything(
     eventually(lambda: topics_of("anna") - {"dexcom2mqtt/anna/reading"} <= set(retained(port)))
 
 
-def test_until_a_reading_is_proven_fresh_nothing_is_current(
+def test_nothing_is_current_until_a_reading_is_known_to_be(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """After a power cut the broker may still say online to an old value; the daemon ends that before anything else.
+    """After a power cut the broker may still have online for an old value; the daemon changes that before all else.
 
     With Share hanging, it declares the account unavailable after 10 s, and only then itself online.
     """
@@ -315,10 +315,10 @@ def test_until_a_reading_is_proven_fresh_nothing_is_current(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_reading_grows_stale_and_readings_return(
+def test_a_reading_becomes_stale_and_readings_return(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process], protocol: str
 ) -> None:
-    """Stale: first unavailable, then the nulls, which never expire. Back: first the state, then available."""
+    """Stale: first unavailable, then the nulls, which never expire. Recovered: first the state, then available."""
     start(mosquitto.port, mqtt={"protocol": protocol}, stale_after=10)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: current(subscriber.picture()))
@@ -349,13 +349,13 @@ def test_a_reading_grows_stale_and_readings_return(
 def test_the_heartbeat_comes_every_minute_and_expires_after_three(
     mosquitto: Mosquitto, start: Callable[..., Process]
 ) -> None:
-    """`online` is sent again every 60 s; on MQTT 5 it expires after 180 s, and values with their freshness."""
+    """`online` is sent again every 60 s; with MQTT 5 it expires after 180 s, and values when they become stale."""
     start(mosquitto.port, speed=20)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: len(subscriber.payloads("dexcom2mqtt/bridge/state")) >= 5, 20)
         beats = [heard for heard in subscriber.heard if heard.payload == "online" and "bridge" in heard.topic][-3:]
         for beat, following in pairwise(beats):
-            assert 2.5 < following.at - beat.at < 4  # 60 s of its clock
+            assert 2.5 < following.at - beat.at < 4  # 60 s by its clock
             assert following.expiry == 9
         values = [
             heard for heard in subscriber.heard if heard.topic.endswith(("/value", "anna/availability", "/state"))
@@ -368,21 +368,21 @@ def test_the_heartbeat_comes_every_minute_and_expires_after_three(
 def test_a_refresh_polls_now_but_not_too_often(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """A message on `refresh` asks for a poll now, at most one every 30 s; a retained one is old and does not count."""
+    """A message on `refresh` causes a poll now, at most every 30 s; a retained one is old and does not count."""
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.client.publish("dexcom2mqtt/anna/refresh", "x", qos=1, retain=True)
         subscriber.wait_for("dexcom2mqtt/anna/refresh")
         start(mosquitto.port, speed=10)
         eventually(lambda: current(subscriber.picture()))
-        time.sleep(3.2)  # 32 s of its clock
+        time.sleep(3.2)  # 32 s by its clock
         before = service.count(call="read")
-        assert before <= 2  # the first, and perhaps the one that was due
+        assert before <= 2  # the first, and perhaps one that was due
         for _ in range(10):
             subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
             time.sleep(0.05)
-        # At once; or in 3 s, which are 30 s of its clock, should the one that was due have come just now.
+        # At once; or in 3 s, which are 30 s by its clock, if the poll that was due has come just now.
         eventually(lambda: service.count(call="read") > before, 2 if before == 1 else 5)
-        subscriber.client.publish("dexcom2mqtt/anna/refresh", "")  # the ten may all have come before that poll
+        subscriber.client.publish("dexcom2mqtt/anna/refresh", "")  # all ten may have come before that poll
         time.sleep(1)
         assert service.count(call="read") <= before + 2
         eventually(lambda: service.count(call="read") >= before + 2, 5)
@@ -405,10 +405,10 @@ def test_one_account_with_a_wrong_password_leaves_the_other_alone(
         assert service.count(account=BEN.username, password=True) == 2
 
 
-def test_a_pause_of_the_whole_process_ends_nothing(
+def test_a_pause_of_the_whole_process_does_no_harm(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """A daemon that is stopped and continued, as a suspend or a container's pause does, goes on."""
+    """A daemon that is paused and continued, as by a suspend or a container's pause, keeps running."""
     running = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: current(subscriber.picture()))
@@ -426,14 +426,15 @@ def test_a_pause_of_the_whole_process_ends_nothing(
 def test_a_stop_in_time_while_nobody_reads_the_log(
     mosquitto: Mosquitto, service: SimulatedShare, tmp_path: Path
 ) -> None:
-    """Where standard error takes nothing any more, a stop takes 2 s at most and exits with 0."""
+    """If standard error accepts nothing more, a stop takes at most 2 s and exits with 0."""
     config = {"accounts": {"anna": anna(service)}, "mqtt": {"host": "127.0.0.1", "port": mosquitto.port}}
     file = write_config(tmp_path / "config.yaml", config)
     reader, writer = os.pipe()
     process = subprocess.Popen([sys.executable, "-m", "dexcom2mqtt", "--config", file], stderr=writer)
     try:
         eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
-        full = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)  # as often opened, so often blocking
+        # Opened a second time, since the daemon's end must keep blocking.
+        full = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(full, b"x")
@@ -447,10 +448,10 @@ def test_a_stop_in_time_while_nobody_reads_the_log(
         os.close(writer)
 
 
-def test_no_answer_slows_no_poll_beyond_five_minutes(
+def test_without_answers_it_still_polls_every_five_minutes(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """While Share gives no answer to a sign-in for 45 minutes, it is tried all the time, never 5 min apart."""
+    """While Share does not answer sign-ins for 45 minutes, the daemon keeps trying, at least every 5 minutes."""
     service.fault = share_faults.drop()
     start(mosquitto.port)
     began = eventually(lambda: service.requests)[0].time
@@ -464,7 +465,7 @@ def test_no_answer_slows_no_poll_beyond_five_minutes(
 def test_sessions_that_end_at_once_are_renewed_sparingly(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """Where Share knows no session, not even a new one, 12 sign-ins an hour are the most."""
+    """If Share knows no session, not even a new one, there are at most 12 sign-ins an hour."""
     start(mosquitto.port)
     eventually(lambda: current(retained(mosquitto.port)))
     service.fault = share_faults.only(share_faults.error("SessionIdNotFound"), call="read")
@@ -475,12 +476,12 @@ def test_sessions_that_end_at_once_are_renewed_sparingly(
 
 
 def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Callable[..., Process]) -> None:
-    """Where the new session is not known either, no quick retry signs in again: that waits for the next poll."""
+    """If the new session is unknown, too, no quick retry signs in again: that waits for the next poll."""
     service = stack.enter_context(SimulatedShare([ANNA], accelerated(10)))
     start(mosquitto.port, {"anna": anna(service)}, speed=10)
     with Subscriber(mosquitto.port) as subscriber:
         eventually(lambda: current(subscriber.picture()))
-        time.sleep(3)  # as often it may be refreshed
+        time.sleep(3)  # the least time between two refreshes
         service.fault = share_faults.only(share_faults.error("SessionIdNotFound"), call="read")
         began = service.requests[-1].time
         subscriber.client.publish("dexcom2mqtt/anna/refresh", "")
@@ -492,13 +493,13 @@ def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Cal
 def test_restarts_do_not_lock_an_account(
     mosquitto: Mosquitto, service: SimulatedShare, start: Callable[..., Process]
 ) -> None:
-    """With a wrong password, restarts add two attempts an hour and no more; the right one is taken after that hour."""
+    """With a wrong password, restarts add at most two tries an hour; after that hour the right one is accepted."""
     topic = "dexcom2mqtt/ben/status"
     counts = []
     with Subscriber(mosquitto.port) as subscriber:
 
         def said() -> dict[str, Any]:
-            """Return the status that was published last since the start, if it is more than that."""
+            """Return the latest status since the start, if there is one besides starting."""
             status: dict[str, Any] = json.loads((subscriber.payloads(topic) or ["{}"])[-1])
             return status if status.get("share") != "starting" else {}
 
@@ -617,10 +618,10 @@ def test_no_secret_reaches_a_log_or_a_topic(
             eventually(lambda seen=seen: len(service.requests) > seen, 30)  # type: ignore[misc]
         written = running.text()
         said = "\n".join(f"{heard.topic} {heard.payload}" for heard in subscriber.heard)
-    with open(f"/proc/{running.pid}/cmdline", "rb") as file:  # noqa: PTH123  # not a file of ours
+    with open(f"/proc/{running.pid}/cmdline", "rb") as file:  # noqa: PTH123  # not one of our files
         written += file.read().decode()
     assert "anna: unavailable" in written
-    assert "polled" in written or "min hold" in written  # debug it is
+    assert "polled" in written or "min hold" in written  # the level is debug
     assert len(session_ids) >= 2
     secrets = {ANNA.username, ANNA.password, ANNA.account_id, BEN.account_id, BEN.password, "a wrong password"}
     secrets |= session_ids | set(secret_user.values())
@@ -631,7 +632,7 @@ def test_no_secret_reaches_a_log_or_a_topic(
 
 
 def forms(secret: str) -> set[str]:
-    """Return a secret as it stands, and in the forms that libraries give it."""
+    """Return a secret unchanged, and in the forms that libraries give it."""
     raw = secret.encode()
     return {
         secret,
@@ -663,7 +664,7 @@ def test_the_environment_alone_is_enough(
 
 
 def test_more_accounts_than_open_files_are_allowed_at_the_start(stack: ExitStack, tmp_path: Path) -> None:
-    """Where many accounts ask at once, each has a connection: the daemon sees to it that it may have so many."""
+    """If many accounts ask at once, each has a connection: the daemon raises its limit of open files."""
     accounts = [SimulatedAccount(f"user{number}@example.com", "the password") for number in range(60)]
     service = stack.enter_context(SimulatedShare(accounts, time.time))
     asking = threading.Barrier(len(accounts))

@@ -1,4 +1,4 @@
-"""At home in Home Assistant: what the daemon sends there, when again, and what it clears; with real processes."""
+"""Discovery in Home Assistant: what the daemon sends, when it sends it again, and what it clears; real processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def service() -> Iterator[SimulatedShare]:
 
 @pytest.fixture
 def start(tmp_path: Path, service: SimulatedShare) -> Iterator[Callable[..., Process]]:
-    """Start a daemon for some of the accounts; whatever was started ends with the test."""
+    """Start a daemon for some of the accounts; each ends with the test."""
     with ExitStack() as stack:
 
         def start(
@@ -66,15 +66,15 @@ def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
 
 
 def stop(process: Process) -> None:
-    """Stop a daemon and make sure that it was well until then."""
+    """Stop a daemon and check that it worked until then."""
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
 
-def test_discovery_is_there_before_online(
+def test_discovery_comes_before_online(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """Each account's device is retained, by the rules, and sent before the bridge says online."""
+    """Each account's device is retained, follows the rules, and is sent before the bridge is online."""
     start(mosquitto.port, "anna", "ben", discovery_prefix="ha")
     subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
     order = [heard.topic for heard in subscriber.heard if heard.payload == "online" or "/device/" in heard.topic]
@@ -87,10 +87,10 @@ def test_discovery_is_there_before_online(
         assert problems(topic, kept[topic]) == []
 
 
-def test_discovery_comes_again_with_the_picture(
+def test_discovery_comes_again_with_everything_else(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """A broker that forgot everything gets the discovery again, before online."""
+    """A broker that lost everything gets the discovery again, before online."""
     start(mosquitto.port, "anna")
     subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
     mosquitto.kill()
@@ -108,7 +108,7 @@ def times(subscriber: Subscriber, topic: str) -> list[float]:
 def test_a_birth_brings_the_discovery_again(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """After Home Assistant's birth the discovery comes within 3 s, and nothing else; many births bring it calmly."""
+    """After Home Assistant's birth message, discovery follows within 3 s, and nothing else; many do not flood it."""
     start(mosquitto.port, "anna", "ben")
     subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
     subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
@@ -128,7 +128,7 @@ def test_a_birth_brings_the_discovery_again(
 def test_not_all_answer_a_birth_at_once(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """Several daemons answer one birth at different moments of the next 3 s."""
+    """Several daemons answer one birth message at different moments in the next 3 s."""
     bases = [f"base{number}" for number in range(6)]
     for base in bases:
         start(mosquitto.port, "anna", base=base)
@@ -146,7 +146,7 @@ def test_not_all_answer_a_birth_at_once(
 def test_a_birth_is_answered_while_share_hangs(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process], service: SimulatedShare
 ) -> None:
-    """A birth needs neither Share nor the first online to be answered."""
+    """To answer a birth message, the daemon needs neither Share nor to be online."""
     service.fault = share_faults.hang()
     start(mosquitto.port, "anna", speed=1.0)
     subscriber.wait_for("dexcom2mqtt/bridge/state", "offline")
@@ -157,7 +157,7 @@ def test_a_birth_is_answered_while_share_hangs(
 
 
 def test_a_reconnect_answers_a_birth(mosquitto: Mosquitto, start: Callable[..., Process]) -> None:
-    """A birth that a new connection follows brings nothing more: the discovery came with the picture."""
+    """After a birth message and a reconnect, discovery is sent once: the reconnect sends everything anyway."""
     start(mosquitto.port, "anna")
     eventually(lambda: retained(mosquitto.port).get("dexcom2mqtt/bridge/state") == "online")
     time.sleep(3)
@@ -173,10 +173,10 @@ def test_a_reconnect_answers_a_birth(mosquitto: Mosquitto, start: Callable[..., 
         assert len(times(subscriber, discovery("anna"))) == 1
 
 
-def test_what_is_no_birth_brings_nothing(
+def test_other_messages_bring_no_discovery(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """A birth that is retained is old, a last will is no birth, and other topics are nobody's."""
+    """A retained birth message is old, a last will is not one, and other topics do not count."""
     subscriber.client.publish("elsewhere/status", "online", qos=1, retain=True)
     start(mosquitto.port, "anna", status_topic="elsewhere/status")
     subscriber.wait_for("dexcom2mqtt/bridge/state", "online")
@@ -189,7 +189,7 @@ def test_what_is_no_birth_brings_nothing(
 
 
 def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[..., Process]) -> None:
-    """An account that is gone from the configuration is gone from the broker; nothing else is touched."""
+    """An account removed from the configuration is removed from the broker; nothing else changes."""
     running = start(mosquitto.port, "anna", "ben")
     eventually(lambda: '"ben"' in retained(mosquitto.port).get("dexcom2mqtt/bridge/info", ""))
     eventually(lambda: {"dexcom2mqtt/ben/history", "dexcom2mqtt/ben/value"} <= retained(mosquitto.port).keys())
@@ -213,10 +213,10 @@ def test_a_removed_account_is_cleared(mosquitto: Mosquitto, start: Callable[...,
     assert json.loads(kept["dexcom2mqtt/bridge/info"])["accounts"] == ["anna"]
 
 
-def test_what_was_left_is_found_at_a_broker_that_comes_later(
+def test_former_accounts_are_found_at_a_broker_that_starts_later(
     start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Process]
 ) -> None:
-    """The list of accounts is read before it is written, and what was left is gone before online."""
+    """The list of accounts is read before it is written, and removed accounts are cleared before online."""
     broker = start_mosquitto("allow_anonymous true", persistent=True)
     info = {"version": "1", "schema_version": 1, "started_at": None, "protocol": "5", "accounts": ["anna", "ben"]}
     with Subscriber(broker.port) as subscriber:
@@ -225,7 +225,7 @@ def test_what_was_left_is_found_at_a_broker_that_comes_later(
         subscriber.wait_for("dexcom2mqtt/ben/value")
     broker.stop()
     start(broker.port, "anna")
-    time.sleep(11)  # longer than a start waits for Share
+    time.sleep(11)  # longer than the daemon waits for Share at the start
     broker.start()
     eventually(lambda: retained(broker.port).get("dexcom2mqtt/bridge/state") == "online")
     log = broker.log()
@@ -239,7 +239,7 @@ def test_what_was_left_is_found_at_a_broker_that_comes_later(
 def test_discovery_that_is_switched_off_is_cleared(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process]
 ) -> None:
-    """Without discovery the devices go, the values stay, and a birth brings nothing."""
+    """Without discovery the devices are removed, the values stay, and a birth message has no effect."""
     running = start(mosquitto.port, "anna", "ben", base="home/glucose")
     eventually(lambda: "home/glucose/bridge/info" in retained(mosquitto.port))
     assert {discovery("anna", "home/glucose"), discovery("ben", "home/glucose")} <= retained(mosquitto.port).keys()
@@ -256,7 +256,7 @@ def test_discovery_that_is_switched_off_is_cleared(
     subscriber.forget()
     start(mosquitto.port, "anna", "ben", base="home/glucose", discovery=False)
     subscriber.wait_for("home/glucose/bridge/state", "online")
-    assert not [heard for heard in subscriber.heard if "/device/" in heard.topic]  # gone, and left alone
+    assert not [heard for heard in subscriber.heard if "/device/" in heard.topic]  # cleared once, not again
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_discovery_that_is_switched_off_is_cleared(
 def test_foreign_info_clears_nothing(
     mosquitto: Mosquitto, subscriber: Subscriber, start: Callable[..., Process], info: str
 ) -> None:
-    """What is not plainly the daemon's own list of accounts clears nothing, with one line in the log."""
+    """If the list of accounts is not plainly the daemon's, nothing is cleared, and the log says so in one line."""
     subscriber.client.publish("dexcom2mqtt/bridge/info", info, qos=1, retain=True)
     subscriber.client.publish("dexcom2mqtt/ben/value", "mine", qos=1, retain=True)
     subscriber.wait_for("dexcom2mqtt/ben/value", "mine")

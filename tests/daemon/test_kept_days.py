@@ -1,4 +1,4 @@
-"""Which days are awaited from the broker, for how long, and what is cleared: on a clock that jumps."""
+"""Which days are awaited from the broker, for how long, and which topics are cleared: on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WITH_DAYS = Info(("anna", "ben"), days=True)
 PERSON = {"password": "hunter2"}
 
 
-class Told:
-    """A poller as far as the days are concerned."""
+class PollerStub:
+    """The part of a poller that receives the days."""
 
     def __init__(self) -> None:
         self.days: list[bytes | None] = []
@@ -40,12 +40,12 @@ class World:
         accounts = {key: PERSON | {"username": f"{key}@example.com"} for key in ("anna", "ben")}
         self.clock = JumpingClock(end=1e9)
         self.mirror = Mirror(TOPICS.bridge_state)
-        self.told = {key: Told() for key in accounts}
+        self.pollers = {key: PollerStub() for key in accounts}
         self.reconnects = 0
         self.days = KeptDays(
             build(Settings, {"accounts": accounts, "statistics": statistics}),
             TOPICS,
-            cast("dict[str, Poller]", self.told),
+            cast("dict[str, Poller]", self.pollers),
             clock=self.clock,
             mirror=self.mirror,
             reconnect=self._reconnect,
@@ -55,12 +55,12 @@ class World:
         self.reconnects += 1
 
     def after(self, seconds: float) -> dict[str, list[bytes | None]]:
-        """Return what was told after that time, looking as often as the daemon does."""
+        """Return the days received after that time, ticking as often as the daemon does."""
         until = self.clock.time + seconds
         while self.clock.time < until:
             self.clock.time = min(self.clock.time + min(self.days.tick(), 1.0), until)
             self.days.tick()
-        return {key: each.days for key, each in self.told.items() if each.days}
+        return {key: each.days for key, each in self.pollers.items() if each.days}
 
     def sent(self) -> dict[str, str]:
         return {message.topic: message.payload for message in self.mirror.take(0, 100)}
@@ -71,27 +71,27 @@ class World:
     [
         (None, {}, set()),  # a first start
         (None, {TOPICS.of("ben", "history"): b"x"}, {ANNA, BEN}),  # then bridge/info is only late
-        (Info(("anna", "ben")), {}, set()),  # an older daemon, which kept none
+        (Info(("anna", "ben")), {}, set()),  # an older daemon, which kept no days
         (WITH_DAYS, {}, {ANNA, BEN}),
         (WITH_DAYS, {ANNA: b"x"}, {BEN}),
         (Info(("anna",), days=True), {}, {ANNA}),  # Ben is new
         (Info(("anna", "carla"), days=True), {ANNA: b"x"}, set()),  # Carla is gone
-        (Info(), {}, set()),  # what is not ours says nothing
+        (Info(), {}, set()),  # not ours, so it does not count
     ],
 )
-def test_what_is_promised_and_did_not_come_is_awaited(
+def test_days_in_the_info_that_did_not_come_are_awaited(
     info: Info | None, found: dict[str, bytes], awaited: set[str]
 ) -> None:
-    """And what neither came nor is awaited begins empty, so that the promise holds."""
+    """Accounts whose days neither arrived nor are awaited begin with empty ones."""
     world = World()
-    told = world.days.read_back(info, found)
+    awaits = world.days.read_back(info, found)
     assert set(world.days.awaited) == awaited
-    assert told == {"anna": ANNA in awaited, "ben": BEN in awaited}
+    assert awaits == {"anna": ANNA in awaited, "ben": BEN in awaited}
     assert {message.topic for message in world.days.begun()} == {ANNA, BEN} - awaited - found.keys()
 
 
-def test_days_that_come_late_are_handed_on_once() -> None:
-    """Whatever else comes is somebody else's; an empty message is none."""
+def test_late_days_are_passed_on_once() -> None:
+    """Any other message is not theirs; an empty one does not count."""
     world = World()
     world.days.read_back(WITH_DAYS, {})
     assert not world.days.take(ANNA, b"")
@@ -99,13 +99,13 @@ def test_days_that_come_late_are_handed_on_once() -> None:
     assert world.days.take(ANNA, b"x")
     assert not world.days.take(ANNA, b"x")
     assert world.days.awaited == (BEN,)
-    assert world.told["anna"].days == [b"x"]
+    assert world.pollers["anna"].days == [b"x"]
 
 
-def test_they_are_given_up_after_ten_minutes_and_a_reconnect() -> None:
-    """Of which the daemon makes one if there was none, and gives the broker ten more seconds there."""
+def test_the_wait_ends_after_ten_minutes_and_a_reconnect() -> None:
+    """If there was no reconnect, the daemon makes one, and gives the broker ten more seconds after it."""
     world = World()
-    world.days.connected()  # the first connection is none
+    world.days.connected()  # the first connection does not count
     world.days.read_back(WITH_DAYS, {})
     assert world.after(599) == {}
     assert world.reconnects == 0
@@ -120,8 +120,8 @@ def test_they_are_given_up_after_ten_minutes_and_a_reconnect() -> None:
     assert world.reconnects == 1
 
 
-def test_a_connection_that_was_made_anew_is_enough() -> None:
-    """The daemon makes none by itself then."""
+def test_a_reconnect_in_the_meantime_is_enough() -> None:
+    """The daemon then makes no further one."""
     world = World()
     world.days.read_back(WITH_DAYS, {})
     world.after(100)
@@ -132,8 +132,8 @@ def test_a_connection_that_was_made_anew_is_enough() -> None:
 
 
 @pytest.mark.parametrize(("statistics", "gone"), [("90d", set()), ("24h", {"days"}), ("off", {"days", "statistics"})])
-def test_what_is_not_wanted_is_cleared(statistics: str, gone: set[str]) -> None:
-    """Of the accounts that the daemon knew, as far as it is there; and nothing is awaited then."""
+def test_topics_of_statistics_switched_off_are_cleared(statistics: str, gone: set[str]) -> None:
+    """For each known account that has a message there; then no days are awaited."""
     world = World(statistics)
     leaves = {"days", "statistics"} if statistics == "off" else {"days"}
     assert set(world.days.topics) == {TOPICS.of(key, leaf) for key in ("anna", "ben") for leaf in leaves}

@@ -1,4 +1,4 @@
-"""A system that lets the daemon start no thread, or no more: the real command under a real filter of the kernel."""
+"""A system that does not let the daemon start threads, or more of them: the real command under a kernel filter."""
 
 from __future__ import annotations
 
