@@ -1,4 +1,4 @@
-"""The example of access control: that everybody can do what they need there, and no more; with a real mosquitto."""
+"""The access control example: each user can do what they need, and no more; with a real mosquitto."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEED = 60.0
 
 @pytest.fixture
 def broker(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Mosquitto:
-    """Start a broker with the example, and each user's name as the password."""
+    """Start a broker with the example; each user's password is their name."""
     passwords = tmp_path / "passwords"
     passwords.touch()
     for user in USERS:
@@ -34,7 +34,7 @@ def broker(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Mosquit
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_everybody_can_do_what_they_need_and_no_more(broker: Mosquitto, tmp_path: Path, protocol: str) -> None:
-    """The daemon works in full, Home Assistant reads and refreshes, readers read, a display sees the value alone."""
+    """The daemon works fully, Home Assistant reads and refreshes, readers read, a display sees only the value."""
     account = SimulatedAccount("anna@example.com", "password", seed=1)
 
     def visitor(user: str) -> Subscriber:
@@ -49,7 +49,7 @@ def test_everybody_can_do_what_they_need_and_no_more(broker: Mosquitto, tmp_path
                 "username": "dexcom2mqtt",
                 "password": "dexcom2mqtt",
                 "protocol": protocol,
-                "client_id": f"test-{uuid.uuid4()}",  # purge refuses if any daemon of this machine has it
+                "client_id": f"test-{uuid.uuid4()}",  # purge refuses if any daemon on this machine has it
             },
         }
         file = write_config(tmp_path / "config.yaml", config)

@@ -1,4 +1,4 @@
-"""That every reading arrives, and arrives once: the daemon as a process, a real mosquitto, the simulated Share."""
+"""Every reading arrives, and only once: the daemon as a process, a real mosquitto, the simulated Share."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ HISTORY_KEYS = ["date", "mg_dl", "direction", "offset_min"]
 
 
 class System:
-    """A simulated Share service that remembers which readings it gave, and daemons that ask it."""
+    """A simulated Share service that records which readings it sent, and daemons that poll it."""
 
     def __init__(self, stack: ExitStack, folder: Path, *keys: str, speed: float = SPEED) -> None:
         self._stack = stack
         self._folder = folder
         self._speed = speed
-        self.settings: dict[str, Any] = {}  # of the daemons that are started from now on
+        self.settings: dict[str, Any] = {}  # of all daemons started from now on
         self.now = accelerated(speed)
         self.accounts = {key: SimulatedAccount(f"{key}@example.com", PASSWORD, seed=n) for n, key in enumerate(keys)}
         self.service = stack.enter_context(SimulatedShare(self.accounts.values(), self.now))
-        self._given: dict[str, dict[int, float]] = {key: {} for key in keys}  # when each was given first
+        self._given: dict[str, dict[int, float]] = {key: {} for key in keys}  # when each was first sent
         self._key_of = {account.username: key for key, account in self.accounts.items()}
         self.fault = share.no_fault
         self.service.fault = self._note
@@ -62,7 +62,7 @@ class System:
         return answer
 
     def given(self, key: str = "anna") -> list[int]:
-        """Return when the readings were taken that Share has given by now, oldest first."""
+        """Return the timestamps of the readings that Share has sent so far, oldest first."""
         return sorted(self._given[key].copy())
 
     def start(self, port: int, *, name: str = "daemon", **mqtt: Any) -> Process:
@@ -105,13 +105,13 @@ def dates(subscriber: Subscriber, key: str = "anna", base: str = "dexcom2mqtt") 
 
 
 def history(broker: Mosquitto, key: str = "anna", base: str = "dexcom2mqtt") -> list[int]:
-    """Return when the readings were taken that the retained history has."""
+    """Return the timestamps of the readings in the retained history."""
     payload = retained(broker.port).get(f"{base}/{key}/history", '{"readings": []}')
     return [entry["date"] for entry in json.loads(payload)["readings"]]
 
 
 def all_delivered(system: System, subscriber: Subscriber, broker: Mosquitto) -> list[int]:
-    """Wait until Share gave something, and all of it was published and is history; return that."""
+    """Wait until everything that Share has sent is published and in the history; return it."""
     eventually(lambda: len(system.given()) > 240 and set(dates(subscriber)) >= set(system.given()))
 
     def saved() -> bool:
@@ -135,7 +135,7 @@ def retain(subscriber: Subscriber, topic: str, payload: bytes | str) -> None:
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_the_first_start_publishes_a_whole_day(system: System, mosquitto: Mosquitto, protocol: str) -> None:
-    """All 24 hours go out once: what is current first, then the rest as backfill, each oldest first."""
+    """All 24 hours are published once: the current reading first, then the rest as backfill, oldest first."""
     began = system.now()
     subscriber = system.subscribe(mosquitto)
     system.start(mosquitto.port, protocol=protocol)
@@ -172,7 +172,7 @@ def test_the_first_start_publishes_a_whole_day(system: System, mosquitto: Mosqui
 def test_no_password_goes_out_before_the_read_back(
     make_system: Callable[..., System], mosquitto: Mosquitto, stack: ExitStack
 ) -> None:
-    """However slowly a broker says what it retains, no sign-in is made that what it retains might forbid."""
+    """However slowly a broker sends its retained messages, no sign-in is made that they might forbid."""
     system = make_system("anna", speed=1)
     late = 5.0
     relay = stack.enter_context(Relay(mosquitto.port, lambda packet: late if packet.kind == "SUBACK" else PASS))
@@ -187,7 +187,7 @@ def test_no_password_goes_out_before_the_read_back(
 
 
 def test_a_broker_that_cannot_be_reached_is_waited_for_10_seconds(make_system: Callable[..., System]) -> None:
-    """Nobody knows then what was rejected before, and values have to come all the same once there is a broker."""
+    """Then nobody knows the earlier rejections, but values must arrive once there is a broker."""
     system = make_system("anna", speed=1)
     began = time.monotonic()
     system.start(free_port())
@@ -196,14 +196,14 @@ def test_a_broker_that_cannot_be_reached_is_waited_for_10_seconds(make_system: C
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_repeats_nothing_and_misses_nothing(
+def test_a_restart_repeats_no_reading_and_misses_none(
     system: System, mosquitto: Mosquitto, how: signal.Signals
 ) -> None:
-    """After a stop or a kill -9, what arrived meanwhile is published, and nothing that was published before."""
+    """After a stop or a kill -9, the daemon publishes the readings that arrived meanwhile, and repeats none."""
     subscriber = system.subscribe(mosquitto)
     running = system.start(mosquitto.port)
     before = all_delivered(system, subscriber, mosquitto)
-    # Not between a reading and the history after it, where a repeat is allowed: so right after both of one.
+    # Not between a reading and its history, which may cause a repeat: so right after both were published.
     eventually(lambda: len(system.given()) > len(before))
     before = all_delivered(system, subscriber, mosquitto)
     running.signal(how)
@@ -244,10 +244,10 @@ def test_the_history_is_read_before_anything_is_published(system: System, mosqui
     assert probe not in retained(mosquitto.port)
 
 
-def test_a_broker_that_lets_nothing_be_read(
+def test_a_broker_that_denies_all_reading(
     make_system: Callable[..., System], start_mosquitto: Callable[..., Mosquitto], tmp_path: Path
 ) -> None:
-    """Where the probe does not return, the daemon goes on after 10 s, as if there were no history."""
+    """If the probe does not return, the daemon continues after 10 s, as if there were no history."""
     (tmp_path / "acl").write_text("user daemon\ntopic write #\nuser reader\ntopic readwrite #\n")
     broker = start_mosquitto("allow_anonymous true", f"acl_file {tmp_path}/acl")
     system = make_system("anna", speed=10)
@@ -268,7 +268,7 @@ def test_a_broker_that_lets_nothing_be_read(
 
 
 def history_of(system: System, key: str, **changes: Any) -> bytes:
-    """Write the history of an account: all that Share will give, and what is changed in it."""
+    """Write the history of an account: everything that Share will send, with the given changes."""
     now = system.now()
     records = share.series(system.accounts[key], now - 86_000, now - 300)
     entries = [
@@ -303,8 +303,8 @@ FOREIGN_STATUSES = {
 }
 
 
-def test_what_is_not_ours_is_ignored_with_one_line(make_system: Callable[..., System], mosquitto: Mosquitto) -> None:
-    """A retained history or status that is not plainly ours costs one line in the log; all readings go out."""
+def test_foreign_messages_are_ignored_with_one_line(make_system: Callable[..., System], mosquitto: Mosquitto) -> None:
+    """If a retained history or status is not plainly ours, the log says so in one line, and all readings arrive."""
     system = make_system("ours", *FOREIGN_HISTORIES, *FOREIGN_STATUSES)
     subscriber = system.subscribe(mosquitto)
     for key, write in FOREIGN_HISTORIES.items():
@@ -316,12 +316,12 @@ def test_what_is_not_ours_is_ignored_with_one_line(make_system: Callable[..., Sy
     kept = {entry["date"] for entry in json.loads(ours)["readings"]}
     running = system.start(mosquitto.port)
 
-    def went_on(key: str) -> bool:
+    def continued(key: str) -> bool:
         to_come = set(system.given(key)) - (kept if key == "ours" else set())
         return len(system.given(key)) > 280 and set(dates(subscriber, key)) >= to_come
 
     for key in system.accounts:
-        eventually(lambda key=key: went_on(key), 30, why=f"{key} did not go on")  # type: ignore[misc]
+        eventually(lambda key=key: continued(key), 30, why=f"{key} did not continue")  # type: ignore[misc]
         assert once_each(subscriber, key)
     assert not kept & set(dates(subscriber, "ours"))
     seen = len(system.given("words"))
@@ -338,8 +338,8 @@ def test_what_is_not_ours_is_ignored_with_one_line(make_system: Callable[..., Sy
 # --- late readings, refusals, brokers that forget ----------------------------------------------------------
 
 
-def test_what_comes_late_is_backfill(system: System, mosquitto: Mosquitto) -> None:
-    """After the phone was away, what it uploads later is published in order and as backfill, and nothing is lost."""
+def test_late_readings_are_backfill(system: System, mosquitto: Mosquitto) -> None:
+    """Readings that the phone uploads late are published in order and as backfill, and none is lost."""
     subscriber = system.subscribe(mosquitto)
     began = system.now()
     away = (began - 5000, began - 2500)
@@ -359,10 +359,10 @@ def test_what_comes_late_is_backfill(system: System, mosquitto: Mosquitto) -> No
     assert once_each(subscriber)
 
 
-def test_what_is_denied_is_kept_until_it_is_allowed(
+def test_denied_readings_are_kept_until_they_are_allowed(
     system: System, start_mosquitto: Callable[..., Mosquitto], tmp_path: Path
 ) -> None:
-    """Where the broker denies `reading`, the log says so once and all else goes on; allowed again, nothing is lost."""
+    """If the broker denies `reading`, the log says so once and the rest works; once allowed, nothing is lost."""
     everything = "topic readwrite #\n"
     (tmp_path / "acl").write_text(f"topic deny +/+/reading\n{everything}")
     broker = start_mosquitto("allow_anonymous true", f"acl_file {tmp_path}/acl")
@@ -370,9 +370,9 @@ def test_what_is_denied_is_kept_until_it_is_allowed(
     running = system.start(broker.port)
     eventually(lambda: len(system.given()) > 280 and "refuses messages" in running.text())
     first = subscriber.wait_for("dexcom2mqtt/anna/date").payload
-    eventually(lambda: subscriber.wait_for("dexcom2mqtt/anna/date").payload != first, 20)  # the retained go on
+    eventually(lambda: subscriber.wait_for("dexcom2mqtt/anna/date").payload != first, 20)  # retained messages continue
     denied = broker.log().count("Denied PUBLISH from dexcom2mqtt")
-    eventually(lambda: broker.log().count("Denied PUBLISH from dexcom2mqtt") > denied, 20)  # calmly again
+    eventually(lambda: broker.log().count("Denied PUBLISH from dexcom2mqtt") > denied, 20)  # tried again, calmly
     assert running.text().count("refuses messages on dexcom2mqtt/anna/reading") == 1
     assert dates(subscriber) == []
     assert "dexcom2mqtt/anna/history" not in retained(broker.port)
@@ -384,13 +384,13 @@ def test_what_is_denied_is_kept_until_it_is_allowed(
     eventually(lambda: "dexcom2mqtt/anna/history" in retained(broker.port))
 
 
-def test_two_daemons_leave_each_other_alone(system: System, mosquitto: Mosquitto) -> None:
-    """Each base topic has a stream and a history of its own, on one broker and for the same account."""
+def test_two_daemons_do_not_disturb_each_other(system: System, mosquitto: Mosquitto) -> None:
+    """Each base topic has its own stream and history, on one broker and for the same account."""
     subscriber = system.subscribe(mosquitto)
     bases = ("home/glucose", "other")
 
     def whole(base: str) -> bool:
-        """Tell whether all came; what was a day old when the one daemon asked, the other was perhaps not given."""
+        """Return whether all arrived; readings a day old when one daemon polled may have been too old for the other."""
         given = system.given()
         return len(given) > 280 and set(given[-280:]) <= set(dates(subscriber, base=base)) <= set(given)
 
@@ -412,8 +412,8 @@ def test_two_daemons_leave_each_other_alone(system: System, mosquitto: Mosquitto
     assert all("WARNING" not in each.text() for each in (*running, restarted))
 
 
-def test_a_broker_that_does_not_answer_costs_no_work(system: System, mosquitto: Mosquitto) -> None:
-    """While readings wait for their acknowledgement, few or more than may be on their way, the processor rests."""
+def test_a_broker_that_does_not_answer_costs_no_processor_time(system: System, mosquitto: Mosquitto) -> None:
+    """While readings wait for their acknowledgement, whether few or many, the processor is idle."""
     subscriber = system.subscribe(mosquitto)
     began = system.now()
     system.service.distort(share_faults.during(began - 20_000, began - 10_000, share_faults.missing))
@@ -430,7 +430,7 @@ def test_a_broker_that_does_not_answer_costs_no_work(system: System, mosquitto: 
 
 
 def busy(process: Process, seconds: float = 1.0) -> float:
-    """Return which part of the coming time a process works."""
+    """Return the share of the next seconds in which a process uses the processor."""
 
     def worked() -> float:
         user, system_time = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
@@ -442,14 +442,16 @@ def busy(process: Process, seconds: float = 1.0) -> float:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_broker_that_forgets_gets_the_history_again(system: System, mosquitto: Mosquitto, *, restarted: bool) -> None:
-    """A broker that starts empty has the whole history again, also after a restart; nothing is published twice."""
+def test_a_broker_that_starts_empty_gets_the_history_again(
+    system: System, mosquitto: Mosquitto, *, restarted: bool
+) -> None:
+    """A broker that starts empty gets the whole history again, also after a restart; no reading is repeated."""
     with Subscriber(mosquitto.port) as before:
         running = system.start(mosquitto.port)
         all_delivered(system, before, mosquitto)
-        system.service.distort(share_faults.missing)  # no reading that brings the history by itself
+        system.service.distort(share_faults.missing)  # no new reading that would publish the history
         known = system.service.count(call="read")
-        eventually(lambda: system.service.count(call="read") > known)  # whatever came before that has been taken
+        eventually(lambda: system.service.count(call="read") > known)  # everything before that has been handled
         all_delivered(system, before, mosquitto)
         if restarted:
             running.signal(signal.SIGKILL)

@@ -1,11 +1,11 @@
-"""The fault matrix: whatever falls over, no reading is lost, none is shown as current that is not.
+"""The fault matrix: whatever fails, no reading is lost, and no stale one is shown as current.
 
-Each test brings about one fault between the real daemon and a real broker, on a clock some hundred times too
-fast, proves by the service's or the broker's own record that the fault was there, and measures what a subscriber
-saw of it. The rows make the table of ``docs/faults.md``:
+Each test causes one fault between the real daemon and a real broker, on a clock that is some hundred times too fast.
+It proves by the log of the service or the broker that the fault happened, and measures what a subscriber saw of it.
+The results are the rows of the table in ``docs/faults.md``:
 
-    pytest -m faults -n 4                   fails, too, where a row differs from the page
-    pytest -m faults -n 4 --write-faults    makes the page anew
+    pytest -m faults -n 4                   fails, too, if a row differs from the page
+    pytest -m faults -n 4 --write-faults    writes the page again
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Record = Callable[[str, Row], None]
 
 @pytest.fixture
 def world(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Iterator[Build]:
-    """Return what makes a world with a broker of these settings, which ends with the test."""
+    """Return a function that builds a world with a broker with these settings; it ends with the test."""
     worlds: list[World] = []
 
     def build(*settings: str, speed: float = SPEED, persistent: bool = False, **options: Any) -> World:
@@ -59,20 +59,20 @@ def world(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Iterator
 
 @pytest.fixture
 def record(record_property: Callable[[str, object], None]) -> Record:
-    """Return what takes a row down for the page."""
+    """Return a function that records a row for the page."""
     return lambda name, row: record_property(name, Page.line(FAULTS[name], row))
 
 
 @pytest.fixture
 def chance() -> random.Random:
-    """Return random numbers; a test that fails shows the seed, which ``FAULTS_SEED`` brings back."""
+    """Return random numbers; a failing test shows the seed, and ``FAULTS_SEED`` repeats it."""
     seed = os.environ.get("FAULTS_SEED") or os.urandom(4).hex()
     print(f"FAULTS_SEED={seed}")  # noqa: T201  # pytest shows it
-    return random.Random(seed)  # noqa: S311  # this is no cryptography
+    return random.Random(seed)  # noqa: S311  # not for cryptography
 
 
 def test_the_page_has_a_row_for_each_fault() -> None:
-    """The page has a row for each fault of these tests, in their order, and no other."""
+    """The page has a row for each fault in these tests, in their order, and no other."""
     assert [row.split(" | ")[0].removeprefix("| ") for row in Page.rows()] == [fault.words for fault in FAULTS.values()]
 
 
@@ -81,7 +81,7 @@ def test_the_page_has_a_row_for_each_fault() -> None:
 
 @pytest.mark.faults
 def test_a_broker_that_is_killed(world: Build, record: Record) -> None:
-    """A broker that is gone for an hour and comes back empty gets what it missed, and the whole picture."""
+    """A broker that is down for an hour and comes back empty gets all missed readings, and every other topic."""
     here = world(speed=120)
     here.begin()
     here.network.refuse()
@@ -98,7 +98,7 @@ def test_a_broker_that_is_killed(world: Build, record: Record) -> None:
 
 @pytest.mark.faults
 def test_a_broker_that_restarts_empty(world: Build, record: Record) -> None:
-    """A broker that forgot everything in a restart is told everything anew."""
+    """A broker that lost everything in a restart gets everything again."""
     here = world(speed=60)
     here.begin()
     here.network.refuse()
@@ -115,8 +115,8 @@ def test_a_broker_that_restarts_empty(world: Build, record: Record) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["broker old", "both old"])
-def test_a_broker_that_comes_back_with_what_it_had_long_ago(world: Build, record: Record, name: str) -> None:
-    """What a broker remembers from long ago is not shown as current, and repeats at most what it has forgotten."""
+def test_a_broker_that_comes_back_with_old_messages(world: Build, record: Record, name: str) -> None:
+    """Old retained messages of a broker are not shown as current, and only readings it has forgotten repeat."""
     here = world(speed=120, persistent=True)
     here.begin()
 
@@ -126,7 +126,7 @@ def test_a_broker_that_comes_back_with_what_it_had_long_ago(world: Build, record
     def saved() -> str | None:
         before = history()
         here.mosquitto.save()
-        return before if history() == before else None  # else a reading came in between
+        return before if history() == before else None  # otherwise a reading came in between
 
     then = eventually(saved)
     here.live(40 * MINUTE)
@@ -148,7 +148,7 @@ def test_a_broker_that_comes_back_with_what_it_had_long_ago(world: Build, record
 @pytest.mark.faults
 @pytest.mark.parametrize(("name", "minutes"), [("broker slow", 3), ("broker frozen", 15)])
 def test_a_broker_that_freezes(world: Build, record: Record, name: str, minutes: float) -> None:
-    """A broker that stands still for minutes, noticed or not, gets on as if nothing had happened."""
+    """After a broker was frozen for minutes, noticed or not, everything continues as if nothing had happened."""
     here = world(speed=60, mqtt={"keepalive": 5})
     here.begin()
     here.mosquitto.freeze()
@@ -162,7 +162,7 @@ def test_a_broker_that_freezes(world: Build, record: Record, name: str, minutes:
 
 @pytest.mark.faults
 def test_a_broker_that_is_absent_at_the_start(world: Build, record: Record) -> None:
-    """A broker that can be reached only an hour after the start gets all that Share had then."""
+    """A broker that can be reached only an hour after the start gets everything that Share has then."""
     here = world(speed=120)
     here.network.refuse()
     here.start()
@@ -210,12 +210,12 @@ def test_a_broker_that_refuses_the_credentials(world: Build, record: Record, tmp
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)  # forty connections, each with its pauses: three minutes on a machine that does nothing else
+@pytest.mark.timeout(900)  # forty connections, each with its pauses: three minutes on an idle machine
 @pytest.mark.parametrize(("name", "up", "most"), [("cut up", True, 60_000), ("cut down", False, 250)])
 def test_a_connection_that_breaks(
     world: Build, record: Record, chance: random.Random, name: str, *, up: bool, most: int
 ) -> None:
-    """A connection cut after any number of bytes, again and again from the first on, costs no reading."""
+    """A connection that is cut again and again, after any number of bytes, loses no reading."""
     here = world(speed=60)
 
     def cut() -> None:
@@ -240,7 +240,7 @@ def test_a_connection_that_breaks(
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_daemon_that_is_killed_at_random(world: Build, record: Record, chance: random.Random) -> None:
-    """A daemon killed fifty times at any moment of its life, from its start on, loses nothing."""
+    """A daemon killed fifty times at random moments, from its start on, loses nothing."""
     here = world(speed=120)
     for _ in range(50):
         here.start()
@@ -255,7 +255,7 @@ def test_a_daemon_that_is_killed_at_random(world: Build, record: Record, chance:
 
 @pytest.mark.faults
 def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Record, chance: random.Random) -> None:
-    """A daemon killed again and again before the first 24 hours are out goes on where it was, and ends with all."""
+    """A daemon killed repeatedly before the first 24 hours are published continues, and publishes all of them."""
     here = world(speed=20)
 
     def kill() -> None:
@@ -267,7 +267,7 @@ def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Rec
         here.look()
 
     kills = 0
-    while len(set(here.received())) < 200:  # far enough from the end for a slow machine not to reach it
+    while len(set(here.received())) < 200:  # early enough that a slow machine does not reach the end
         kill()
         kills += 1
     assert len(set(here.received())) < 288
@@ -279,7 +279,7 @@ def test_a_daemon_that_is_killed_in_the_first_backfill(world: Build, record: Rec
 
 @pytest.mark.faults
 def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, record: Record) -> None:
-    """A daemon killed after the acknowledgement of a reading, before its history, repeats that reading only."""
+    """A daemon killed between a reading's acknowledgement and its history repeats only that reading."""
     here = world(speed=120)
     here.begin()
     before = here.received()
@@ -288,7 +288,7 @@ def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, recor
     def passes(data: bytes) -> bool:
         if b'"source"' not in data:
             return True
-        here.kill()  # the history is on its way, and does not arrive
+        here.kill()  # the history is being sent, and does not arrive
         return False
 
     def kill() -> None:
@@ -316,7 +316,7 @@ def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, recor
 
 
 def known(here: World) -> list[list[dict[str, Any]]]:
-    """Return what Share answered to the reads of the fault, as records."""
+    """Return Share's answers to the reads during the fault, as records."""
     return [
         json.loads(response.body)
         for request, response in here.answers
@@ -329,13 +329,13 @@ def instants(records: list[dict[str, Any]]) -> list[int]:
 
 
 def none_of_the_hour(here: World) -> bool:
-    """Tell whether no answer had a reading of the time of the fault."""
+    """Return whether no answer had a reading from the time of the fault."""
     answers = known(here)
     return bool(answers) and not any(at >= here.began * 1000 for records in answers for at in instants(records))
 
 
 def two_within(seconds: float, *, alike: bool) -> Callable[[World], bool]:
-    """Tell whether an answer had two readings so near to each other, of the same value or not."""
+    """Return whether an answer had two readings this close together, with the same value or not."""
 
     def proof(here: World) -> bool:
         pairs = [pair for records in known(here) for pair in pairwise(records)]
@@ -362,7 +362,7 @@ READINGS: Final[dict[str, tuple[Callable[[float], share.Distortion], Callable[[W
 @pytest.mark.faults
 @pytest.mark.parametrize("name", READINGS)
 def test_readings_that_are_not_as_they_should_be(world: Build, record: Record, name: str) -> None:
-    """Late, double, calibrated, missing readings and error codes for an hour: every true one comes, once."""
+    """Late, duplicate, calibrated and missing readings and error codes for an hour: each real one arrives once."""
     here = world()
     here.begin()
     distortion, proof = READINGS[name]
@@ -377,7 +377,7 @@ def test_readings_that_are_not_as_they_should_be(world: Build, record: Record, n
 
 @pytest.mark.faults
 def test_acknowledgements_that_are_lost(world: Build, record: Record) -> None:
-    """The connection is given up, the will says offline, and on MQTT 3.1.1, too, nothing stays current for too long."""
+    """The connection is closed, the will says offline, and nothing stays current too long, with MQTT 3.1.1 either."""
     lost: list[Packet] = []
 
     def lose(packet: Packet) -> float:
@@ -408,7 +408,7 @@ AHEAD: Final = 62 * MINUTE
 
 
 def seen_ahead(here: World) -> bool:
-    """Return whether Share's answers had stamps of the future."""
+    """Return whether Share's answers had timestamps in the future."""
     stamps = [
         int(record["WT"][5:-1]) / 1000 - request.time
         for request, response in here.answers
@@ -419,7 +419,7 @@ def seen_ahead(here: World) -> bool:
 
 @pytest.mark.faults
 def test_a_phone_that_is_ahead_for_an_hour(world: Build, record: Record) -> None:
-    """Nothing old is shown, the status names the clock, and the first right reading is current at once."""
+    """Nothing old is shown, the status names the clock, and the first correct reading is current at once."""
     here = world()
     here.begin()
     until = here.began + HOUR
@@ -434,7 +434,7 @@ def test_a_phone_that_is_ahead_for_an_hour(world: Build, record: Record) -> None
 
 @pytest.mark.faults
 def test_a_phone_that_is_ahead_and_then_off(world: Build, record: Record) -> None:
-    """What was stamped an hour ahead stays out of sight when that hour has passed, over a restart of the daemon too."""
+    """Readings stamped an hour ahead stay hidden when that hour has passed, even if the daemon restarts."""
     here = world()
     here.begin()
     off, back = here.began + 15 * MINUTE, here.began + 2 * HOUR + 15 * MINUTE
@@ -452,7 +452,7 @@ def test_a_phone_that_is_ahead_and_then_off(world: Build, record: Record) -> Non
 
 @pytest.mark.faults
 def test_a_session_that_is_dead_in_unknown_words(world: Build, record: Record) -> None:
-    """Ten minutes of faults, then one sign-in, and nothing is missed."""
+    """After ten minutes of errors there is one sign-in, and no reading is missed."""
     here = world()
     here.begin()
     here.share.spoil_sessions(share_faults.error("InternalServerError"))
@@ -464,8 +464,8 @@ def test_a_session_that_is_dead_in_unknown_words(world: Build, record: Record) -
 
 
 @pytest.mark.faults
-def test_a_password_that_is_mended(world: Build, record: Record) -> None:
-    """After hours of rejections the right password is tried within half an hour of the last one, and all comes."""
+def test_a_password_that_is_corrected(world: Build, record: Record) -> None:
+    """After hours of rejections, the right password is tried within half an hour of the last one; nothing is lost."""
     here = world(speed=2 * SPEED)
     here.begin()
     here.fault = share_faults.only(share_faults.error("AccountPasswordInvalid"), call="login")
@@ -482,11 +482,11 @@ def test_a_password_that_is_mended(world: Build, record: Record) -> None:
 
 
 def limited_until(request: Request, respond: Respond) -> Response:
-    """Answer 429 and name the time in ten minutes."""
+    """Answer 429 with a Retry-After of ten minutes."""
     return share_faults.status(429, {"Retry-After": share.http_date(request.time + 600)})(request, respond)
 
 
-ANSWERS: Final = {  # the fault, what the service's log calls it, and how often it came at least
+ANSWERS: Final = {  # the fault, its name in the service's log, and how often it must at least occur
     "500": (share_faults.status(500), "500", 10),
     "502": (share_faults.status(502), "502", 10),
     "503": (share_faults.status(503), "503", 10),
@@ -505,8 +505,8 @@ ANSWERS: Final = {  # the fault, what the service's log calls it, and how often 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ANSWERS)
-def test_answers_that_are_no_good(world: Build, record: Record, name: str) -> None:
-    """An hour of answers that are no good costs nothing that Share still has after it."""
+def test_useless_answers(world: Build, record: Record, name: str) -> None:
+    """An hour of useless answers loses no reading that Share still has after it."""
     here = world(CALL_SECONDS="1")
     here.begin()
     fault, outcome, times = ANSWERS[name]
@@ -522,7 +522,7 @@ def test_answers_that_are_no_good(world: Build, record: Record, name: str) -> No
 
 @pytest.mark.faults
 def test_a_share_that_refuses_connections(world: Build, record: Record) -> None:
-    """An hour without anybody listening at Share's address costs nothing that Share still has after it."""
+    """An hour in which Share's address refuses connections loses no reading that Share still has after it."""
     here = world()
     here.begin()
     here.share.close()
@@ -536,8 +536,8 @@ def test_a_share_that_refuses_connections(world: Build, record: Record) -> None:
 
 
 @pytest.mark.faults
-def test_a_share_that_accepts_no_credentials(world: Build, record: Record) -> None:
-    """Credentials that worked are not accepted for an hour: few tries, and then readings again."""
+def test_a_share_that_rejects_all_credentials(world: Build, record: Record) -> None:
+    """Working credentials are rejected for an hour: few tries, and then readings again."""
     here = world()
     here.begin()
     here.fault = share_faults.only(share_faults.zero_uuid(), call="login")
@@ -552,7 +552,7 @@ def test_a_share_that_accepts_no_credentials(world: Build, record: Record) -> No
 
 @pytest.mark.faults
 def test_sessions_that_are_dropped_every_few_minutes(world: Build, record: Record) -> None:
-    """Sessions that end every few minutes are renewed, twelve times an hour at most, and nothing is missed."""
+    """Sessions that end every few minutes are renewed, at most twelve times an hour, and no reading is missed."""
     here = world()
     here.begin()
     for _ in range(20):
@@ -567,7 +567,7 @@ def test_sessions_that_are_dropped_every_few_minutes(world: Build, record: Recor
 
 
 def jumping(request: Request, respond: Respond) -> Response:
-    """Answer with a Date that is three hours behind for ten minutes, right for ten, and so on."""
+    """Answer with a Date that is three hours behind for ten minutes, correct for ten, and so on."""
     return share_faults.date_offset(-3 * HOUR if request.time // 600 % 2 else 0)(request, respond)
 
 
@@ -586,7 +586,7 @@ YEAR: Final = 365 * 24 * HOUR
     ids=["date years", "date past", "date hours", "date back"],
 )
 def test_a_share_whose_clock_is_wrong(world: Build, record: Record, name: str, off: float, fault: share.Fault) -> None:
-    """A wrong Date for an hour costs no reading, repeats none, and makes no old one current."""
+    """A wrong Date for an hour loses no reading, repeats none, and makes no old one current."""
     here = world()
     here.begin()
     here.fault = fault
@@ -603,7 +603,7 @@ def test_a_share_whose_clock_is_wrong(world: Build, record: Record, name: str, o
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_share_that_is_out_of_order_for_23_hours(world: Build, record: Record) -> None:
-    """After 23 hours out of order, Share still has all of them, and all of them come."""
+    """After 23 hours out of order, Share still has all those readings, and all arrive."""
     here = world(speed=1200)
     here.begin()
     here.fault = share_faults.status(503)
@@ -623,7 +623,7 @@ FAKETIME: Final = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), N
 
 @pytest.fixture
 def wrong_clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """Return the file that says how wrong the system's clock is, and the environment in which it is."""
+    """Return the file that sets how wrong the system's clock is, and the environment for it."""
     if FAKETIME is None:
         pytest.skip("libfaketime is not installed; install the package faketime to run them")
     says = tmp_path / "clock"
@@ -644,7 +644,7 @@ def year_in(environ: dict[str, str]) -> int:
 def test_a_machine_whose_clock_is_wrong(
     world: Build, record: Record, wrong_clock: tuple[Path, dict[str, str]], name: str
 ) -> None:
-    """A system clock years off, from the start on or jumping, changes nothing: Share tells the time."""
+    """A system clock that is years off, from the start or jumping, changes nothing: the time comes from Share."""
     says, environ = wrong_clock
     says.write_text("-6y\n", encoding="utf-8")
     here = world(**environ)
@@ -674,7 +674,7 @@ def test_a_machine_whose_clock_is_wrong(
 
 @pytest.mark.faults
 def test_another_account_whose_server_hangs(world: Build, record: Record) -> None:
-    """While the server of one account says nothing, the other's readings come as promptly as ever."""
+    """While the server of one account hangs, the other's readings arrive as promptly as ever."""
     here = world(speed=120, accounts={"anna": ANNA, "ben": BEN})
     other = here.another_share("ben")
     here.begin()
@@ -691,7 +691,7 @@ def test_another_account_whose_server_hangs(world: Build, record: Record) -> Non
 
 @pytest.mark.faults
 def test_another_account_with_a_bug(world: Build, record: Record) -> None:
-    """An exception that nobody expected in one account's loop leaves the other's alone; the first goes on later."""
+    """An unexpected exception in one account's loop does not affect the other; the first continues later."""
     here = world(speed=120, accounts={"anna": ANNA, "ben": BEN}, BUG_IN="ben")
     here.begin()
     here.live(40 * MINUTE)

@@ -1,4 +1,4 @@
-"""Whatever comes in: bytes and JSON where a history, a status, a refresh or a configuration is expected.
+"""Any input: bytes and JSON as a history, a status, a refresh message or a configuration.
 
 Few cases by default; thousands with `--hypothesis-profile=ci`.
 """
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.messages.message import Message
 
-pytestmark = pytest.mark.timeout(900)  # thousands of cases, where the profile asks for them
+pytestmark = pytest.mark.timeout(900)  # thousands of cases with the profile ci
 
 ANNA = SimulatedAccount("anna@example.com", "the password")
 SOURCE = source_of("us", ANNA.username)
 
 fuzz = settings(
     database=None,
-    deadline=timedelta(seconds=30),  # nothing waits without bound, but a machine may be busy
+    deadline=timedelta(seconds=30),  # nothing waits forever, but a machine may be busy
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -102,29 +102,29 @@ any_status = st.fixed_dictionaries(
 
 
 class OnePollClock(Clock):
-    """A clock that stops the program where it would begin to wait."""
+    """A clock that stops the program when it would begin to wait."""
 
     def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
         return OnePollAlarm(self, back_by)
 
 
 class OnePollAlarm(Alarm):
-    """The alarm of a program that never waits."""
+    """An alarm that stops the program instead of waiting."""
 
-    def wait(self, seconds: float) -> NoReturn:  # noqa: ARG002  # it waits for nothing
+    def wait(self, seconds: float) -> NoReturn:  # noqa: ARG002  # raises at once
         raise Stopped
 
 
 @pytest.fixture(scope="module")
 def given_dates() -> list[int]:
-    """Return when the readings were taken that the service below gives."""
+    """Return the timestamps of the readings that the service below has."""
     now = time.time()
     return [record.taken for record in share.series(ANNA, now - 3600, now - 60)]
 
 
 @pytest.fixture(scope="module")
 def service(given_dates: list[int]) -> Iterator[SimulatedShare]:
-    """Return a simulated Share service that gives the readings of an hour, and signs in quickly."""
+    """Return a simulated Share service with the readings of an hour, which signs in quickly."""
     records = [{"WT": f"Date({date})", "Value": 100 + n, "Trend": "Flat"} for n, date in enumerate(given_dates)]
     with SimulatedShare([ANNA], time.time) as service:
         service.fault = share_faults.only(share_faults.body(as_json(records)), call="read")
@@ -132,7 +132,7 @@ def service(given_dates: list[int]) -> Iterator[SimulatedShare]:
 
 
 def poll_once(service: SimulatedShare, history: bytes | None, status: bytes | None) -> tuple[set[int], list[Message]]:
-    """Poll once after that was read back; return the dates to be published, and what is retained."""
+    """Read that back and poll once; return the dates of the published readings, and the retained messages."""
     given = {"account_id": ANNA.account_id, "password": ANNA.password, "share_url": service.base_url}
     account = build(Account, given)
     put: list[Message] = []
@@ -177,13 +177,13 @@ def test_any_history_and_status(
     history: bytes | None,
     status: bytes | None,
 ) -> None:
-    """Whatever was retained is taken over whole or costs one line in the log; the account polls and publishes."""
+    """Retained messages are accepted whole or cost one line in the log; the account polls and publishes."""
     caplog.clear()
     published, put = poll_once(service, history, status)
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     said = json.loads(next(message.payload for message in reversed(put) if message.topic.endswith("/status")))
     assert all(type(at) is int for at in said["rejected"])
-    if said["share"] == "credentials_rejected":  # too often before the start
+    if said["share"] == "credentials_rejected":  # too many rejections before the start
         assert len(said["rejected"]) >= 5
         assert published == set()
         return
@@ -193,7 +193,7 @@ def test_any_history_and_status(
     taken_over = history and not any("retained history" in line for line in lines)
     known = {entry["date"] for entry in json.loads(history)["readings"]} if history and taken_over else set()
     if taken_over:
-        assert published <= set(given_dates) - known  # a double of one that was known is none
+        assert published <= set(given_dates) - known  # a duplicate of a known reading is not new
     else:
         assert published == set(given_dates)
     assert said["share"] == "ok"
@@ -203,7 +203,7 @@ def test_any_history_and_status(
 
 
 class Target:
-    """A daemon that runs, and a client that sends to it."""
+    """A running daemon, and a client that sends to it."""
 
     def __init__(self, broker: Mosquitto, process: Process, subscriber: Subscriber, service: SimulatedShare) -> None:
         self.broker = broker
@@ -216,12 +216,12 @@ class Target:
 
     @property
     def threads(self) -> set[str]:
-        """Name the threads of the daemon."""
+        """Return the names of the daemon's threads."""
         folder = Path(f"/proc/{self.process.pid}/task")
         return {task.name for task in folder.iterdir()}
 
     def send(self, *payloads: tuple[bytes, bool, int]) -> None:
-        """Send these, each retained or not, with a QoS of 0 or 1, and wait until the broker has the last."""
+        """Send these, each retained or not, with QoS 0 or 1, and wait until the broker has the last one."""
         for payload, retain, qos in payloads:
             sent = self.client.publish("dexcom2mqtt/anna/refresh", payload, qos, retain)
         sent.wait_for_publish(5 * BUSY)
@@ -229,7 +229,7 @@ class Target:
 
 @contextmanager
 def running(folder: Path, speed: float) -> Iterator[Target]:
-    """Let a daemon run with a real broker."""
+    """Run a daemon with a real broker."""
     with ExitStack() as stack:
         broker = Mosquitto(folder)
         stack.callback(broker.kill)
@@ -248,7 +248,7 @@ def running(folder: Path, speed: float) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """Return one daemon for all cases; in the end it still polls, has written nothing bad, and stops in time."""
+    """Return one daemon for all cases; at the end it still polls, has logged nothing bad, and stops in time."""
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed; install the package mosquitto to run them")
     with running(tmp_path_factory.mktemp("fuzz"), 60.0) as target:
@@ -268,7 +268,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @given(payloads=st.lists(st.tuples(any_payload, st.booleans(), st.integers(0, 1)), min_size=1, max_size=5))
 @example(payloads=[(b"\x00" * 2**20, False, 1)])
 def test_any_refresh(target: Target, payloads: list[tuple[bytes, bool, int]]) -> None:
-    """Whatever is sent to `refresh`, retained or not, the daemon and each of its threads go on."""
+    """Whatever is sent to `refresh`, retained or not, the daemon and each of its threads keep running."""
     threads = target.threads
     target.send(*payloads)
     assert target.process.running
@@ -322,7 +322,7 @@ def folder() -> Iterator[Path]:
 @example(content=b"[" * 60_000, environ={"DEXCOM2MQTT_MQTT": "{a: " * 10_000}, secrets={})
 @example(content=b"a: &a [x,x]\nb: &b [*a,*a]\n" + b"c: [*b,*b]\n" * 20, environ={}, secrets={})
 def test_any_configuration(folder: Path, content: bytes, environ: dict[str, str], secrets: dict[str, bytes]) -> None:
-    """Whatever stands in the file, the environment and the secret files: settings, or every problem in words."""
+    """Whatever the file, the environment and the secret files contain: settings, or every problem in words."""
     file = folder / "config.yaml"
     file.write_bytes(content)
     with tempfile.TemporaryDirectory(dir=folder) as given_secrets:
@@ -340,8 +340,8 @@ def test_any_configuration(folder: Path, content: bytes, environ: dict[str, str]
     assert all(problem.strip() and "Traceback" not in problem for problem in problems)
 
 
-def test_the_good_case_is_good(folder: Path) -> None:
-    """One of the cases is a configuration, so that a problem is not all that is ever seen."""
+def test_the_valid_case_is_valid(folder: Path) -> None:
+    """One of the cases is a valid configuration, so that not only problems are tested."""
     file = folder / "good.yaml"
     file.write_bytes(GOOD)
     environ = {"DEXCOM2MQTT_MQTT__PORT": "1884"}

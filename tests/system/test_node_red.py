@@ -166,7 +166,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeRed]:
 
 
 @pytest.fixture
-def node_red(started: NodeRed, mosquitto: Mosquitto) -> Iterator[NodeRed]:  # noqa: ARG001  # it has to end later
+def node_red(started: NodeRed, mosquitto: Mosquitto) -> Iterator[NodeRed]:  # noqa: ARG001  # it must end later
     """Return the Node-RED, and check that the flow had no errors."""
     yield started
     started.clear()

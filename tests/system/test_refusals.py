@@ -1,7 +1,7 @@
-"""What a broker does not take costs only itself: a matrix of places and faults, and what brokers allow less of.
+"""A message that a broker refuses affects nothing else: a matrix of places and faults, and brokers with limits.
 
-As in the fault matrix, the daemon is a process, its broker a mosquitto, and its clock is too fast. Between the two is a
-relay that hangs up at one topic or one subscription, says nothing, or refuses, as the brokers do that mosquitto is not.
+As in the fault matrix, the daemon is a process, its broker a mosquitto, and its clock is too fast. Between them is a
+relay that hangs up, is silent or refuses at one topic or subscription, like some other brokers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 SPEED: Final = 120.0
 JAM: Final = "0.25"
-"""Real seconds that an acknowledgement may take: 30 of this clock."""
+"""Real seconds that an acknowledgement may take: 30 by this clock."""
 ANNA: Final = "dexcom2mqtt/anna"
 BRIDGE: Final = "dexcom2mqtt/bridge/state"
 DISCOVERY: Final = "homeassistant/device/dexcom2mqtt_anna/config"
 BIRTH: Final = "homeassistant/status"
 ON_AND_OFF: Final = (f"{ANNA}/state", f"{ANNA}/value", f"{ANNA}/availability", BRIDGE)
-"""What makes a value current, or old."""
+"""The messages that make a value current, or stale."""
 OTHERS: Final = (f"{ANNA}/history", f"{ANNA}/reading", f"{ANNA}/status", DISCOVERY)
 WAYS: Final[list[tuple[Kind, str]]] = [
     ("hang-up", "5"),
@@ -56,20 +56,20 @@ Record = Callable[[str, Row], None]
 
 @pytest.fixture
 def record(record_property: Callable[[str, object], None]) -> Record:
-    """Return what takes a row down for the page."""
+    """Return a function that records a row for the page."""
     return lambda name, row: record_property(name, Page.line(FAULTS[name], row))
 
 
 @dataclass
 class Trial:
-    """A world, the relay in it, and what its broker does not take."""
+    """A world, the relay in it, and what its broker refuses."""
 
     here: World
     relay: Relay
     fault: NotTaken
 
     def begin(self) -> None:
-        """Start the daemon, wait until all is well, and begin with the fault."""
+        """Start the daemon, wait until everything works, and begin the fault."""
         self.here.start()
         self.here.wait(lambda: math.isfinite(self.here.first_read()), 10 * MINUTE, "Share is not asked")
         owed = self.here.owed(self.here.now())
@@ -79,7 +79,7 @@ class Trial:
         self.here.began = self.here.now()
 
     def begin_with_it(self) -> None:
-        """Start the daemon with the fault there from the beginning."""
+        """Start the daemon with the fault present from the beginning."""
         self.fault.on = True
         self.here.start()
         self.here.wait(lambda: math.isfinite(self.here.first_read()), 10 * MINUTE, "Share is not asked")
@@ -93,7 +93,7 @@ class Trial:
         return picture
 
     def log(self) -> str:
-        """Return what the daemon has written."""
+        """Return what the daemon has logged."""
         assert self.here.process
         return self.here.process.text()
 
@@ -103,17 +103,17 @@ class Trial:
         return sum(since < time <= until for time in times)
 
     def newest(self, topic: str, until: float) -> int:
-        """Return the date of the newest reading that a topic told of by then."""
+        """Return the date of the newest reading published on a topic by then."""
         heard = [each for each in self.here.subscriber.heard if each.topic == topic and self.here.unix(each.at) < until]
         return max((_date(each) for each in heard), default=0)
 
     def known(self, until: float) -> int:
-        """Return the date of the newest reading that Share knew by then."""
+        """Return the date of the newest reading that Share had by then."""
         return max(self.here.owed(until))
 
 
 def _date(heard: Heard) -> int:
-    """Return the date of the newest reading in a message, to the second where it has no more."""
+    """Return the date of the newest reading in a message; some messages give it only to the second."""
     told: dict[str, Any] = json.loads(heard.payload)
     if "readings" in told:
         return int(told["readings"][-1]["date"])
@@ -124,7 +124,7 @@ def _date(heard: Heard) -> int:
 
 @pytest.fixture
 def trial(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Callable[..., Any]:
-    """Return what makes a trial, for use in a ``with``."""
+    """Return a function that makes a trial, for use in a ``with``."""
 
     @contextmanager
     def build(
@@ -143,22 +143,22 @@ def trial(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Callable
 
 
 def goes_on(each: Trial, *but: str) -> None:
-    """Hold that what Share learnt in the fault came on the topics beside its own, within minutes."""
+    """Check that readings which Share got during the fault came on all other topics within minutes."""
     here = each.here
     for topic in (f"{ANNA}/{leaf}" for leaf in ("reading", "history", "status", "state")):
-        if topic not in but and not (topic == f"{ANNA}/history" and f"{ANNA}/reading" in but):  # what was published
+        if topic not in but and not (topic == f"{ANNA}/history" and f"{ANNA}/reading" in but):  # the published ones
             known = each.known(here.ended - 5 * MINUTE)
             assert each.newest(topic, here.ended) >= known - 1000, f"{topic} stands still"
 
 
 def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:
-    """Hold that the daemon connects seldom, in the first ten minutes and after them, and says what is wrong once.
+    """Check that the daemon connects rarely, in the first ten minutes and later, and reports the problem once.
 
-    Eight are usual: two ends at an unknown place, three at the one that it is, and one for each try with less in it.
+    Eight times are usual: two while the place is unknown, three at the known one, and one for each try with less in it.
     The rest is for a busy machine, on which an answer takes longer than this clock allows.
     """
     first, later = each.connects(0, 10 * MINUTE), each.connects(10 * MINUTE, each.here.ended - each.here.began)
-    print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201  # shown where a test fails
+    print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201  # shown if a test fails
     print(each.log())  # noqa: T201
     assert each.fault.hits
     assert first <= first_most
@@ -169,7 +169,7 @@ def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:
 
 
 def is_whole_again(each: Trial, within: float) -> None:
-    """Hold that all comes once the fault is over, that nothing was lost, and nothing old was ever shown as current."""
+    """Check that everything arrives after the fault, and that nothing was lost or shown as current when stale."""
     here = each.here
     here.wait(lambda: each.log().count("now accepts ") >= 1, 2 * within, "it is not tried again")
     owed = here.owed(here.now() - 2 * MINUTE)
@@ -182,7 +182,7 @@ def is_whole_again(each: Trial, within: float) -> None:
 
 
 def holds(each: Trial, owed: set[int]) -> bool:
-    """Tell whether the topic of the fault has the right thing now."""
+    """Return whether the topic of the fault has the right message now."""
     topic, picture = each.fault.where, each.here.subscriber.picture()
     if topic == DISCOVERY:
         return bool(picture.get(topic))
@@ -198,7 +198,7 @@ def holds(each: Trial, owed: set[int]) -> bool:
 
 @pytest.mark.parametrize("kind", ["hang-up", "silence", "refusal"])
 def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
-    """The value alone is not taken: it is named, nothing is current, the readings come, and later all is well."""
+    """Only the value is refused: it is named, nothing is current, the readings come, and later everything works."""
     with trial(kind, f"{ANNA}/value", "5") as each:
         here = each.here
         each.begin_with_it()
@@ -216,7 +216,7 @@ def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
 @pytest.mark.parametrize(("kind", "protocol"), WAYS)
 @pytest.mark.parametrize("where", OTHERS)
 def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: Kind, protocol: str) -> None:
-    """It is named and left out, from the very first start on; the value comes and goes as ever."""
+    """It is named and left out, from the very first start on; the value becomes current and stale as usual."""
     with trial(kind, where, protocol) as each:
         each.begin_with_it()
         each.here.live(12 * MINUTE)
@@ -234,7 +234,7 @@ def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: K
 def test_a_topic_that_makes_a_value_current(
     trial: Callable[..., Any], record: Record, leaf: str, kind: Kind, protocol: str, *, expires: bool
 ) -> None:
-    """What it says now does not get old there: the other half says that nothing is current until it is taken."""
+    """A refused topic keeps no old value current: the other half says that nothing is current until it is accepted."""
     where = f"{ANNA}/{leaf}"
     with trial(kind, where, protocol, expires=expires) as each:
         each.begin()
@@ -257,7 +257,7 @@ def test_a_topic_that_makes_a_value_current(
 @pytest.mark.faults
 @pytest.mark.parametrize(("kind", "protocol"), WAYS)
 def test_a_bridge_that_cannot_say_online(trial: Callable[..., Any], kind: Kind, protocol: str) -> None:
-    """The will says offline, and a new connection tries again each minute at most; then all is as it was."""
+    """The will says offline, and a new connection tries again at most once a minute; then everything works again."""
     with trial(kind, BRIDGE, protocol) as each:
         each.begin()
         each.here.live(22 * MINUTE)
@@ -276,7 +276,7 @@ def test_a_bridge_that_cannot_say_online(trial: Callable[..., Any], kind: Kind, 
 @pytest.mark.parametrize(("kind", "protocol"), [*WAYS, ("refusal", "3.1.1")])
 @pytest.mark.parametrize("where", ["dexcom2mqtt/+/refresh", BIRTH, f"{ANNA}/history"])
 def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, protocol: str) -> None:
-    """It is named with what will not work without it, everything else goes on, and later it works as well."""
+    """It is named with what will not work without it, the rest works, and later it works as well."""
     with trial(kind, where, protocol, subscription=True) as each:
         here = each.here
         each.begin_with_it()
@@ -299,7 +299,7 @@ def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, proto
 
 
 def works(each: Trial) -> bool:
-    """Tell whether the broker hands on what is published there to the daemon, by asking for it once more."""
+    """Return whether the broker passes messages on that topic to the daemon, by requesting a refresh."""
     topic = each.fault.where.replace("+", "anna")
     each.here.subscriber.client.publish(topic, "online")
     return any(packet.topic == topic and not packet.from_client for packet in tuple(each.relay.packets))

@@ -1,6 +1,6 @@
-"""Brokers that allow less than the daemon would like: fewer messages a second, smaller ones, fewer topics for now.
+"""Brokers with lower limits than the daemon needs: fewer messages a second, smaller ones, fewer topics for now.
 
-The daemon is a process, and but for the quota, which it does not have, mosquitto is what refuses.
+The daemon is a process, and mosquitto refuses, except for the quota, which it does not have.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ANNA: Final = "dexcom2mqtt/anna"
 BRIDGE: Final = "dexcom2mqtt/bridge"
 DISCOVERY: Final = "homeassistant/device/dexcom2mqtt_anna/config"
 SMALL: Final = ("max_packet_size 20480", "message_size_limit 20480")
-"""Settings of mosquitto; the history of a day has 24 kB."""
+"""Settings of mosquitto; the history of a day is 24 kB."""
 
 Build = Callable[..., World]
 Record = Callable[[str, Row], None]
@@ -39,13 +39,13 @@ Record = Callable[[str, Row], None]
 
 @pytest.fixture
 def record(record_property: Callable[[str, object], None]) -> Record:
-    """Return what takes a row down for the page."""
+    """Return a function that records a row for the page."""
     return lambda name, row: record_property(name, Page.line(FAULTS[name], row))
 
 
 @pytest.fixture
 def world(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Iterator[Build]:
-    """Return what makes a world with a broker of these settings, which ends with the test."""
+    """Return a function that builds a world with a broker with these settings; it ends with the test."""
     worlds: list[World] = []
 
     def build(*settings: str, speed: float = 60.0, **options: Any) -> World:
@@ -59,13 +59,13 @@ def world(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Iterator
 
 
 def log(here: World) -> str:
-    """Return what the daemon has written."""
+    """Return what the daemon has logged."""
     assert here.process
     return here.process.text()
 
 
 def go(here: World, within: float = 10 * MINUTE) -> None:
-    """Start the daemon and wait until all that Share has is there, and the newest of it is current."""
+    """Start the daemon and wait until all of Share's readings are published, and the newest is current."""
     since = here.now()
     here.start()
     here.wait(lambda: here.first_read(since=since) < here.now(), 10 * MINUTE, "Share is not asked")
@@ -78,7 +78,7 @@ def go(here: World, within: float = 10 * MINUTE) -> None:
 
 @pytest.mark.faults
 def test_a_quota_of_messages_a_second(world: Build, record: Record) -> None:
-    """All arrives, a first start's 24 hours too, and it is called by its name."""
+    """Everything arrives, including the 24 hours of a first start, and the log calls it a quota."""
     here = world(speed=20.0)
     quota = Quota(10, 1 / 20)
     with Relay(here.mosquitto.port, quota) as relay:
@@ -104,11 +104,11 @@ def test_a_quota_of_messages_a_second(world: Build, record: Record) -> None:
 @pytest.mark.parametrize(
     ("setting", "protocol"), [(SMALL[0], "5"), (SMALL[0], "3.1.1"), (SMALL[1], "5"), (SMALL[1], "3.1.1")]
 )
-def test_a_broker_that_takes_small_messages_only(world: Build, record: Record, setting: str, protocol: str) -> None:
-    """The history of a day does not fit; the value stays all the same, and clean restarts repeat no reading.
+def test_a_broker_that_accepts_only_small_messages(world: Build, record: Record, setting: str, protocol: str) -> None:
+    """The history of a day does not fit; the value is current anyway, and clean restarts repeat no reading.
 
-    But for one: mosquitto acknowledges to MQTT 3.1.1 what is larger than message_size_limit, and drops it, as check
-    tells. What is not in the history that it kept is repeated then.
+    One case differs: with MQTT 3.1.1 mosquitto acknowledges a message larger than message_size_limit but drops it, as
+    check reports. Then the readings that its retained history lacks are repeated.
     """
     here = world(setting, mqtt={"protocol": protocol}, JAM="0.5")
     in_silence = (setting, protocol) == (SMALL[1], "3.1.1")
@@ -125,7 +125,7 @@ def test_a_broker_that_takes_small_messages_only(world: Build, record: Record, s
         assert here.subscriber.picture()[f"{BRIDGE}/state"] == "online"
     here.end()
     row = here.row(replace(FAULTS["small"], repeats=1000 if in_silence else FAULTS["small"].repeats), times=ends)
-    print(log(here))  # noqa: T201  # shown where a test fails
+    print(log(here))  # noqa: T201  # shown if a test fails
     assert ends <= 8
     assert here.connects() == ends + 3
     if not in_silence:
@@ -134,7 +134,7 @@ def test_a_broker_that_takes_small_messages_only(world: Build, record: Record, s
 
 
 def _saved(here: World) -> bool:
-    """Tell whether the history that the broker has holds the newest reading."""
+    """Return whether the broker's history has the newest reading."""
     history = retained(here.mosquitto.port).get(f"{ANNA}/history", '{"readings": []}')
     dates = [entry["date"] for entry in json.loads(history)["readings"]]
     return max(here.received()) in dates
@@ -145,8 +145,8 @@ def _saved(here: World) -> bool:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("protocol", "within"), [("5", 12 * MINUTE), ("3.1.1", 65 * MINUTE)])
-def test_an_acl_that_is_mended(world: Build, tmp_path: Path, protocol: str, within: float) -> None:
-    """What was denied comes by itself: within minutes where the broker says so, and else within the hour."""
+def test_an_acl_that_is_corrected(world: Build, tmp_path: Path, protocol: str, within: float) -> None:
+    """Denied messages come by themselves: within minutes if the broker reports it, and otherwise within the hour."""
     acl = tmp_path / "acl"
     denied = ["homeassistant/#", f"{ANNA}/status", f"{BRIDGE}/info", f"{ANNA}/value"]
     acl.write_text("topic readwrite #\n" + "".join(f"topic deny {topic}\n" for topic in denied), encoding="utf-8")
@@ -172,7 +172,7 @@ def test_an_acl_that_is_mended(world: Build, tmp_path: Path, protocol: str, with
 @pytest.mark.faults
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_broker_that_is_wiped_under_a_living_connection(world: Build, protocol: str) -> None:
-    """Another client deletes all that is retained: it is back with the next reading, and the rest within the hour."""
+    """Another client deletes all retained messages: the value is back with the next reading, the rest in an hour."""
     here = world(speed=240.0, mqtt={"protocol": protocol})
     here.begin()
     before = set(retained(here.mosquitto.port))
@@ -201,7 +201,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_check_names_the_size(
     bench: Bench, start_mosquitto: Callable[..., Mosquitto], setting: str, protocol: str
 ) -> None:
-    """A broker that takes less than the history of a day is told with the settings that change it."""
+    """If a broker accepts less than the history of a day, check names the settings that change it."""
     mosquitto = start_mosquitto("allow_anonymous true", setting)
     done = bench.check(mosquitto.port, protocol=protocol)
     assert done.returncode == 1
@@ -211,7 +211,7 @@ def test_check_names_the_size(
 
 
 def test_check_names_the_quota(bench: Bench, mosquitto: Mosquitto) -> None:
-    """A broker that refuses some of what a reading is at once is told, and that the daemon copes."""
+    """If a broker refuses part of what is sent at once for a reading, check says so, and that the daemon copes."""
     with Relay(mosquitto.port, Quota(10)) as relay:
         done = bench.check(relay.port, protocol="5")
     notes = [text for verdict, text in steps(done.stdout) if verdict == "note"]

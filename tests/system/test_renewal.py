@@ -1,4 +1,4 @@
-"""The daemon while certificates are renewed on disk: a real process, a real mosquitto, restarted and reloaded."""
+"""The daemon while certificates are renewed on disk: a real process, and a real mosquitto that restarts or reloads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATE: Final = "dexcom2mqtt/bridge/state"
 
 
 class Place:
-    """A broker that wants certificates at one port and lets everybody in at another, and a daemon at the first."""
+    """A broker that requires certificates at one port and none at another, and a daemon at the first."""
 
     def __init__(self, folder: Path, start_mosquitto: Callable[..., Mosquitto], stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
@@ -43,13 +43,13 @@ class Place:
         self._service = stack.enter_context(SimulatedShare([ANNA], accelerated(SPEED)))
 
     def renew_broker(self, authority: trustme.CA) -> None:
-        """Give the broker a certificate of this authority, which it trusts from now on; we do not yet."""
+        """Give the broker a certificate of this authority, which it trusts from now on; the daemon does not yet."""
         self.authority = authority
         write(authority.issue_cert("127.0.0.1"), self.folder / "broker.pem", self.folder / "broker.key")
         authority.cert_pem.write_to_path(str(self.folder / "broker-ca.pem"))
 
     def trust(self, authority: trustme.CA) -> None:
-        """Let the daemon trust this authority."""
+        """Make the daemon trust this authority."""
         authority.cert_pem.write_to_path(str(self.folder / "ca.pem"))
 
     def renew_client(self, authority: trustme.CA) -> None:
@@ -74,7 +74,7 @@ def place(tmp_path: Path, start_mosquitto: Callable[..., Mosquitto], stack: Exit
 
 
 def test_everything_is_renewed_while_it_runs(place: Place) -> None:
-    """Authority, broker's and client's certificate are replaced, badly at first: the daemon stays, and comes back."""
+    """The authority and both certificates are replaced, invalid at first: the daemon keeps running and reconnects."""
     process = place.start()
     with Subscriber(place.broker.port) as subscriber:
         subscriber.wait_for(STATE, "online")
@@ -97,9 +97,9 @@ def test_everything_is_renewed_while_it_runs(place: Place) -> None:
 
 
 def test_a_broker_that_is_reloaded(place: Place) -> None:
-    """A broker's certificate that it took over by SIGHUP, with its authority, is good for the next connection.
+    """After a reload by SIGHUP, the broker's new certificate and authority work for the next connection.
 
-    Mosquitto 2.0 takes over certfile and keyfile by SIGHUP; cafile, by which it judges ours, it reads at its start.
+    On SIGHUP, Mosquitto 2.0 reads certfile and keyfile again; cafile, which verifies ours, only at its start.
     """
     process = place.start()
     with Subscriber(place.broker.port) as subscriber:
@@ -115,8 +115,8 @@ def test_a_broker_that_is_reloaded(place: Place) -> None:
 
 
 @pytest.mark.parametrize("spoilt", ["ca.pem", "my.pem", "my.key"])
-def test_a_start_with_files_that_are_no_good_ends_with_78(place: Place, spoilt: str) -> None:
-    """At the start there is nothing to fall back on: a file that is no good is a mistake in the configuration."""
+def test_a_start_with_invalid_files_ends_with_78(place: Place, spoilt: str) -> None:
+    """At the start there is nothing to fall back on: an invalid file is a problem in the configuration."""
     (place.folder / spoilt).write_text("nothing", encoding="utf-8")
     process = place.start()
     assert process.wait() == 78
@@ -124,7 +124,7 @@ def test_a_start_with_files_that_are_no_good_ends_with_78(place: Place, spoilt: 
     assert "Traceback" not in process.text()
 
 
-def test_a_start_with_a_key_that_is_anothers_ends_with_78(place: Place) -> None:
+def test_a_start_with_the_key_of_another_certificate_ends_with_78(place: Place) -> None:
     """A certificate and a key that do not belong together are named, and end the start."""
     (place.folder / "my.key").write_bytes((place.folder / "broker.key").read_bytes())
     process = place.start()

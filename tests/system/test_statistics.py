@@ -1,4 +1,4 @@
-"""What the broker keeps for the statistics, through kills, brokers that forget and days that come late.
+"""The retained days for the statistics: kills, brokers that lose them, and days that arrive late.
 
 The daemon is a process, the broker a real mosquitto, Share simulated.
 """
@@ -36,26 +36,26 @@ LIMITS = (54, 70, 180, 250)
 
 
 def days(broker: Mosquitto) -> dict[str, int]:
-    """Return how many readings the broker has counted, by the day."""
+    """Return how many readings the broker has counted, by day."""
     return {day["day"]: day["n"] for day in json.loads(retained(broker.port).get(DAYS, '{"days": []}'))["days"]}
 
 
 def given_by_day(system: System) -> dict[str, int]:
-    """Return how many readings Share has given, by the wearer's day."""
+    """Return how many readings Share has sent, by the wearer's day."""
     named = [f"{datetime.fromtimestamp(date / 1000 + OFFSET_MIN * 60, UTC):%Y-%m-%d}" for date in system.given()]
     return {day: named.count(day) for day in sorted(set(named))}
 
 
 def difference(system: System, broker: Mosquitto) -> int:
-    """Return by how many readings the days differ from what Share has given, once none is on its way."""
+    """Return by how many readings the days differ from those Share sent, once none is being delivered."""
     found, given = days(broker), given_by_day(system)
     return sum(abs(found.get(day, 0) - given.get(day, 0)) for day in found | given)
 
 
 def settled(system: System, broker: Mosquitto, most: int) -> int:
-    """Wait until all that Share gave is counted but for so many, and return the difference.
+    """Wait until all but so many of Share's readings are counted, and return the difference.
 
-    It is not looked at once more: by then Share may have given the next reading, which is still on its way.
+    Do not compute it again afterwards: by then Share may have sent the next reading, which is not counted yet.
     """
     seen: list[int] = []
 
@@ -71,15 +71,15 @@ def settled(system: System, broker: Mosquitto, most: int) -> int:
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_kill_costs_or_doubles_the_readings_of_one_second(
+def test_a_kill_loses_or_repeats_at_most_the_readings_of_one_second(
     system: System, mosquitto: Mosquitto, protocol: str
 ) -> None:
-    """At whatever moment kill -9 comes, also in the middle of the backfill of a first start."""
-    chance, kills = random.Random(protocol), 8  # noqa: S311  # the moments are to be the same each time
+    """Whenever kill -9 comes, also in the middle of the backfill of a first start."""
+    chance, kills = random.Random(protocol), 8  # noqa: S311  # the same moments each time
     subscriber = system.subscribe(mosquitto)
     for number in range(kills):
         running = system.start(mosquitto.port, name=f"daemon{number}", protocol=protocol)
-        eventually(lambda: "connected to the broker" in running.text())  # noqa: B023  # it is over before the next
+        eventually(lambda: "connected to the broker" in running.text())  # noqa: B023  # it runs before the next round
         time.sleep(chance.uniform(0, 1.5))
         running.signal(signal.SIGKILL)
         running.wait()
@@ -89,11 +89,11 @@ def test_a_kill_costs_or_doubles_the_readings_of_one_second(
     before = difference(system, mosquitto)
     seen = len(system.given())
     eventually(lambda: len(system.given()) > seen + 2)
-    settled(system, mosquitto, before)  # and from then on each counts once
+    settled(system, mosquitto, before)  # from then on each counts once
 
 
-def test_a_clean_restart_costs_nothing(system: System, mosquitto: Mosquitto) -> None:
-    """Each reading is counted once, also those that came meanwhile."""
+def test_a_clean_restart_loses_nothing(system: System, mosquitto: Mosquitto) -> None:
+    """Each reading is counted once, also those that arrived meanwhile."""
     subscriber = system.subscribe(mosquitto)
     for number in range(3):
         running = system.start(mosquitto.port, name=f"daemon{number}")
@@ -108,8 +108,8 @@ def test_a_clean_restart_costs_nothing(system: System, mosquitto: Mosquitto) -> 
     eventually(lambda: json.loads(retained(mosquitto.port)[STATISTICS])["7d"]["readings"] >= len(system.given()) - 2)
 
 
-def test_a_broker_that_forgets_is_told_the_days_again(system: System, mosquitto: Mosquitto) -> None:
-    """While the daemon runs, nothing is lost with the broker's memory."""
+def test_a_broker_that_starts_empty_gets_the_days_again(system: System, mosquitto: Mosquitto) -> None:
+    """While the daemon runs, a broker that loses its messages loses no days."""
     subscriber = system.subscribe(mosquitto)
     system.start(mosquitto.port)
     all_delivered(system, subscriber, mosquitto)
@@ -123,7 +123,7 @@ def test_a_broker_that_forgets_is_told_the_days_again(system: System, mosquitto:
 def test_a_power_cut_of_both_counts_again_what_was_not_saved(
     system: System, start_mosquitto: Callable[..., Mosquitto]
 ) -> None:
-    """The broker comes back with what it had half an hour ago: history and days are of the same moment."""
+    """The broker comes back with its messages of half an hour ago: history and days are from the same moment."""
     broker = start_mosquitto(persistent=True)
     subscriber = system.subscribe(broker)
     running = system.start(broker.port)
@@ -145,7 +145,7 @@ def test_a_power_cut_of_both_counts_again_what_was_not_saved(
 
 
 def leave(system: System, broker: Mosquitto) -> dict[str, int]:
-    """Leave what a daemon with days would, long ago: its days, and that there are some. Return those."""
+    """Leave what a daemon with days left long ago: its days, and an info that mentions them. Return the days."""
     topics, today = Topics("dexcom2mqtt"), day_of(system.now(), OFFSET_MIN)
     readings = [
         Reading(100, "Flat", ((today - n) * 86_400 + 43_200) * 1000 + slot, 0)
@@ -179,9 +179,9 @@ LATE: dict[str, Callable[[Packet], float]] = {
 def test_days_that_come_late_are_joined(
     make_system: Callable[..., System], mosquitto: Mosquitto, stack: ExitStack, when: str, protocol: str
 ) -> None:
-    """Nothing is published in their place before that, and afterwards nothing of both is missing.
+    """Until they arrive nothing is published in their place, and afterwards both parts are complete.
 
-    If they do not come, the daemon makes a new connection after ten minutes, and they come there.
+    If they do not come, the daemon reconnects after ten minutes, and gets them then.
     """
     system = make_system("anna", speed=60)
     left = leave(system, mosquitto)
@@ -199,10 +199,10 @@ def test_days_that_come_late_are_joined(
     assert "ERROR" not in running.text()
 
 
-def test_days_that_never_come_begin_anew(
+def test_days_that_never_come_start_over(
     make_system: Callable[..., System], mosquitto: Mosquitto, stack: ExitStack
 ) -> None:
-    """After ten minutes and one new connection, with one line."""
+    """After ten minutes and one reconnect, with one line."""
     system = make_system("anna", speed=60)
     left = leave(system, mosquitto)
     relay = stack.enter_context(Relay(mosquitto.port, lambda packet: DROP if is_days(packet) else PASS))
@@ -218,11 +218,11 @@ def test_days_that_never_come_begin_anew(
 # --- what is wanted ----------------------------------------------------------------------------------------
 
 
-def test_statistics_that_are_not_wanted_any_more_are_cleared(system: System, mosquitto: Mosquitto) -> None:
-    """With 24h the days go, with off all of it; and back again they begin with the history."""
+def test_statistics_that_are_switched_off_are_cleared(system: System, mosquitto: Mosquitto) -> None:
+    """With 24h the days are cleared, with off the statistics, too; with 90d again, both begin with the history."""
 
     def holds(wanted: str) -> bool:
-        """Whether the broker has what goes with the setting: each topic comes in its own time after a start."""
+        """Return whether the broker has the topics of that setting; after a start each comes at its own time."""
         topics = retained(mosquitto.port)
         entities = json.loads(topics["homeassistant/device/dexcom2mqtt_anna/config"])["cmps"]
         return (

@@ -1,4 +1,4 @@
-"""The page's server within the real daemon: real HTTP, a real mosquitto, the simulated Share service."""
+"""The page's server in the real daemon: real HTTP, a real mosquitto, the simulated Share service."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def home(stack: ExitStack, mosquitto: Mosquitto, tmp_path: Path) -> Household:
 # --- what is there, and when -------------------------------------------------------------------------------
 
 
-def test_a_value_is_there_with_the_brokers_and_goes_with_it(home: Household) -> None:
-    """The page has what the broker has, at the same moment, and takes it away at the same moment."""
+def test_a_value_comes_and_goes_with_that_of_the_broker(home: Household) -> None:
+    """The page shows and removes a value at the same moment as the broker."""
     date = home.add(885, 85)  # current for another 15 s
     subscriber = home.subscribe()
     port, _ = home.start()
@@ -62,12 +62,12 @@ def test_a_value_is_there_with_the_brokers_and_goes_with_it(home: Household) -> 
     assert abs(time.monotonic() - gone) < 1
     subscriber.wait_for("dexcom2mqtt/anna/availability", "offline", 3)
     assert account(port)["state"] == json.loads(subscriber.payloads("dexcom2mqtt/anna/state")[-1])
-    # Entries keep their true time, and their age is for the client to judge.
+    # Entries keep their true time, and the client judges their age.
     assert [entry["date"] for entry in get(port, "/api/v1/entries").json] == [date]
 
 
-def test_readings_of_the_future_are_no_entries(home: Household) -> None:
-    """What a phone stamped that is half an hour ahead is not shown, and the status says why."""
+def test_readings_from_the_future_are_not_entries(home: Household) -> None:
+    """Readings of a phone that is half an hour ahead are not shown, and the status says why."""
     right = home.add(400, 100)
     home.add(-1800, 85)
     port, _ = home.start()
@@ -79,7 +79,7 @@ def test_readings_of_the_future_are_no_entries(home: Household) -> None:
 
 
 def test_health_is_in_the_words_of_healthcheck(home: Household) -> None:
-    """The page says of the daemon what the command says, and wants no token for it."""
+    """The page reports the daemon's health in the command's words, and needs no token for it."""
     name = f"web-{free_port()}"
     port, _ = home.start(web={"token": TOKEN}, NAMED="1", DEXCOM2MQTT_MQTT__CLIENT_ID=name)
     eventually(lambda: answers(port))
@@ -96,8 +96,8 @@ def test_health_is_in_the_words_of_healthcheck(home: Household) -> None:
     assert get(port, f"/?token={TOKEN}").status == 200
 
 
-def test_an_ingress_that_is_nowhere_costs_nothing_else(home: Household) -> None:
-    """One line says what is wrong with it, and the page is where it was."""
+def test_an_invalid_ingress_affects_nothing_else(home: Household) -> None:
+    """One line says what is wrong with it, and the page is served at its usual place."""
     port, process = home.start(DEXCOM2MQTT_INGRESS="8099")
     eventually(lambda: answers(port))
     eventually(lambda: "DEXCOM2MQTT_INGRESS" in process.text())
@@ -109,7 +109,7 @@ def test_an_ingress_that_is_nowhere_costs_nothing_else(home: Household) -> None:
 
 
 def test_requests_of_real_clients(home: Household) -> None:
-    """The requests of clients as they send them, word for word, get what they read."""
+    """The exact requests of real clients get what these clients read."""
     for minutes in range(60, 0, -5):
         home.add(minutes * 60 - 30, 100 + minutes)
     port, _ = home.start(web={"token": TOKEN})
@@ -132,7 +132,7 @@ def test_requests_of_real_clients(home: Household) -> None:
     assert [entry["sgv"] for entry in json.loads(m5)] == list(range(105, 155, 5))
     assert re.match(rb'.{0,400}"date": ?\d{13},', m5)
     assert get(port, f"/api/v2/properties/iob,cob,delta,basal?token={TOKEN}").status == 404
-    # nightscout-clock keeps the path of its address, and so can be sent to a child's own one.
+    # nightscout-clock keeps the path of its address, so it can be pointed at a child's own one.
     assert get(port, f"/ben{clock}", api_secret=sha1).json == []
 
 
@@ -157,12 +157,12 @@ asyncio.run(main())
 @pytest.mark.parametrize("version", ["1.2.2", "1.3.3"])
 @pytest.mark.parametrize("token", [TOKEN, f"token={TOKEN}"])
 def test_py_nightscout(home: Household, version: str, token: str) -> None:
-    """The library of Home Assistant's Nightscout integration, as it is, reads status, readings and nothing more."""
+    """The unmodified library of Home Assistant's Nightscout integration reads status and readings."""
     library = ROOT / ".py-nightscout" / version
     if not library.exists():
         pytest.skip(f"py-nightscout {version} is not there; .ci/run puts it into .py-nightscout")
     if version == "1.2.2" and token != TOKEN:
-        token = TOKEN  # it knows no other way
+        token = TOKEN  # it supports no other way
     home.add(320, 90)
     date = home.add(20, 85)
     port, _ = home.start(web={"token": TOKEN})
@@ -184,8 +184,8 @@ def test_py_nightscout(home: Household, version: str, token: str) -> None:
 # --- that it touches nothing else --------------------------------------------------------------------------
 
 
-def test_a_page_that_always_fails_touches_nothing(home: Household) -> None:
-    """With every request ending in an exception, readings go on arriving, and the log says so once."""
+def test_a_page_that_always_fails_affects_nothing_else(home: Household) -> None:
+    """If every request ends in an exception, readings keep arriving, and the log says so once."""
     home.add(310, 100)
     subscriber = home.subscribe()
     port, process = home.start(WEB_BROKEN="1")
@@ -200,7 +200,7 @@ def test_a_page_that_always_fails_touches_nothing(home: Household) -> None:
     assert process.wait() == 0
 
 
-def test_a_port_that_is_taken_is_tried_again(home: Household) -> None:
+def test_a_port_in_use_is_tried_again(home: Household) -> None:
     """The daemon runs without its page, says so once, and serves it as soon as the port is free."""
     home.add(10, 100)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -216,8 +216,8 @@ def test_a_port_that_is_taken_is_tried_again(home: Household) -> None:
 
 
 @pytest.mark.parametrize(("host", "reason"), [("192.0.2.1", "Cannot assign requested address")])
-def test_an_address_that_is_not_there(home: Household, host: str, reason: str) -> None:
-    """It may come with the network; until then one line tells it."""
+def test_an_address_that_does_not_exist(home: Household, host: str, reason: str) -> None:
+    """The address may appear with the network; until then one line says so."""
     _, process = home.start(web={"host": host})
     eventually(lambda: f"web: cannot listen at {host} port" in process.text())
     assert reason in process.text()
@@ -225,7 +225,7 @@ def test_an_address_that_is_not_there(home: Household, host: str, reason: str) -
 
 
 def test_no_token_reaches_the_log(home: Household) -> None:
-    """Right or wrong, well formed or not, at every level: what a client knows is in no line."""
+    """Right or wrong, well formed or not, at every log level: no line contains a token."""
     home.add(10, 100)
     port, process = home.start("--log-level", "debug", web={"token": TOKEN})
     eventually(lambda: answers(port))
@@ -260,8 +260,8 @@ def test_no_token_reaches_the_log(home: Household) -> None:
         (b"\xff\xfe\r\n\r\n", b"400"),
     ],
 )
-def test_what_is_too_large_or_makes_no_sense(home: Household, raw: bytes, status: bytes) -> None:
-    """It is refused by its size, its form, or the name that it asks for."""
+def test_requests_that_are_too_large_or_malformed(home: Household, raw: bytes, status: bytes) -> None:
+    """They are refused for their size, their form, or the name that they ask for."""
     port, _ = home.start()
     eventually(lambda: answers(port))
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
@@ -275,7 +275,7 @@ def lateness(file: Path, speed: float) -> list[float]:
 
 
 def test_polls_stay_on_time_while_the_page_is_attacked(stack: ExitStack, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """With 200 connections, 40 of which drip bytes, a hundred accounts are polled as punctually as before."""
+    """With 200 connections, 40 of them sending byte by byte, a hundred accounts are polled as punctually as before."""
     speed, due = 20.0, tmp_path / "due"
     accounts = [SimulatedAccount(f"user{n}@example.com", f"password {n}", seed=n) for n in range(100)]
     service = stack.enter_context(SimulatedShare(accounts, accelerated(speed)))
@@ -315,7 +315,7 @@ def in_words(late: list[float]) -> str:
 
 
 def drip(port: int, stop: threading.Event) -> None:
-    """Send a byte of a request each half second."""
+    """Send a byte of a request every half second."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
         while not stop.wait(0.5):
@@ -323,7 +323,7 @@ def drip(port: int, stop: threading.Event) -> None:
 
 
 def crowd(port: int, stop: threading.Event) -> None:
-    """Hold 40 connections that ask again and again."""
+    """Keep 40 connections that ask again and again."""
     socks = []
     with ExitStack() as stack:
         for _ in range(40):
