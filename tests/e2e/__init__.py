@@ -1,1 +1,1 @@
-"""The end-to-end parts: the project in a Debian of its own, as a user installs it, and at real brokers."""
+"""The end-to-end parts: the project in its own Debian, as a user installs it, and with real brokers."""

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 COMPOSE = Path(sys.executable).with_name("podman-compose")
 
 CONFINED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges")
-"""As docker does it: podman alone would mount something writable at /run and /tmp."""
+"""As docker does: by default podman would mount something writable at /run and /tmp."""
 
 PYTHON = "docker.io/library/python:3.13-slim"
-"""What our images are made from; here it is a Debian under that name."""
+"""The base of our images; here it is a Debian under that name."""
 _PATH = "--change=ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -95,7 +95,7 @@ exec chroot "$root" "$@"
 
 
 class Machine:
-    """podman, buildah, and a ``docker`` that is podman, with everything they keep in ``folder``."""
+    """podman, buildah, and a ``docker`` that is podman; they keep everything in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         commands = folder / "bin"
@@ -111,8 +111,8 @@ class Machine:
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
             "CONTAINERS_CONF": str(folder / "engine.conf"),
             "BUILDAH_ISOLATION": "chroot",
-            "BUILDAH_FORMAT": "docker",  # the other one knows no HEALTHCHECK
-            "DISABLE_HC_SYSTEMD": "true",  # the tests ask for its health themselves
+            "BUILDAH_FORMAT": "docker",  # the other format has no HEALTHCHECK
+            "DISABLE_HC_SYSTEMD": "true",  # the tests run the health check themselves
         }
         own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         self._namespaces = Process(
@@ -129,11 +129,11 @@ class Machine:
         (self._folder / "storage.conf").write_text(text, encoding="utf-8")
 
     def close(self) -> None:
-        """End everything it runs."""
+        """End everything that runs there."""
         self._namespaces.kill()
 
     def command(self, *command: str | Path, folder: Path = Path("/"), elsewhere: bool = False) -> list[str]:
-        """Return how to run a command there; ``elsewhere`` has a network of its own, with all ports free."""
+        """Return how to run a command there; ``elsewhere`` has its own network, with all ports free."""
         spaces = f"/proc/{self._namespaces.pid}/ns"
         return [
             *("nsenter", f"--mount={spaces}/mnt", f"--pid={spaces}/pid_for_children"),
@@ -151,7 +151,7 @@ class Machine:
         elsewhere: bool = False,
         said: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command there and return what it said; where it fails, so does the test."""
+        """Run a command there and return its output; if it fails, so does the test."""
         ran = subprocess.run(
             self.command(*command, folder=folder, elsewhere=elsewhere),
             capture_output=True,
@@ -164,7 +164,7 @@ class Machine:
         return ran
 
     def inspect(self, image: str) -> dict[str, Any]:
-        """Return what an image says about itself."""
+        """Return the metadata of an image."""
         (found,) = json.loads(self.run("podman", "image", "inspect", image).stdout)
         return dict(found)
 
@@ -184,7 +184,7 @@ def make_python(machine: Machine, debian: Debian) -> None:
 
 @dataclass(frozen=True)
 class Container:
-    """A container that runs, what it wrote, and the commands that deal with it."""
+    """A running container, its output, and the commands to control it."""
 
     machine: Machine
     process: Process
@@ -195,35 +195,35 @@ class Container:
     diff: tuple[str, ...]
 
     def run(self, *command: str) -> str:
-        """Run a command in it and return what it said."""
+        """Run a command in it and return its output."""
         return self.machine.run(*self.inside, *command).stdout
 
     def signal(self, name: str) -> None:
         self.machine.run(*self.send, f"--signal={name}")
 
     def healthy(self) -> bool:
-        """Return what the health check of its image says."""
+        """Return the result of its image's health check."""
         return self.machine.run(*self.check, may_fail=True).returncode == 0
 
     def changes(self) -> list[str]:
-        """Return what is new on its file system."""
+        """Return the changes in its file system."""
         return [line[2:] for line in self.machine.run(*self.diff).stdout.split("\n") if line.startswith("A ")]
 
     def stop(self) -> int:
-        """End it as docker does, with its image's signal, and return how it ended."""
+        """End it as docker does, with its image's signal, and return its exit code."""
         self.machine.run(*self.end)
         return self.process.wait()
 
 
 class Podman:
-    """Containers by podman, without rights, in this machine's network."""
+    """Containers run by podman, without privileges, in this machine's network."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._names = (f"container{number}" for number in count())
 
     def trouble(self, image: str) -> str:
-        """Return what runs containers instead, and why, where podman cannot run anything; else nothing."""
+        """Return what runs containers instead, and why, if podman cannot run any; else nothing."""
         ran = self._machine.run("podman", "run", "--rm", "--network=host", *CONFINED, image, "true", may_fail=True)
         return f"chroot, for podman cannot: {ran.stderr.strip()}" if ran.returncode else ""
 
@@ -259,7 +259,7 @@ class Podman:
 
 
 class Chroot:
-    """The image's files entered by chroot as its user, for a machine where podman does not run containers."""
+    """The image's files entered by chroot as its user, for a machine on which podman cannot run containers."""
 
     def __init__(self, machine: Machine, folder: Path) -> None:
         self._machine = machine

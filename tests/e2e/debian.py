@@ -23,7 +23,7 @@ _SCRIPTS = Path("/usr/share/debootstrap/scripts")
 _WITH_DEVICES = 'mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 
 APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""How a command ends with whoever started it, however that ends, and its processes and its mounts with it."""
+"""How to run a command so that it, its processes and its mounts end when whoever started it ends."""
 
 
 class Debian:
@@ -52,7 +52,7 @@ class Debian:
                 suite,
                 folder,
                 _mirror(),
-                # A debootstrap that is older than a suite makes it as it makes the newest.
+                # A debootstrap that is older than a suite can make it with the script of the newest.
                 *([] if (_SCRIPTS / suite).exists() else ["sid"]),
             ],
             capture_output=True,
@@ -61,22 +61,22 @@ class Debian:
             check=False,
         )
         if made.returncode:
-            pytest.skip(f"debootstrap does not make a Debian: {_last_line(made.stdout + made.stderr)}")
-        # Names, and whom to trust: as on this machine, whose package index may have an authority of its own.
+            pytest.skip(f"debootstrap cannot make a Debian: {_last_line(made.stdout + made.stderr)}")
+        # Name servers and certificate authorities as on this machine, whose package index may need its own authority.
         for file in ("/etc/hosts", "/etc/resolv.conf", _AUTHORITIES):
             if Path(file).exists():
                 shutil.copy(file, self.inside(file))
 
     def inside(self, path: str | Path) -> Path:
-        """Return where a path of that Debian is on this machine."""
+        """Return the path on this machine of a path in that Debian."""
         return self.folder / str(path).lstrip("/")
 
     def entering(self) -> list[str]:
-        """Return what enters it before a command, which is the only child of what is started."""
+        """Return the prefix that runs a command in it; the command is the only child of the started process."""
         return [*APART, "sh", "-c", _WITH_DEVICES, str(self.folder)]
 
     def command(self, *command: str | Path) -> list[str]:
-        """Return how to run a command in there."""
+        """Return how to run a command in it."""
         environ = (f"{key}={value}" for key, value in self._environ.items())
         return [*self.entering(), "env", "-i", *environ, *map(str, command)]
 
@@ -88,7 +88,7 @@ class Debian:
         given: str = "",
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in there and return what it said, ``given`` that to read; where it fails, so does the test."""
+        """Run a command in it with ``given`` as its input, and return its output; if it fails, so does the test."""
         extra = [f"{key}={value}" for key, value in (environ or {}).items()]
         ran = subprocess.run(
             self.command("env", *extra, *command),
@@ -103,7 +103,7 @@ class Debian:
 
 
 def needs(*programs: str) -> None:
-    """Skip where this is not root, or one of the programs is missing."""
+    """Skip unless this is root and all these programs exist."""
     if os.geteuid():
         pytest.skip("needs root")
     wanted = (*programs, "debootstrap", "setpriv", "unshare")
@@ -112,14 +112,14 @@ def needs(*programs: str) -> None:
 
 
 def _environ() -> dict[str, str]:
-    """Return what leads to packages here (an index, a proxy, an authority), and the rest as after a login."""
+    """Return the variables needed to reach packages (an index, a proxy, an authority), and those of a login."""
     leads = ("PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
     kept = {key: value for key, value in os.environ.items() if key.startswith(leads)}
     return kept | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
 
 
 def _mirror() -> str:
-    """Return where this machine has the packages of Debian from."""
+    """Return the mirror from which this machine gets Debian's packages."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SUITE) $(ORIGIN) $(REPO_URI)", "Created-By: Packages"],
         capture_output=True,

@@ -34,11 +34,11 @@ pytestmark = [pytest.mark.e2e]
 
 IMAGE = "localhost/app"
 Ways = tuple[list[str], tuple[str, ...]]
-"""A command that runs the app, and what runs a command in there."""
+"""A command that runs the app, and one that runs a command inside it."""
 Start = Callable[[dict[str, str], Path], Ways]
-"""What makes them, of the environment and a folder that has the app's data in it."""
+"""A function that returns both, given the environment and a folder with the app's data."""
 ADDRESS = ("127.0.0.91", 80)
-"""Where the stub of the Supervisor is: it has no port of its own in what we ask."""
+"""The address of the Supervisor's stub: our requests to the Supervisor name no port."""
 ANNA = SimulatedAccount("anna@example.com", "password of anna", seed=1)
 LOGIN = ("addons", "password at the broker")
 ENTRY = {"name": "Anna", "username": ANNA.username, "password": ANNA.password, "region": "us", "unit": "mg/dL"}
@@ -46,7 +46,7 @@ CAPABILITIES = (
     *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
     *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
 )
-"""What docker leaves to root in a container."""
+"""The capabilities that docker leaves to root in a container."""
 INIT = ("/usr/bin/tini", "--")
 ENTER = """\
 set -e
@@ -64,7 +64,7 @@ exec chroot "$root" "$@"
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Return a podman that knows the image which is made elsewhere."""
+    """Return a podman with the base image, which is otherwise made elsewhere."""
     needs("buildah", "podman", "setpriv", "nsenter", "unshare")
     if MOSQUITTO is None:
         pytest.skip("needs mosquitto")
@@ -80,7 +80,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def image(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Write the repository, and build the image from the folder of the app as the Supervisor does."""
+    """Write the repository, and build the image from the app's folder as the Supervisor does."""
     folder = tmp_path_factory.mktemp("written")
     subprocess.run([ROOT / "scripts" / "home-assistant-app", folder], check=True, capture_output=True)
     given = [f"--build-arg={each}" for each in ("BUILD_VERSION=1.2.3", "BUILD_ARCH=amd64")]
@@ -90,12 +90,12 @@ def image(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass(frozen=True)
 class App:
-    """The app as it runs, and how to run a command in its container."""
+    """The running app, and how to run a command in its container."""
 
     machine: Machine
     process: Process
     inside: tuple[str, ...]
-    """What comes before a command."""
+    """The prefix of a command."""
     broker: Mosquitto
 
     def run(self, *command: str, may_fail: bool = False) -> str:
@@ -111,7 +111,7 @@ class App:
 
 @pytest.fixture(scope="module")
 def start(machine: Machine, image: str, pytestconfig: pytest.Config) -> Start:
-    """Return what runs the app on this machine."""
+    """Return how the app is run on this machine."""
     way = _by_chroot if _trouble(machine, image, pytestconfig) else _by_podman
     return partial(way, machine, image)
 
@@ -122,7 +122,7 @@ STARTER = "^python -m starter"
 
 @pytest.fixture(scope="module")
 def app(machine: Machine, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """Run it: the Supervisor has no broker at first, and then one with a password."""
+    """Run the app; at first the Supervisor has no broker, and then one with a password."""
     folder = tmp_path_factory.mktemp("running")
     subprocess.run(["/usr/bin/mosquitto_passwd", "-c", "-b", folder / "passwords", *LOGIN], check=True)
     broker = Mosquitto(folder, "allow_anonymous false", f"password_file {folder / 'passwords'}")
@@ -132,7 +132,7 @@ def app(machine: Machine, start: Start, tmp_path_factory: pytest.TempPathFactory
             "TZ": "Europe/Berlin",
             "SUPERVISOR_TOKEN": TOKEN,
             "HASSIO_TOKEN": TOKEN,
-            # What only this test needs: where Share is, and a name and ports of its own in this machine's network.
+            # Only for this test: the address of Share, and its own name and ports in this machine's network.
             "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": share.base_url,
             "DEXCOM2MQTT_MQTT__CLIENT_ID": str(uuid.uuid4()),
             "DEXCOM2MQTT_WEB__HOST": "127.0.0.1",
@@ -159,7 +159,7 @@ def _fill_in(folder: Path, **options: object) -> None:
 
 
 def _trouble(machine: Machine, image: str, pytestconfig: pytest.Config) -> str:
-    """Return why podman runs no container here, and say it; nothing if it does."""
+    """Return why podman cannot run a container here, and print it; nothing if it can."""
     ran = machine.run("podman", "run", "--rm", "--network=host", image, "true", may_fail=True)
     trouble = ran.stderr.strip() if ran.returncode else ""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
@@ -185,7 +185,7 @@ def _by_podman(machine: Machine, image: str, environ: dict[str, str], folder: Pa
 
 
 def _by_chroot(machine: Machine, image: str, environ: dict[str, str], folder: Path) -> Ways:
-    """Run it in the image's files, entered by chroot, where podman does not run containers."""
+    """Run it in the image's files, entered by chroot, if podman cannot run containers."""
     config = machine.inspect(image)["Config"]
     made = machine.run("buildah", "from", "--pull-never", image).stdout.strip()
     root = machine.run("buildah", "mount", made).stdout.strip()
@@ -203,8 +203,8 @@ def _by_chroot(machine: Machine, image: str, environ: dict[str, str], folder: Pa
     return command, ("sh", "-c", within, "sh", "chroot", root, *entered)
 
 
-def test_what_the_image_says(machine: Machine, image: str) -> None:
-    """It starts as root, ends by SIGTERM, has the health check, and says what the Supervisor looks for."""
+def test_the_images_metadata(machine: Machine, image: str) -> None:
+    """It starts as root, ends on SIGTERM, has the health check, and the labels that the Supervisor looks for."""
     found = machine.inspect(image)
     config = found["Config"]
     assert (config.get("User", ""), config["Cmd"], config["StopSignal"]) == ("", ["python", "-m", "starter"], "SIGTERM")
@@ -213,8 +213,8 @@ def test_what_the_image_says(machine: Machine, image: str) -> None:
     assert labels == {"type": "app", "version": "1.2.3", "arch": "amd64"}
 
 
-def test_what_is_in_the_image(machine: Machine, image: str) -> None:
-    """On top of Python's it has the daemon and the starter alone: no pip, no cache, no package that was installed."""
+def test_the_images_files(machine: Machine, image: str) -> None:
+    """On top of Python's image it has only the daemon and the starter: no pip, no cache, no installed package."""
     changed = machine.run("podman", "diff", image, PYTHON).stdout.split("\n")
     added = {line[2:] for line in changed if line.startswith("A ")}
     assert {"/opt/dexcom2mqtt/bin/dexcom2mqtt", "/opt/app/starter/run.py"} <= added
@@ -223,7 +223,7 @@ def test_what_is_in_the_image(machine: Machine, image: str) -> None:
 
 
 def test_readings_arrive(app: App) -> None:
-    """With what was filled in and the Supervisor's broker they are there, and the log has no secret."""
+    """With the options and the Supervisor's broker, readings are published, and the log has no secret."""
     with Subscriber(app.broker.port, login=LOGIN) as subscriber:
         subscriber.wait_for("dexcom2mqtt/anna/availability", "online", seconds=30)
         subscriber.wait_for("homeassistant/device/dexcom2mqtt_anna/config")
@@ -233,7 +233,7 @@ def test_readings_arrive(app: App) -> None:
 
 
 def test_the_starter_is_root_and_the_daemon_nobody(app: App) -> None:
-    """The daemon has another user, no groups, no capability and no way to one; the init's child has the token alone."""
+    """The daemon has its own user, no groups and no capabilities; only the init's child has the token."""
     starter, daemon = app.status_of(STARTER), app.status_of(DAEMON)
     assert (starter["PPid"], starter["Uid"].split()[0]) == ("1", "0")
     assert daemon["PPid"] == starter["Pid"]
@@ -249,7 +249,7 @@ def test_the_starter_is_root_and_the_daemon_nobody(app: App) -> None:
 
 
 def test_only_the_daemon_may_read_what_it_gets(app: App) -> None:
-    """The options stay root's, and the configuration is in memory, for the daemon's eyes."""
+    """Only root can read the options, and the configuration is in memory, readable only by the daemon."""
     of = ("stat", "--format=%u %a %n")
     assert app.run(*of, "/data/options.json").strip() == "0 600 /data/options.json"
     assert app.run(*of, "/dev/shm/dexcom2mqtt/config.yaml").strip() == "65532 400 /dev/shm/dexcom2mqtt/config.yaml"
@@ -257,7 +257,7 @@ def test_only_the_daemon_may_read_what_it_gets(app: App) -> None:
 
 
 def test_health(machine: Machine, app: App, image: str) -> None:
-    """The image's own check says that it is healthy, and not when the daemon is frozen."""
+    """The image's health check succeeds, and fails when the daemon is frozen."""
     check = machine.inspect(image)["Healthcheck"]["Test"][1:]
     assert app.run(*check).strip() == "healthy"
     app.run("kill", "-STOP", app.pid_of(DAEMON))
@@ -297,7 +297,7 @@ def test_the_page(machine: Machine, start: Start, tmp_path: Path) -> None:
 
 
 def test_a_stop_ends_both(app: App) -> None:
-    """SIGTERM to the first process, as docker sends it, ends the app with 0 and says offline, within its 10 s."""
+    """SIGTERM to the first process, as docker sends it, ends the app with 0 and publishes offline, within 10 s."""
     began = time.monotonic()
     app.run("kill", "-TERM", "1")
     assert app.process.wait() == 0, app.process.text()

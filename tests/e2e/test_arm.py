@@ -41,7 +41,7 @@ ANNA = SimulatedAccount("anna@example.com", "the password")
 
 @contextmanager
 def emulated(processor: str) -> Iterator[None]:
-    """Let the kernel hand programs for another processor (QEMU's word) to QEMU; skip where it cannot."""
+    """Let the kernel run programs for another processor (QEMU's name) by QEMU; skip if it cannot."""
     handler = BINFMT / f"qemu-{processor}"
     with ExitStack() as undo:
         try:
@@ -52,12 +52,12 @@ def emulated(processor: str) -> Iterator[None]:
                 (BINFMT / "register").write_bytes(Path(f"/usr/lib/binfmt.d/{handler.name}.conf").read_bytes())
                 undo.callback(handler.write_text, "-1")
         except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"the kernel does not take QEMU for {processor}: {error}")
+            pytest.skip(f"the kernel does not accept QEMU for {processor}: {error}")
         yield
 
 
 def build(folder: Path) -> Path:
-    """Build the project's wheel, and return where it is."""
+    """Build the project's wheel, and return its path."""
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -66,7 +66,7 @@ def build(folder: Path) -> Path:
 
 @contextmanager
 def installed(arch: str, processor: str, extra: str = "", model: str = "") -> Iterator[Debian]:
-    """Install the project as a user does, in a Debian for that architecture that has no compiler."""
+    """Install the project as a user does, in a Debian for that architecture without a compiler."""
     needs(f"qemu-{processor}-static")
     with tempfile.TemporaryDirectory(prefix="dexcom2mqtt-") as name, emulated(processor):
         folder = Path(name)
@@ -78,7 +78,7 @@ def installed(arch: str, processor: str, extra: str = "", model: str = "") -> It
         wheel = build(folder)
         shutil.copy(wheel, debian.inside("/srv"))
         debian.run("python3", "-m", "venv", BIN.parent)
-        # The bytecode of what is never imported would take QEMU a while.
+        # Compiling modules that are never imported would take QEMU a while.
         debian.run(BIN / "pip", "install", "--no-compile", f"dexcom2mqtt{extra} @ file:///srv/{wheel.name}")
         yield debian
 
@@ -91,14 +91,14 @@ def arm64() -> Iterator[Debian]:
 
 @pytest.fixture(scope="module", params=["armv7", "armv6"])
 def arm32(request: pytest.FixtureRequest) -> Iterator[tuple[Debian, str]]:
-    """Return a Debian of 32 bits, and what its processor calls itself."""
+    """Return a 32-bit Debian, and the name that its processor reports."""
     arch, model, machine = {"armv7": ("armhf", "", "armv7l"), "armv6": ("armel", "arm1176", "armv6l")}[request.param]
     with installed(arch, "arm", model=model) as debian:
         yield debian, machine
 
 
 def test_arm64_commands(arm64: Debian) -> None:
-    """On 64 bits it says its version and its schema."""
+    """On 64 bits it prints its version and its schema."""
     assert arm64.run("uname", "-m").stdout == "aarch64\n"
     assert arm64.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
     schema = json.loads(arm64.run(BIN / "python", "-m", "dexcom2mqtt", "schema").stdout)
@@ -112,7 +112,7 @@ def test_arm64_demo(arm64: Debian) -> None:
 
 
 def test_arm32_commands(arm32: tuple[Debian, str]) -> None:
-    """On 32 bits it says its version, and of the demo, which is not for them, what it would need."""
+    """On 32 bits it prints its version; the demo, which is not for them, says what it would need."""
     debian, machine = arm32
     assert debian.run("uname", "-m").stdout == f"{machine}\n"
     assert debian.run(DEXCOM2MQTT, "--version").stdout.strip() == version("dexcom2mqtt")
@@ -122,7 +122,7 @@ def test_arm32_commands(arm32: tuple[Debian, str]) -> None:
 
 
 def test_arm32_daemon(arm32: tuple[Debian, str], mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """On 32 bits the daemon brings readings to the broker, is healthy meanwhile, and SIGTERM ends it with 0."""
+    """On 32 bits the daemon publishes readings, is healthy meanwhile, and SIGTERM ends it with 0."""
     debian, _ = arm32
     with SimulatedShare([ANNA], time.time) as service, Subscriber(mosquitto.port) as subscriber:
         account = {"username": ANNA.username, "password": ANNA.password, "share_url": service.base_url}
@@ -143,6 +143,6 @@ def test_arm32_daemon(arm32: tuple[Debian, str], mosquitto: Mosquitto, tmp_path:
 
 
 def terminate(process: Process) -> None:
-    """Send SIGTERM to a process in a Debian: to the only child of what was started for it."""
+    """Send SIGTERM to a process in a Debian: to the only child of the started process."""
     (pid,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
     os.kill(int(pid), signal.SIGTERM)

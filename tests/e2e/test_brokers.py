@@ -1,4 +1,4 @@
-"""The daemon and its commands at brokers of several makers: the same promises at all of them.
+"""The daemon and its commands with brokers of several makers: all must behave the same.
 
 Each broker is the real one, with a user and a password; Share is simulated, and its clock and the daemon's run faster
 where a test says so. Each test has a base topic and a discovery prefix of its own, so that one broker serves them all.
@@ -37,13 +37,13 @@ pytestmark = [pytest.mark.e2e]
 
 SPEED: Final = 30.0
 SLOW: Final = 5.0
-"""How fast the clocks run where an hour must not pass, or a kill shall hit the first day on its way."""
+"""How fast the clocks run, so that an hour passes quickly, or a kill hits the first day while it is published."""
 ONE_SECOND: Final = 21
-"""How many readings may come again after a kill: those of one second, 20 of the past and one that is current."""
+"""How many readings may repeat after a kill: those of one second, 20 past ones and a current one."""
 SIGN_INS_AN_HOUR: Final = 5
-"""Three that are rejected, and two more of restarts."""
+"""Three rejected sign-ins, and two more after restarts."""
 OTHERS: Final = 3000
-"""How many messages of other things the broker holds: lamps, sensors, their discovery."""
+"""How many other messages the broker has: lamps, sensors, their discovery."""
 GOOD: Final = "the password at Dexcom"
 ACCOUNTS: Final = {
     "anna": SimulatedAccount("anna@example.com", GOOD, seed=1),
@@ -55,11 +55,11 @@ ACCOUNTS: Final = {
 
 
 FAMILY: Final = ("anna", "ben", "dora", "emil")
-"""Those who can sign in. Four histories are more than a broker writes at once, and then others may come in between."""
+"""The accounts. Four histories are more than a broker writes at once, so others may come in between."""
 
 
 class House:
-    """The broker, Share, a subscriber that hears everything, and daemons, all below a base topic of its own."""
+    """The broker, Share, a subscriber to everything, and daemons, all below one base topic."""
 
     def __init__(self, stack: ExitStack, folder: Path, broker: RealBroker, speed: float) -> None:
         self.broker = broker
@@ -71,7 +71,7 @@ class House:
         self._folder = folder
         self._speed = speed
         self._given: dict[str, set[int]] = {key: set() for key in ACCOUNTS}
-        # It locks nobody out, so that what is counted is what the daemon allows itself.
+        # It locks no account, so that the tests count what the daemon itself allows.
         self.share = SimulatedShare(ACCOUNTS.values(), accelerated(speed), max_rejections=1000)
         self.share.fault = self._note
         stack.enter_context(self.share)
@@ -85,7 +85,7 @@ class House:
         return answer
 
     def given(self, key: str = "anna") -> set[int]:
-        """Return when the readings were taken that Share has given by now."""
+        """Return the timestamps of the readings that Share has sent so far."""
         return set(self._given[key])
 
     def config(self, *keys: str, **mqtt: Any) -> Path:
@@ -103,7 +103,7 @@ class House:
         return write_config(self._folder / "config.yaml", settings)
 
     def start(self, *keys: str) -> Process:
-        """Start a daemon with these accounts, and wait until it is online and Share was asked for each."""
+        """Start a daemon with these accounts, and wait until it is online and has polled Share for each."""
         self.subscriber.forget_all_but("reading")
         log = self._folder / "daemon.log"
         running = self._stack.enter_context(daemon(self.config(*keys), log, speed=self._speed, LATE="2"))
@@ -118,7 +118,7 @@ class House:
         assert running.wait() == 0
 
     def command(self, *words: str, accounts: tuple[str, ...] = ("anna",), **mqtt: Any) -> Said:
-        """Run one of the commands to its end."""
+        """Run one of the commands until it ends."""
         command = [sys.executable, "-m", "dexcom2mqtt", *words, "--config", str(self.config(*accounts, **mqtt))]
         environ = dict(os.environ) | {"COLUMNS": "1000"}
         return subprocess.run(
@@ -126,12 +126,12 @@ class House:
         )
 
     def status(self, key: str) -> dict[str, Any]:
-        """Return the newest status of an account that came while we listened."""
+        """Return the newest status of an account received so far."""
         found: dict[str, Any] = json.loads(self.subscriber.payloads(self.topics.of(key, "status"))[-1])
         return found
 
     def readings(self, key: str = "anna") -> list[dict[str, Any]]:
-        """Return what came on ``reading``, in order."""
+        """Return the messages on ``reading``, in order."""
         return [json.loads(payload) for payload in self.subscriber.payloads(self.topics.of(key, "reading"))]
 
     def times(self, key: str = "anna") -> Counter[int]:
@@ -142,12 +142,12 @@ class House:
         return self.times(key).total() - len(self.times(key))
 
     def counted(self, key: str = "anna") -> int:
-        """Return how many readings the broker has as counted for the statistics."""
+        """Return how many readings are counted in the retained statistics."""
         topic = self.topics.of(key, "days")
         return sum(day["n"] for day in json.loads(self.broker.held([topic])[topic])["days"])
 
     def all_came(self, *keys: str) -> None:
-        """Wait until Share gave a day and all of it was published and is history, and nothing else is on its way."""
+        """Wait until Share's day is published and in the history, and nothing more is being sent."""
         for key in keys or ("anna",):
             eventually(
                 lambda key=key: len(self.given(key)) > 240 and self.times(key).keys() >= self.given(key),  # type: ignore[misc]
@@ -162,7 +162,7 @@ class House:
         return entries >= {date for date in self.given(key) if date > max(self.given(key)) - 86_000_000}
 
     def picture(self, *keys: str) -> list[str]:
-        """Name every topic that is retained of these accounts, and of the daemon itself."""
+        """Return every topic of these accounts and of the daemon itself that is retained."""
         return [self.topics.bridge_state, self.topics.bridge_info, *self.account_topics(*keys)]
 
     def account_topics(self, *keys: str) -> list[str]:
@@ -170,7 +170,7 @@ class House:
         return [*discovery, *(self.topics.of(key, leaf) for key in keys for leaf in RETAINED)]
 
     def whole(self, *keys: str) -> dict[str, str]:
-        """Wait until the broker holds the whole picture of these accounts, all of them current; return it."""
+        """Wait until the broker has every topic of these accounts, all of them current; return them."""
 
         def held() -> dict[str, str]:
             found = self.broker.held(self.picture(*keys))
@@ -190,7 +190,7 @@ Build = Callable[..., House]
     params=[pytest.param(kind, id=kind.name, marks=pytest.mark.xdist_group(kind.name)) for kind in KINDS],
 )
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealBroker]:
-    """Run one of the brokers for all tests of it."""
+    """Run one of the brokers for all its tests."""
     kind: Kind = request.param
     if why := kind.missing():
         pytest.skip(why)
@@ -200,7 +200,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def furnish(broker: RealBroker) -> None:
-    """Let it hold what other things at home leave there, among which it has to look for ours."""
+    """Fill it with messages of other things at home, among which it must find ours."""
     with broker.subscriber("test/end") as client:
         for number in range(OTHERS):
             client.client.publish(f"zigbee/lamp_{number}", '{"state": "OFF", "brightness": 254}', qos=1, retain=True)
@@ -209,14 +209,14 @@ def furnish(broker: RealBroker) -> None:
 
 @pytest.fixture
 def house(broker: RealBroker, stack: ExitStack, tmp_path: Path) -> Build:
-    """Return what makes a house, at this speed; whatever it starts ends with the test."""
-    if not broker.running:  # a test failed before it started it again
+    """Return a function that builds a house, at this speed; whatever it starts ends with the test."""
+    if not broker.running:  # a test failed before it started the broker again
         broker.start()
     return lambda speed=SPEED: House(stack, tmp_path, broker, speed)
 
 
 def test_the_first_start_publishes_a_day_once(house: Build) -> None:
-    """All 24 hours go out once, what is current first and the rest as backfill; `online` comes last of the picture."""
+    """All 24 hours are published once, the current reading first, then backfill; `online` comes after all topics."""
     here = house()
     here.start("anna")
     heard = here.subscriber.heard
@@ -237,8 +237,8 @@ def test_the_first_start_publishes_a_day_once(house: Build) -> None:
     assert json.loads(held[here.topics.bridge_info])["protocol"] == here.broker.kind.protocol
 
 
-def test_clean_restarts_double_nothing_and_forget_nothing(house: Build) -> None:
-    """After three clean restarts no reading came twice, none is missing, and rejected sign-ins are not forgotten."""
+def test_clean_restarts_repeat_nothing_and_forget_nothing(house: Build) -> None:
+    """After three clean restarts no reading was repeated, none is missing, and rejected sign-ins are remembered."""
     here = house()
     running = here.start(*FAMILY, "cleo")
     here.all_came(*FAMILY)
@@ -248,7 +248,7 @@ def test_clean_restarts_double_nothing_and_forget_nothing(house: Build) -> None:
         here.stop(running)
         running = here.start(*FAMILY, "cleo")
         here.all_came(*FAMILY)
-        # Share tells the time anew, as exactly as its answer is fast.
+        # Share sends its time again, as precise as its answer is fast.
         held = here.status("cleo")["rejected"][: len(rejected)]
         assert held == pytest.approx(rejected, abs=SPEED)
     assert {key: here.repeats(key) for key in FAMILY} == dict.fromkeys(FAMILY, 0)
@@ -258,7 +258,7 @@ def test_clean_restarts_double_nothing_and_forget_nothing(house: Build) -> None:
 
 
 def test_a_wrong_password_across_restarts_costs_few_sign_ins(house: Build) -> None:
-    """However often the daemon is restarted, five rejected sign-ins in an hour are the most."""
+    """However often the daemon restarts, there are at most five rejected sign-ins in an hour."""
     here = house(SLOW)
     for _ in range(7):
         here.stop(here.start("cleo"))
@@ -268,7 +268,7 @@ def test_a_wrong_password_across_restarts_costs_few_sign_ins(house: Build) -> No
 
 
 def test_a_kill_repeats_at_most_a_second_and_loses_nothing(house: Build) -> None:
-    """Killed in the middle of the first day, and again when all is well, the daemon goes on from what is retained."""
+    """Killed in the middle of the first day, and again later, the daemon continues from the retained messages."""
     here = house(SLOW)
     for kills, enough in enumerate((100, 287), 1):
         running = here.start("anna")
@@ -284,7 +284,7 @@ def test_a_kill_repeats_at_most_a_second_and_loses_nothing(house: Build) -> None
 
 
 def test_a_killed_daemon_is_offline_for_everybody(house: Build) -> None:
-    """Its last will reaches those who listen and those who come later."""
+    """Its last will reaches current subscribers and later ones."""
     here = house()
     running = here.start("anna")
     running.kill()
@@ -292,9 +292,9 @@ def test_a_killed_daemon_is_offline_for_everybody(house: Build) -> None:
     assert here.broker.held([here.topics.bridge_state]) == {here.topics.bridge_state: "offline"}
 
 
-def test_what_is_no_longer_fresh_goes_by_itself(house: Build) -> None:
-    """With MQTT 5 the broker drops what a daemon that is gone cannot take back; with 3.1.1 only the will tells."""
-    here = house(60.0)  # so that a value is fresh for 15 s
+def test_stale_values_disappear_by_themselves(house: Build) -> None:
+    """With MQTT 5 the broker drops the values of a daemon that is gone; with 3.1.1 only the will says so."""
+    here = house(60.0)  # so that a value is current for 15 s
     running = here.start("anna")
     here.whole("anna")
     running.kill()
@@ -305,9 +305,9 @@ def test_what_is_no_longer_fresh_goes_by_itself(house: Build) -> None:
         assert set(here.broker.held(fresh)) == set(fresh)
 
 
-def test_what_is_asked_of_the_daemon_reaches_it(house: Build) -> None:
-    """A message on `refresh` asks Share now, and Home Assistant's birth brings discovery again."""
-    here = house(SLOW)  # so that it asks by itself only once in a minute
+def test_requests_reach_the_daemon(house: Build) -> None:
+    """A message on `refresh` causes a poll at once, and Home Assistant's birth message brings discovery again."""
+    here = house(SLOW)  # so that it polls by itself only once a minute
     here.start("anna")
     asked = here.share.count(call="read")
     here.subscriber.client.publish(here.topics.of("anna", "refresh"), "now")
@@ -317,8 +317,8 @@ def test_what_is_asked_of_the_daemon_reaches_it(house: Build) -> None:
     here.subscriber.wait_for(discovery_topic(here.prefix, here.topics, "anna"), seconds=5)
 
 
-def test_an_account_taken_out_is_cleared(house: Build) -> None:
-    """What is retained of an account that is no longer configured is gone after the next start, and nothing else is."""
+def test_a_removed_account_is_cleared(house: Build) -> None:
+    """After the next start, the messages of an account that is no longer configured are gone, and no others."""
     here = house()
     running = here.start(*FAMILY)
     here.all_came(*FAMILY)
@@ -331,8 +331,8 @@ def test_an_account_taken_out_is_cleared(house: Build) -> None:
     eventually(lambda: not here.broker.held(here.account_topics(gone)), 20, why="it is still there")
 
 
-def test_check_says_what_is_true(house: Build) -> None:
-    """Beside a running daemon all is well, of the broker it says what it is, and it leaves nothing there."""
+def test_check_reports_the_truth(house: Build) -> None:
+    """Beside a running daemon all is well; check describes the broker correctly, and leaves nothing there."""
     here = house(1.0)
     here.start("anna")
     said = here.command("check")
@@ -347,14 +347,14 @@ def test_check_says_what_is_true(house: Build) -> None:
     assert here.broker.held(tried - set(here.picture("anna"))) == {}
 
 
-def test_check_says_whether_wildcards_are_given_what_is_retained(house: Build) -> None:
-    """At a broker that hands out nothing retained for wildcards it says so, and at no other."""
+def test_check_says_whether_wildcards_get_retained_messages(house: Build) -> None:
+    """If a broker sends no retained messages for wildcards, check says so, and only then."""
     here = house(1.0)
     assert ("wildcard" in here.command("check").stdout) is not here.broker.kind.wildcards
 
 
 def test_check_says_that_the_broker_refuses_the_password(house: Build) -> None:
-    """With a wrong password for the broker it fails, and says that it is the broker's."""
+    """With a wrong password for the broker it fails, and says that the broker refused it."""
     said = house(1.0).command("check", password="wrong")
     assert said.returncode == 1
     failed = [line for line in said.stdout.splitlines() if line.startswith("FAILED")]
@@ -364,7 +364,7 @@ def test_check_says_that_the_broker_refuses_the_password(house: Build) -> None:
 
 
 def test_purge_waits_for_the_daemon_and_leaves_nothing(house: Build) -> None:
-    """It refuses while the daemon is online; then all of ours is gone, of accounts that it is not told of, too."""
+    """It refuses while the daemon is online; then all our messages are removed, also of unknown accounts."""
     here = house()
     running = here.start(*FAMILY)
     here.all_came(*FAMILY)
@@ -381,7 +381,7 @@ def test_purge_waits_for_the_daemon_and_leaves_nothing(house: Build) -> None:
 
 
 def test_a_broker_that_is_killed_under_the_daemon(house: Build) -> None:
-    """Killed and started again, it soon has the whole picture and every reading that came, whatever it kept."""
+    """After a kill and a restart it soon has all topics and every reading, whether or not it kept them."""
     here = house()
     here.start("anna")
     here.all_came()
@@ -390,7 +390,7 @@ def test_a_broker_that_is_killed_under_the_daemon(house: Build) -> None:
     here.broker.kill()
     eventually(lambda: here.given() - before, 30)
     here.broker.start()
-    eventually(here.subscriber.subscribed.is_set, 30)  # nothing is to be said to nobody
+    eventually(here.subscriber.subscribed.is_set, 30)  # otherwise messages would be sent to nobody
     here.network.allow()
     here.all_came()
     here.whole("anna")
@@ -398,7 +398,7 @@ def test_a_broker_that_is_killed_under_the_daemon(house: Build) -> None:
 
 
 def test_a_broker_and_a_daemon_that_are_stopped_and_return(house: Build) -> None:
-    """Where the broker kept what was retained, nothing comes twice; where it forgot, all of the day comes once more."""
+    """If the broker kept the retained messages, no reading is repeated; if not, the whole day is, once."""
     here = house()
     running = here.start("anna")
     here.all_came()

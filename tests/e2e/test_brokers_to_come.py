@@ -1,4 +1,4 @@
-"""The suite of brokers on the Debian to come, which has newer ones: they are what people will have in a few years."""
+"""The tests of brokers on the next Debian, which has newer ones: those that people will have in a few years."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BROKERS = ("mosquitto", "rabbitmq-server", "ejabberd", "nats-server")
 SECONDS = 900
 
 
-def test_the_brokers_of_the_debian_to_come() -> None:
-    """Each of them passes what those of this Debian pass, and Mosquitto is 2.1 or later."""
+def test_the_brokers_of_the_next_debian() -> None:
+    """Each of them passes the tests that the brokers of this Debian pass, and Mosquitto is 2.1 or later."""
     if not AEDES.exists():
         pytest.skip("aedes is not installed; .ci/run lets npm install it")
     with cloned((*BARE, "nodejs"), "forky", "sid") as debian:
         policy = debian.inside("/usr/sbin/policy-rc.d")
-        policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")  # nothing starts but what the tests start
+        policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")  # only the tests start services
         policy.chmod(0o755)
         install = (
             "env",

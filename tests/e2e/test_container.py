@@ -46,12 +46,12 @@ set -e
 [ "$(id -u)" != 0 ] || chown -R mosquitto:mosquitto /mosquitto
 exec "$@"
 """
-"""How the image of Mosquitto starts."""
+"""The entry point of Mosquitto's image."""
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Return a podman that knows the two images which are made elsewhere."""
+    """Return a podman with the two base images, which are otherwise made elsewhere."""
     needs("buildah", "podman", "setpriv", "nsenter", "ip", "git")
     if MOSQUITTO is None:
         pytest.skip("needs mosquitto")
@@ -66,7 +66,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def _make_bases(machine: Machine, folder: Path) -> None:
-    """Make both images of one Debian."""
+    """Make both images from one Debian."""
     debian = Debian(folder / "debian", "trixie", ["python3-venv", "mosquitto", "mosquitto-clients"])
     debian.run("usermod", "--uid=1883", "mosquitto")
     debian.run("groupmod", "--gid=1883", "mosquitto")
@@ -82,8 +82,8 @@ def _make_bases(machine: Machine, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of what git knows of this clone, with things next to it that must not get into an image."""
-    del machine  # where that is not possible, this need not be
+    """Return a copy of this clone's files in git, with other files beside them that must not get into an image."""
+    del machine  # first, so that a machine without it skips early
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -106,7 +106,7 @@ def image(machine: Machine, clone: Path) -> str:
 def runtime(
     machine: Machine, image: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Podman | Chroot:
-    """Return what runs containers here, and say which it is, and how large the image is."""
+    """Return what runs containers here, and print which it is, and the size of the image."""
     podman = Podman(machine)
     trouble = podman.trouble(PYTHON)
     size = machine.inspect(image)["Size"] - machine.inspect(PYTHON)["Size"]
@@ -121,7 +121,7 @@ def runtime(
 
 @dataclass
 class Services:
-    """What a daemon needs: a broker that asks for a password, the Share service, and the two passwords in files."""
+    """What a daemon needs: a broker with a password, the Share service, and the two passwords in files."""
 
     broker: Mosquitto
     share: SimulatedShare
@@ -130,14 +130,14 @@ class Services:
 
     @property
     def settings(self) -> dict[str, str]:
-        """All but the passwords, as the environment says it."""
+        """All settings but the passwords, as environment variables."""
         return {
             "DEXCOM2MQTT_ACCOUNTS__ANNA__USERNAME": ANNA.username,
             "DEXCOM2MQTT_ACCOUNTS__ANNA__SHARE_URL": self.share.base_url,
             "DEXCOM2MQTT_MQTT__HOST": "127.0.0.1",
             "DEXCOM2MQTT_MQTT__PORT": str(self.broker.port),
             "DEXCOM2MQTT_MQTT__USERNAME": "dexcom2mqtt",
-            # In this machine's network there may be other daemons, which would answer a health check by that name.
+            # This machine's network may have other daemons, which would answer a health check for that name.
             "DEXCOM2MQTT_MQTT__CLIENT_ID": self.client_id,
         }
 
@@ -148,7 +148,7 @@ class Services:
 @pytest.fixture(scope="module")
 def services(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """Start a broker and the Share service on this machine's loopback."""
-    del image  # where that is not possible, this need not be
+    del image  # first, so that a machine without it skips early
     folder = tmp_path_factory.mktemp("services")
     passwords = folder / "passwords"
     subprocess.run(["/usr/bin/mosquitto_passwd", "-c", "-b", passwords, "dexcom2mqtt", BROKERS_PASSWORD], check=True)
@@ -197,8 +197,8 @@ def _wait_for_readings(subscriber: Subscriber, container: Container | None = Non
     assert 39 <= int(subscriber.wait_for("dexcom2mqtt/anna/value").payload) <= 401
 
 
-def test_what_the_image_says(machine: Machine, image: str) -> None:
-    """It names user, command, signal and health check, and what it is, as docker reads them."""
+def test_the_images_metadata(machine: Machine, image: str) -> None:
+    """It has the user, command, signal, health check and labels in docker's form."""
     found = machine.inspect(image)
     config = found["Config"]
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("65532:65532", ["dexcom2mqtt"], ["run"])
@@ -209,8 +209,8 @@ def test_what_the_image_says(machine: Machine, image: str) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] == VERSION
 
 
-def test_what_is_in_the_image(machine: Machine, image: str) -> None:
-    """On top of Python's it has the installed daemon alone: no pip, no cache, no sources, no compiler."""
+def test_the_images_files(machine: Machine, image: str) -> None:
+    """On top of Python's image it has only the installed daemon: no pip, no cache, no sources, no compiler."""
     changed = machine.run("podman", "diff", image, PYTHON).stdout.split("\n")
     added = {line[2:] for line in changed if line.startswith("A ")}
     assert "/opt/dexcom2mqtt/bin/dexcom2mqtt" in added
@@ -219,9 +219,9 @@ def test_what_is_in_the_image(machine: Machine, image: str) -> None:
     assert [line for line in changed if line.startswith("D ")] == []
 
 
-def test_what_the_builder_gets(machine: Machine, clone: Path, image: str) -> None:
-    """No configuration, no secret, no history: a build can only copy what the package is made of."""
-    del image  # it is built first
+def test_the_builders_context(machine: Machine, clone: Path, image: str) -> None:
+    """No configuration, no secret, no history: a build can only copy the parts of the package."""
+    del image  # it must be built first
     (clone / "secrets").mkdir()
     (clone / "secrets" / "password").touch()
     (clone.parent / "All").write_text(f"FROM {PYTHON}\nCOPY . /context\n", encoding="utf-8")
@@ -234,21 +234,21 @@ def test_what_the_builder_gets(machine: Machine, clone: Path, image: str) -> Non
 
 
 def test_version(machine: Machine, runtime: Podman | Chroot, image: str) -> None:
-    """Arguments reach the command, which says its version."""
+    """Arguments reach the command, which prints its version."""
     ran = machine.run(*runtime.command(image, "--version"))
     assert (ran.stdout.strip(), ran.stderr) == (VERSION, "")
 
 
 def test_readings_arrive_with_passwords_from_secrets(daemon: Container, services: Services) -> None:
-    """With both passwords in /run/secrets, the last day is at the broker, and no password is in the log."""
+    """With both passwords in /run/secrets, the last day is published, and no password is in the log."""
     with services.subscriber() as subscriber:
         eventually(lambda: subscriber.picture().get("dexcom2mqtt/anna/history", "").count("mg_dl") > 250, 60)
     for secret in (ANNA.password, ANNA.username, BROKERS_PASSWORD):
         assert secret not in daemon.process.text()
 
 
-def test_it_has_no_rights_and_writes_nothing(daemon: Container) -> None:
-    """It runs as 65532 without a capability or a way to one, and what it could have written is as it was."""
+def test_it_has_no_privileges_and_writes_nothing(daemon: Container) -> None:
+    """It runs as 65532 without capabilities or a way to get them, and has changed no file."""
     status = dict(line.split(":\t", 1) for line in daemon.run("cat", "/proc/1/status").splitlines() if "\t" in line)
     assert status["Name"] == "dexcom2mqtt"
     assert {status["Uid"], status["Gid"]} == {"\t".join(["65532"] * 4)}
@@ -261,7 +261,7 @@ def test_it_has_no_rights_and_writes_nothing(daemon: Container) -> None:
 
 
 def test_health(daemon: Container, services: Services) -> None:
-    """It is healthy, with the broker down, too; but not when it is frozen."""
+    """It is healthy, even if the broker is down; but not when it is frozen."""
     assert daemon.healthy()
     services.broker.stop()
     eventually(lambda: "broker" in daemon.process.text().rpartition("connected to the broker")[2].lower())
@@ -276,7 +276,7 @@ def test_health(daemon: Container, services: Services) -> None:
 def test_readings_arrive_with_the_environment_alone_and_stop_ends_it(
     start: Callable[..., Container], daemon: Container, services: Services
 ) -> None:
-    """Without a file, too; and on SIGTERM it says that it is offline and ends with 0, within 2 s."""
+    """Without a file, too; on SIGTERM it publishes offline and ends with 0, within 2 s."""
     daemon.stop()
     passwords = {
         "DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": ANNA.password,
@@ -304,7 +304,7 @@ def test_a_broken_configuration_ends_it(machine: Machine, runtime: Podman | Chro
 
 
 def _documented(kind: str) -> list[str]:
-    """Return the blocks of docs/deployment.md on Docker."""
+    """Return the blocks of docs/deployment.md about Docker."""
     text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     text = text.partition("\n## With Docker\n")[2].partition("\n## ")[0]
     return re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -312,16 +312,16 @@ def _documented(kind: str) -> list[str]:
 
 def _needs_compose(machine: Machine, runtime: Podman | Chroot, network: str) -> None:
     if isinstance(runtime, Chroot):
-        pytest.skip("podman runs no container here")
+        pytest.skip("podman cannot run a container here")
     if not COMPOSE.exists():
         pytest.skip("needs podman-compose from PyPI")
     tried = machine.run("podman", "run", "--rm", f"--network={network}", PYTHON, "true", elsewhere=True, may_fail=True)
     if tried.returncode:
-        pytest.skip(f"podman makes no network for containers: {tried.stderr.strip()}")
+        pytest.skip(f"podman cannot make a network for containers: {tried.stderr.strip()}")
 
 
 def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone: Path, tmp_path: Path) -> None:
-    """The documented commands start a broker that knows its users, and a daemon that gets in; both without rights."""
+    """The documented commands start a broker with users, and a daemon that connects; both without privileges."""
     _needs_compose(machine, runtime, "bridge")
     folder = shutil.copytree(clone, tmp_path / "clone")
 
@@ -355,10 +355,10 @@ def test_compose_as_documented(machine: Machine, runtime: Podman | Chroot, clone
     run("docker", "compose", "down", "--volumes")
 
 
-def test_compose_with_a_broker_that_is_there(
+def test_compose_with_an_existing_broker(
     machine: Machine, runtime: Podman | Chroot, clone: Path, services: Services, tmp_path: Path
 ) -> None:
-    """The documented compose.override.yaml leads the daemon to a broker on this machine's loopback."""
+    """The documented compose.override.yaml makes the daemon connect to a broker on this machine's loopback."""
     _needs_compose(machine, runtime, "host")
     (override,) = (block for block in _documented("yaml") if "network_mode: host" in block)
     folder = shutil.copytree(clone, tmp_path / "clone")
@@ -366,7 +366,7 @@ def test_compose_with_a_broker_that_is_there(
     (folder / "secrets" / "dexcom2mqtt_accounts__anna__username").write_text(ANNA.username, encoding="utf-8")
     shutil.copytree(services.secrets, folder / "secrets", dirs_exist_ok=True)
     (folder / "compose.override.yaml").write_text(override, encoding="utf-8")
-    # What only this test needs: where its broker and its Share service are.
+    # Only for this test: the addresses of its broker and its Share service.
     here = {
         key: value for key, value in services.settings.items() if key.endswith(("__PORT", "__SHARE_URL", "__CLIENT_ID"))
     }

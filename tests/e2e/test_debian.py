@@ -30,12 +30,12 @@ NODE_RED = ROOT / ".node-red"
 SUITE_SECONDS = 900
 PYTHON_OF = {"bookworm": "3.11", "trixie": "3.13", "forky": "3.14", "sid": "3.14"}
 NAMED = re.compile(r"^\d+ tests: .* is not installed; (install the package [\w-]+|run npm install) ", re.MULTILINE)
-"""How a reason for skipped tests names what is missing."""
+"""The form of a skip reason that names a missing package."""
 
 
 @contextmanager
 def cloned(packages: Sequence[str], *suites: str) -> Iterator[Debian]:
-    """Make a Debian of the first of these suites that can be had today, with a fresh clone of the project in it."""
+    """Make a Debian of the first of these suites that is available today, with a fresh clone of the project in it."""
     needs()
     with tempfile.TemporaryDirectory(prefix="dexcom2mqtt-") as name:
         debian = first_of(Path(name), packages, suites)
@@ -54,12 +54,12 @@ def first_of(folder: Path, packages: Sequence[str], suites: Sequence[str]) -> De
 
 
 def in_the_clone(debian: Debian, *commands: str, seconds: float) -> str:
-    """Run lines of a shell there, with nothing in the environment but what leads to packages; return what is said."""
+    """Run shell lines there, with only the variables that packages need in the environment; return the output."""
     return debian.run("sh", "-ec", f"cd {CLONE}\n" + "\n".join(commands), seconds=seconds).stdout
 
 
 def readme_commands() -> list[str]:
-    """Return the two commands of the README, as they stand there."""
+    """Return the two commands of the README, word for word."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^```sh\n(scripts/demo.*\n)(scripts/test.*\n)```", readme, re.MULTILINE)
     assert block
@@ -68,11 +68,11 @@ def readme_commands() -> list[str]:
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_a_bare_debian_runs_the_two_commands_of_the_readme(suite: str) -> None:
-    """On Debian 12 and 13 the demo shows readings and the tests pass; what is skipped names its missing package."""
+    """On Debian 12 and 13 the demo shows readings and the tests pass; each skipped test names its missing package."""
     with cloned(BARE, suite) as debian:
         demo, test = readme_commands()
         assert f"Python {PYTHON_OF[suite]}." in debian.run("python3", "--version").stdout
-        # Word for word, but that the demo ends by itself: it would go on until Ctrl-C.
+        # Word for word, except that the demo ends by itself instead of at Ctrl-C.
         shown = in_the_clone(debian, demo.replace("scripts/demo", "scripts/demo --duration 6", 1), seconds=300)
         assert re.search(r"^dexcom2mqtt/anna/value \d+$", shown, re.MULTILINE), shown
         assert "dexcom2mqtt/bridge/state online" in shown
@@ -84,7 +84,7 @@ def test_a_bare_debian_runs_the_two_commands_of_the_readme(suite: str) -> None:
 
 
 def test_python_3_14_passes_the_suite() -> None:
-    """The whole suite passes with Python 3.14, on the Debian to come, and nothing of it is skipped."""
+    """The whole suite passes with Python 3.14, on the next Debian, and no test is skipped."""
     packages = (*BARE, "mosquitto", "mosquitto-clients", "faketime", "nodejs", "apparmor")
     with cloned(packages, "forky", "sid") as debian:
         if f"Python {PYTHON_OF['forky']}." not in (version := debian.run("python3", "--version").stdout):

@@ -1,4 +1,4 @@
-"""The blueprints in a real Home Assistant: the oldest that they are for, and the newest that could be had.
+"""The blueprints in a real Home Assistant: the oldest supported version, and the newest available.
 
 Home Assistant asks for a Python that this machine does not have, so it gets a Debian of its own. It is installed with
 the fixtures of its own tests, as they are packaged for custom integrations; these move its clock.
@@ -24,7 +24,7 @@ INSTALLED = Path("/srv/home-assistant")
 
 @dataclass(frozen=True)
 class Release:
-    """A Home Assistant: its version, its fixtures' version, what its integrations need, and a Debian for it."""
+    """A Home Assistant: its version, its fixtures' version, the requirements of its integrations, and its Debian."""
 
     version: str
     fixtures: str
@@ -61,7 +61,7 @@ EVERYWHERE = ("paho-mqtt==2.1.0", "mutagen", "ha-ffmpeg==3.2.2")
 
 @pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=lambda release: release.version.replace(".", "_"))
 def test_the_blueprints_play_through(release: Release) -> None:
-    """Every alert rings, repeats, is acknowledged, snoozed, taken back and begun again as the documentation says."""
+    """Every alert rings, repeats, is acknowledged, snoozed, withdrawn and begins again as documented."""
     needs()
     with tempfile.TemporaryDirectory(prefix="dexcom2mqtt-") as name:
         debian = Debian(Path(name), release.suite, ("python3", "python3-venv", *release.packages))

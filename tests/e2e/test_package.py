@@ -1,4 +1,4 @@
-"""The package: what is built is complete, small and typed, and works where nothing else is installed.
+"""The package: what is built is complete, small and typed, and works without anything else installed.
 
 It is built from what is in the repository, and from nothing else that lies around here.
 """
@@ -35,7 +35,7 @@ MINUTES_4: Final = 240
 
 
 def run(*command: str | Path, cwd: Path, home: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command where nothing of this checkout can be imported by chance; it has to end with this code."""
+    """Run a command that cannot import this checkout by chance; it must end with this exit code."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DEXCOM2MQTT_"))}
     ran = subprocess.run(
         list(map(str, command)),
@@ -59,7 +59,7 @@ def tracked(*paths: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy what is in the repository, as a clone has it."""
+    """Copy the files in the repository, as a clone has them."""
     folder = tmp_path_factory.mktemp("clone")
     for path in tracked():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Built:
-    """What was built: the sdist, the wheel from the sdist, and the wheel straight from the clone."""
+    """The built files: the sdist, the wheel from the sdist, and the wheel made directly from the clone."""
 
     sdist: Path
     wheel: Path
@@ -78,7 +78,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Build all of it with a front end of its own."""
+    """Build everything with a build front end."""
     folder = tmp_path_factory.mktemp("built")
     python = make_venv(folder / "venv")
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "build", cwd=folder)
@@ -98,7 +98,7 @@ def make_venv(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel, without an extra, where there is nothing else; return the folder of its commands."""
+    """Install the wheel, without extras, into an empty environment; return the folder of its commands."""
     folder = tmp_path_factory.mktemp("installed")
     python = make_venv(folder)
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", built.wheel, cwd=folder)
@@ -108,8 +108,8 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is in it -----------------------------------------------------------------------------------------
 
 
-def test_wheel_has_the_package_and_nothing_else(built: Built) -> None:
-    """The wheel has every file of the package, the mark of its types, the licence, and no test or bench."""
+def test_wheel_has_only_the_package(built: Built) -> None:
+    """The wheel has every file of the package, the marker for types, the licence, and no test or bench."""
     names = {name for name in zipfile.ZipFile(built.wheel).namelist() if not name.endswith("/")}
     info = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
     assert names - info == set(tracked("dexcom2mqtt"))
@@ -120,7 +120,7 @@ def test_wheel_has_the_package_and_nothing_else(built: Built) -> None:
 
 
 def test_sdist_has_what_is_needed_and_nothing_private(built: Built) -> None:
-    """The sdist has the repository's files but for the automation, and none that is not in the repository."""
+    """The sdist has the repository's files except for the automation, and no others."""
     with tarfile.open(built.sdist) as sdist:
         names = {member.name.removeprefix(f"{NAME}/") for member in sdist.getmembers() if member.isfile()}
     assert names - set(tracked()) == {"PKG-INFO"}
@@ -135,7 +135,7 @@ def test_sdist_builds_the_same_wheel(built: Built) -> None:
 
 
 def test_metadata_says_what_the_project_says(built: Built) -> None:
-    """Version, Python, licence, extras and description are those of pyproject.toml and the README, and no URL."""
+    """Version, Python, licence, extras and description match pyproject.toml and the README, and there is no URL."""
     metadata = Parser().parsestr(zipfile.ZipFile(built.wheel).read(f"{NAME}.dist-info/METADATA").decode())
     assert (metadata["Name"], metadata["Version"]) == ("dexcom2mqtt", VERSION)
     assert metadata["Requires-Python"] == PROJECT["requires-python"]
@@ -145,8 +145,8 @@ def test_metadata_says_what_the_project_says(built: Built) -> None:
     assert metadata.get_all("Project-URL") is None
 
 
-def test_version_stands_in_one_place() -> None:
-    """The version is static, and written down in pyproject.toml alone; the changelog begins with what is next."""
+def test_version_is_in_one_place() -> None:
+    """The version is static and only in pyproject.toml; the changelog begins with the next version."""
     assert "dynamic" not in PROJECT
     code = [path for path in tracked("dexcom2mqtt", "systemd", "Dockerfile", "scripts") if path.count(".")]
     assert [path for path in code if VERSION in (ROOT / path).read_text(encoding="utf-8")] == []
@@ -158,7 +158,7 @@ def test_version_stands_in_one_place() -> None:
 
 
 def test_it_runs_without_extras(installed: Path, tmp_path: Path) -> None:
-    """The command tells its version and its schema, also as a module; the demo names the extra that it needs."""
+    """The command prints its version and its schema, also as a module; the demo names the extra that it needs."""
     assert run(installed / "dexcom2mqtt", "--version", cwd=tmp_path).stdout == f"{VERSION}\n"
     assert run(installed / "python", "-m", "dexcom2mqtt", "--version", cwd=tmp_path).stdout == f"{VERSION}\n"
     assert json.loads(run(installed / "dexcom2mqtt", "schema", cwd=tmp_path).stdout)["properties"]["accounts"]
@@ -169,7 +169,7 @@ def test_it_runs_without_extras(installed: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_typed(installed: Path, tmp_path: Path) -> None:
-    """A type checker knows the types of the library where it is installed."""
+    """A type checker finds the types of the installed library."""
     (tmp_path / "uses.py").write_text(
         "from dexcom2mqtt.share import ShareClient\n"
         'client = ShareClient(username="anna", password="password")\n'
@@ -192,7 +192,7 @@ def test_the_demo_runs_with_its_extra(installed: Path, clone: Path, tmp_path: Pa
 
 
 def test_the_documents_install_it_without_root(clone: Path, tmp_path: Path) -> None:
-    """The documented commands, in a clone and as they stand, install a command that tells its version."""
+    """The documented commands, word for word in a clone, install a command that prints its version."""
     (block,) = [block for block in blocks_of("docs/deployment.md") if block.reason == ("e2e", "package")]
     assert run("sh", "-euc", block.text, cwd=clone, home=tmp_path).stdout.endswith(f"\n{VERSION}\n")
     assert (tmp_path / "dexcom2mqtt-venv" / "bin" / "dexcom2mqtt").exists()
