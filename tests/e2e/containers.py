@@ -1,6 +1,6 @@
-"""podman in place of docker, apart from whatever else this machine has of it.
+"""podman in place of docker, separate from any other podman on this machine.
 
-It has a storage of its own, and lives with all that it starts in namespaces that end with the tests, however these end.
+It has its own storage, and runs with everything it starts in namespaces that end with the tests, however these end.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class Machine:
 
 
 def make_python(machine: Machine, debian: Debian) -> None:
-    """Make Python's image of a Debian that has python3-venv.
+    """Make Python's image from a Debian that has python3-venv.
 
-    pip in there finds its index as here; our Dockerfiles know nothing of that.
+    pip in it uses the same package index as here, without a word of that in our Dockerfiles.
     """
     debian.inside("/usr/local/bin/python").symlink_to("/usr/bin/python3")
     settings = [

@@ -1,7 +1,6 @@
-"""A Debian in a folder, made by debootstrap from where this machine has its packages, and entered by chroot.
+"""A Debian in a folder, made by debootstrap from this machine's mirror, and entered by chroot.
 
-What is not possible on a machine is skipped with the reason, for the verdict of `.ci/run`. What fails although it is
-possible is a failure.
+A test that is not possible on a machine is skipped with the reason, for the verdict of `.ci/run`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--for
 class Debian:
     """A small Debian in ``folder``.
 
-    ``arch`` is Debian's word for it, by default this machine's; ``environ`` is what every command in there gets.
+    ``arch`` is Debian's name of the architecture, by default this machine's; every command in it gets ``environ``.
     """
 
     def __init__(

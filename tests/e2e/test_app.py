@@ -1,7 +1,7 @@
 """Home Assistant's app: its image built from the written folder alone, and run as the Supervisor runs it.
 
-That is with docker-init as the first process (which is tini), a folder at /data, memory at /dev/shm, the Supervisor by
-its name, and the usual capabilities of docker.
+The first process is docker-init (tini); it has a folder at /data, memory at /dev/shm, the Supervisor under its name,
+and docker's usual capabilities.
 """
 
 from __future__ import annotations
@@ -275,9 +275,9 @@ print(connection.getresponse().status)
 
 
 def test_the_page(machine: Machine, start: Start, tmp_path: Path) -> None:
-    """At the Supervisor's own address ingress gets it without a token; others get nothing there, and need one at 8017.
+    """At its own address ingress gets the page without a token; others get nothing there, and need one at 8017.
 
-    This runs in a network that has nobody else in it: who asks at an address of this machine comes from there, too.
+    This runs in a separate network: a client that asks at an address of this machine has that address, too.
     """
 
     def ask(address: str, port: int, path: str, *stranger: str) -> str:

@@ -1,7 +1,7 @@
 """The built wheel in Debian for the processors of Raspberry Pis, emulated by QEMU: arm64, ARMv7, and ARMv6.
 
-Debian 12 has the oldest Python that is enough, and with it an old pip and an old libc: a wheel that is missing for
-one of these is missing here first. Raspberry Pi OS 12 is made of it, but for ARMv6: there it is Raspbian. Here that is
+Debian 12 has the oldest supported Python, with an old pip and an old libc: a wheel that does not exist for one of these
+is missing here first. Raspberry Pi OS 12 is based on it, except on ARMv6, where it is based on Raspbian. Here ARMv6 is
 Debian's armel, on the processor of the Pi 1, Zero and Zero W (ARM1176).
 """
 

@@ -1,8 +1,8 @@
 """The daemon and its commands with brokers of several makers: all must behave the same.
 
 Each broker is the real one, with a user and a password; Share is simulated, and its clock and the daemon's run faster
-where a test says so. Each test has a base topic and a discovery prefix of its own, so that one broker serves them all.
-docs/brokers.md says what came of it.
+if a test says so. Each test has its own base topic and discovery prefix, so that one broker serves them all.
+docs/brokers.md has the results.
 """
 
 from __future__ import annotations

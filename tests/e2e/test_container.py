@@ -1,6 +1,6 @@
 """The container image and compose.yaml: built and run as the documents say, with podman in place of docker.
 
-The images they are made from, Python's and Mosquitto's, are a Debian with those programs under the same names.
+Their base images, Python's and Mosquitto's, are replaced by a Debian with those programs under the same names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a newcomer does first, on Debian's systems of today and tomorrow, and on their Pythons.
+"""The first steps of a newcomer, on today's and the next Debian, and with their Pythons.
 
-The two commands of the README, word for word, in a clone on a Debian that has nothing but what the README asks for; and
-the whole suite on a Python that this machine does not have.
+The two commands of the README, word for word, in a clone on a Debian with only the packages that the README names; and
+the whole suite with a Python that this machine does not have.
 """
 
 from __future__ import annotations

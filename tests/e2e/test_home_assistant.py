@@ -1,7 +1,7 @@
 """The blueprints in a real Home Assistant: the oldest supported version, and the newest available.
 
-Home Assistant asks for a Python that this machine does not have, so it gets a Debian of its own. It is installed with
-the fixtures of its own tests, as they are packaged for custom integrations; these move its clock.
+Home Assistant needs a Python that this machine does not have, so it gets its own Debian. It is installed with the
+fixtures of its own tests, as they are packaged for custom integrations; these move its clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The package: what is built is complete, small and typed, and works without anything else installed.
 
-It is built from what is in the repository, and from nothing else that lies around here.
+It is built only from the files in the repository, not from other files in this folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The page in a real browser, before the real daemon: what is shown, what goes when it is old, and for whom it works.
+"""The page of the real daemon in a real browser: what it shows, what it removes in time, and for whom it works.
 
-Chromium alone would not notice what older browsers lack: so linters hold the page against Safari 12 and Chrome 70.
+Chromium would not notice what older browsers lack, so linters check the page for Safari 12 and Chrome 70.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLOCKS: Final = """
     performance.now = () => steady() + window.turned.steady;
 })()
 """
-"""Lets a test turn the browser's two clocks, as a sleeping tablet and a time server do."""
+"""Lets a test change the browser's two clocks, as when a tablet sleeps or a time server corrects it."""
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +56,9 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("chromium is not installed; install the package chromium to run them")
     try:
-        from playwright.sync_api import sync_playwright  # noqa: PLC0415  # it is an extra, and large
+        from playwright.sync_api import sync_playwright  # noqa: PLC0415  # an extra, and large
     except ImportError:
-        pytest.skip("playwright is not there; install the extra page to run them")
+        pytest.skip("playwright is not installed; install the extra page to run them")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -73,7 +73,7 @@ def home(stack: ExitStack, mosquitto: Mosquitto, tmp_path: Path) -> Household:
 
 @pytest.fixture
 def visit(browser: Browser, stack: ExitStack) -> Callable[..., Page]:
-    """Open a page, in a browser without a past; whatever it complains about fails the test."""
+    """Open a page in a browser without history; whatever it complains about fails the test."""
 
     def visit(url: str, size: tuple[int, int] = (1024, 768), script: str = "", **options: Any) -> Page:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
@@ -81,7 +81,7 @@ def visit(browser: Browser, stack: ExitStack) -> Callable[..., Page]:
         if script:
             context.add_init_script(script)
         page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(error))  # noqa: PLW0108  # it takes no builtin
+        page.on("pageerror", lambda error: complaints.append(error))  # noqa: PLW0108  # it accepts no builtin
         page.on("console", lambda message: complaints.append(message.text) if "Refused" in message.text else None)
         page.goto(url)
         return page
@@ -96,7 +96,7 @@ def _must_be_empty(complaints: list[object]) -> None:
 
 
 def text(page: Page, what: str, key: str = "anna") -> str:
-    """Return a text of an account's card: of its number, word, delta, age, what is wrong, and so on."""
+    """Return a text of an account's card: its number, word, delta, age, problem, and so on."""
     found = page.locator(f"section[aria-labelledby=name-{key}] .{what}")
     return found.inner_text() if found.count() and found.is_visible() else ""
 
@@ -106,7 +106,7 @@ def shows(page: Page, number: str, key: str = "anna") -> bool:
 
 
 def wait_until(page: Page, number: str, seconds: float) -> float:
-    """Wait until that number is there; return when, or fail after so many seconds, whatever else the machine does."""
+    """Wait until the page shows that number; return the time, or fail after so many seconds."""
     until = time.monotonic() + seconds
     while not shows(page, number):
         assert time.monotonic() < until, text(page, "number")
@@ -121,7 +121,7 @@ NOTHING: Final = "\u2014"
 
 
 def test_a_value_appears_and_changes_within_seconds(home: Household, visit: Callable[..., Page]) -> None:
-    """What is new at the broker is on the page within 5 s, spoken for those who do not see it."""
+    """What the broker gets is on the page within 5 s, and is spoken for those who cannot see it."""
     home.add(310, 100)
     subscriber = home.subscribe()
     port, _ = home.serve()
@@ -130,7 +130,7 @@ def test_a_value_appears_and_changes_within_seconds(home: Household, visit: Call
     assert (text(page, "word"), text(page, "age")) == ("in range", "5 min ago")
     spoken = page.locator("[aria-live=polite]")
     assert spoken.inner_text().startswith("Anna: 100 mg/dL, steady, in range")
-    time.sleep(31)  # so long is left between two refreshes
+    time.sleep(31)  # the time between two refreshes
     home.add(0, 64, "SingleDown")
     refresh(subscriber)
     there = subscriber.wait_for("dexcom2mqtt/anna/value", "64").at
@@ -154,7 +154,7 @@ def test_a_value_appears_and_changes_within_seconds(home: Household, visit: Call
 def test_a_range_is_a_word_and_a_colour(
     home: Household, visit: Callable[..., Page], value: int, number: str, word: str
 ) -> None:
-    """Who cannot tell the colours reads it; and what is beyond the sensor is no number."""
+    """People who cannot distinguish colours read a word; a value beyond the sensor's range is not a number."""
     home.add(10, value)
     port, _ = home.serve()
     page = visit(f"http://127.0.0.1:{port}/?account=anna")
@@ -166,7 +166,7 @@ def test_a_range_is_a_word_and_a_colour(
 
 
 def test_several_people_and_one(home: Household, visit: Callable[..., Page]) -> None:
-    """All stand side by side; ?account= and an account's own address show one, and an unknown one is told."""
+    """All are side by side; ?account= and an account's own address show one; an unknown one is reported."""
     home.add(10, 100)
     home.add(10, 200, who=BEN)
     port, _ = home.serve()
@@ -182,7 +182,7 @@ def test_several_people_and_one(home: Household, visit: Callable[..., Page]) -> 
     assert page.url.endswith("/?account=ben")
     for url in (f"http://127.0.0.1:{port}/ben", f"http://127.0.0.1:{port}/ben/"):
         page = visit(url)
-        eventually(lambda page=page: shows(page, "200", "ben"))  # type: ignore[misc]  # each page in its turn
+        eventually(lambda page=page: shows(page, "200", "ben"))  # type: ignore[misc]  # each page in turn
         assert page.locator("section").count() == 1
     page = visit(f"http://127.0.0.1:{port}/?account=cleo")
     eventually(
@@ -191,7 +191,7 @@ def test_several_people_and_one(home: Household, visit: Callable[..., Page]) -> 
 
 
 def test_the_day_is_a_chart_with_gaps(home: Household, visit: Callable[..., Page]) -> None:
-    """Bands for the ranges, a line that breaks where readings are missing, and the time in each range in words."""
+    """Bands for the ranges, a line that breaks if readings are missing, and the time in each range in words."""
     for minutes in range(0, 300, 5):
         if not 100 <= minutes <= 160:
             home.add(minutes * 60 + 20, 200 if minutes > 200 else 100)
@@ -205,7 +205,7 @@ def test_the_day_is_a_chart_with_gaps(home: Household, visit: Callable[..., Page
     assert name == "The last 24 hours: from 100 to 200 mg/dL"
 
 
-def test_what_is_wrong_is_told(home: Household, visit: Callable[..., Page]) -> None:
+def test_problems_are_shown(home: Household, visit: Callable[..., Page]) -> None:
     """Without a reading the page says so, and what to do, in the words of the status."""
     port, _ = home.serve()
     page = visit(f"http://127.0.0.1:{port}/?account=anna")
@@ -215,7 +215,7 @@ def test_what_is_wrong_is_told(home: Household, visit: Callable[..., Page]) -> N
 
 
 def test_a_token_is_passed_on(home: Household, visit: Callable[..., Page]) -> None:
-    """With the token in its address the page works, links keep it, and it is in no request's address."""
+    """With the token in its address the page works, links keep it, and the address of no request contains it."""
     home.add(10, 100)
     port, _ = home.serve(token=TOKEN)
     page = visit(f"http://127.0.0.1:{port}/?token={TOKEN}")
@@ -229,7 +229,7 @@ def test_a_token_is_passed_on(home: Household, visit: Callable[..., Page]) -> No
 
 
 def test_it_works_below_a_path(home: Household, visit: Callable[..., Page]) -> None:
-    """A proxy may put a path in front of all: the page asks for nothing beside it, and for nothing from elsewhere."""
+    """A proxy may serve all below a path: the page loads everything from there, and nothing from elsewhere."""
     home.add(10, 100)
     port, _ = home.serve()
     asked: list[str] = []
@@ -248,8 +248,8 @@ def test_it_works_below_a_path(home: Household, visit: Callable[..., Page]) -> N
     }
 
 
-def test_an_answer_without_the_daemons_clock_counts_for_nothing(home: Household, visit: Callable[..., Page]) -> None:
-    """Where something on the way takes it out, nobody can say how old a value is, and so none is shown."""
+def test_an_answer_without_the_daemons_clock_does_not_count(home: Household, visit: Callable[..., Page]) -> None:
+    """If something on the way removes the clock, nobody knows the age of a value, so the page shows none."""
     home.add(10, 100)
     port, _ = home.serve()
     page = visit("about:blank")
@@ -269,8 +269,8 @@ def test_an_answer_without_the_daemons_clock_counts_for_nothing(home: Household,
 
 
 @pytest.mark.parametrize("what", ["frozen", "killed", "offline", "well"])
-def test_a_value_goes_when_it_is_old(home: Household, visit: Callable[..., Page], what: str) -> None:
-    """With the daemon frozen or dead, or the network gone, it is away within 15 s of when it is no longer current."""
+def test_a_stale_value_disappears(home: Household, visit: Callable[..., Page], what: str) -> None:
+    """If the daemon is frozen or dead, or the network down, a value disappears 15 s after it stops being current."""
     home.add(900 - 25, 100)
     port, process = home.serve()
     page = visit(f"http://127.0.0.1:{port}/?account=anna")
@@ -299,10 +299,10 @@ def test_a_value_goes_when_it_is_old(home: Household, visit: Callable[..., Page]
 @pytest.mark.parametrize(
     ("turned", "stays"),
     [
-        ({"wall": 3600e3, "steady": 0.0}, False),  # it slept for an hour, and so did the clock that never jumps
-        ({"wall": 3600e3, "steady": 3600e3}, False),  # it slept for an hour, and that clock did not
-        ({"wall": -3600e3, "steady": 0.0}, False),  # its clock was set back, and nobody knows whether it slept
-        ({"wall": 1000.0, "steady": 0.0}, True),  # its clock was set right, a little
+        ({"wall": 3600e3, "steady": 0.0}, False),  # it slept for an hour, and so did the monotonic clock
+        ({"wall": 3600e3, "steady": 3600e3}, False),  # it slept for an hour, and the monotonic clock did not
+        ({"wall": -3600e3, "steady": 0.0}, False),  # its clock was set back, and it may have slept
+        ({"wall": 1000.0, "steady": 0.0}, True),  # its clock was corrected a little
         ({"wall": -1000.0, "steady": 0.0}, True),
         ({"wall": 60e3, "steady": 60e3}, True),  # it slept for a minute
     ],
@@ -310,7 +310,7 @@ def test_a_value_goes_when_it_is_old(home: Household, visit: Callable[..., Page]
 def test_a_tablet_that_slept(
     home: Household, visit: Callable[..., Page], turned: dict[str, float], *, stays: bool
 ) -> None:
-    """Before it has heard from the daemon again, it shows nothing that may be old; then it shows what is."""
+    """Until it has heard from the daemon again, it shows nothing that may be old; then it shows the current value."""
     home.add(10, 100)
     port, _ = home.serve()
     page = visit(f"http://127.0.0.1:{port}/?account=anna", script=CLOCKS)
@@ -325,7 +325,7 @@ def test_a_tablet_that_slept(
 
 
 def test_a_daemon_that_comes_back(home: Household, visit: Callable[..., Page]) -> None:
-    """The page finds it by itself, and takes no answer for known that another process gave."""
+    """The page finds it again by itself, and does not mistake another process's answer for a known one."""
     home.add(400, 100)
     home.add(100, 110)
     port, process = home.serve()
@@ -345,11 +345,11 @@ def test_a_daemon_that_comes_back(home: Household, visit: Callable[..., Page]) -
 def test_it_fits_and_everybody_can_read_it(
     home: Household, visit: Callable[..., Page], screen: str, tmp_path: Path, *, well: bool
 ) -> None:
-    """From 320 pixels to 4k, light and dark: nothing sticks out, the value is large, and axe-core finds no fault."""
+    """From 320 pixels to 4k, light and dark: everything fits, the value is large, and axe-core finds no fault."""
     width, height, scheme = SCREENS[screen]
     axe = TOOLS / "node_modules" / "axe-core" / "axe.min.js"
     if not axe.exists():
-        pytest.skip("axe-core is not there; .ci/run puts it into .page-tools")
+        pytest.skip("axe-core is not installed; .ci/run puts it into .page-tools")
     for minutes in range(0, 1400, 5):
         home.add(minutes * 60 + (20 if well else 1000), 100 + minutes % 130, "FortyFiveUp")
     home.add(15, 62, who=BEN)
@@ -361,7 +361,7 @@ def test_it_fits_and_everybody_can_read_it(
     assert number
     assert number["height"] > min(width, height) * 0.18
     page.screenshot(path=str(tmp_path / "page.png"))
-    if not well:  # with everything that can be wrong at once
+    if not well:  # with all possible problems at once
         page.context.set_offline(True)
         page.locator("#banner").wait_for(timeout=40_000)
     page.add_script_tag(path=str(axe))
@@ -371,8 +371,8 @@ def test_it_fits_and_everybody_can_read_it(
     assert page.evaluate("() => document.activeElement.textContent") == "Anna"
 
 
-def test_it_is_small_and_whole() -> None:
-    """One file below 60 kB, with one script and one style, and no address in it that leads elsewhere."""
+def test_it_is_small_and_complete() -> None:
+    """One file below 60 kB, with one script and one style, and no address of another site."""
     page = PAGE.read_text(encoding="utf-8")
     assert len(page.encode()) < 60_000
     assert re.findall(r"(?:https?:)?//[a-z][\w.]+", page.replace("http://www.w3.org/2000/svg", "")) == []
@@ -380,7 +380,7 @@ def test_it_is_small_and_whole() -> None:
     assert not re.search(r" (?:on\w+|style)=\"", page)
 
 
-def test_old_browsers_know_all_that_is_used() -> None:
+def test_old_browsers_support_everything_used() -> None:
     """Script and style use nothing that Safari 12 or Chrome 70 lacks."""
     page = PAGE.read_text(encoding="utf-8")
     (script,), (style,) = (re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
@@ -401,8 +401,8 @@ def test_old_browsers_know_all_that_is_used() -> None:
         ("x.css", "a { aspect-ratio: 1; }", "aspect-ratio"),
     ],
 )
-def test_what_old_browsers_lack_is_found(name: str, line: str, word: str) -> None:
-    """The linters find what they are there for."""
+def test_the_linters_find_what_old_browsers_lack(name: str, line: str, word: str) -> None:
+    """The linters find such faults."""
     assert word in lint(name, f"{line}\n")
 
 
@@ -428,7 +428,7 @@ STYLELINT: Final = {
             True,
             {
                 "browsers": ["safari 12", "ios_saf 12.0-12.1", "chrome 70"],
-                # Without the first it stays dark; of the second only what all know is used.
+                # Without the first it stays dark; it uses only those parts of the second that all browsers have.
                 "ignore": ["prefers-color-scheme", "css-overflow"],
             },
         ],
@@ -440,9 +440,9 @@ STYLELINT: Final = {
 def lint(name: str, content: str) -> str:
     """Return what the linter for such a file finds in it."""
     if not (TOOLS / "node_modules" / "eslint").exists():
-        pytest.skip("eslint is not there; .ci/run puts it into .page-tools")
+        pytest.skip("eslint is not installed; .ci/run puts it into .page-tools")
     command = ["eslint", name] if name.endswith(".js") else ["stylelint", "--config", "stylelint.json", name]
-    with TemporaryDirectory(dir=TOOLS) as path:  # from there they find their plug-ins
+    with TemporaryDirectory(dir=TOOLS) as path:  # so that they find their plug-ins
         folder = Path(path)
         (folder / name).write_text(content, encoding="utf-8")
         (folder / "eslint.config.mjs").write_text(ESLINT, encoding="utf-8")

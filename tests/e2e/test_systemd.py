@@ -1,4 +1,4 @@
-"""The service as the README installs it, in a Debian that systemd boots, with a broker and a Share on loopback."""
+"""The service as the README installs it, in a Debian booted by systemd, with a broker and a Share on loopback."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ UNIT = "/etc/systemd/system/dexcom2mqtt.service"
 DROP_INS = "/run/systemd/system/dexcom2mqtt.service.d"
 PROGRAM = "/opt/dexcom2mqtt/bin/dexcom2mqtt"
 SOON = "[Service]\nRestartSec=1\nWatchdogSec=5\n"
-"""What the service's 30 s and 3 min are while a test waits for them; that they are so is a test of its own."""
+"""Shorter times than the service's 30 s and 3 min, for tests that wait for them; another test checks the originals."""
 STATUS = re.compile(r"^anna: (\d+) mg/dL [↑↗→↘↓]+ \d min ago, next poll \d\d:\d\d:\d\d$")
 
 
 class Booted(Debian):
-    """A Debian that systemd boots. It has this machine's network, and ends with the tests, however those end."""
+    """A Debian booted by systemd. It has this machine's network, and ends with the tests, however those end."""
 
     def boot(self, log: Path, *options: str) -> None:
-        # Where these tests end, unshare is killed, and with it whatever runs in its namespace. nspawn alone, when it
-        # is killed, leaves its container running.
+        # When these tests end, unshare is killed, and with it everything in its namespace. If only nspawn is killed, it
+        # leaves its container running.
         nspawn = ("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe")
         self._unshare = Process([*APART, *nspawn, *options, "--boot", "-D", self.folder], log)
         try:
@@ -55,26 +55,26 @@ class Booted(Debian):
         return asked is not None and asked.stdout.strip() in {"running", "degraded"}
 
     def _leader(self) -> str:
-        """Return the process that systemd is, in this machine's numbers, or nothing."""
+        """Return the process id of its systemd on this machine, or nothing."""
         nspawn = _child(str(self._unshare.pid))
         return nspawn and _child(nspawn)
 
     def entering(self) -> list[str]:
-        """Return what enters it, as one of its own processes."""
+        """Return the prefix that runs a command in it, as one of its own processes."""
         return ["nsenter", "--all", f"--target={self._leader()}"]
 
     def end(self) -> None:
-        """End all that runs in it."""
+        """End everything that runs in it."""
         systemd = Path("/proc", self._leader(), "exe")
         self._unshare.kill()
         eventually(lambda: not systemd.exists())
 
     def write(self, path: str, text: str) -> None:
-        """Write a file that root alone can read."""
+        """Write a file that only root can read."""
         self.run("install", "-D", "--mode=600", "/dev/stdin", path, given=text)
 
     def person(self, commands: str) -> None:
-        """Let a person type that in a copy of the repository: one who has to say sudo."""
+        """Run a line as a person with sudo would, in a copy of the repository."""
         self.run("runuser", "-u", "pi", "--", "sh", "-euc", f"cd /home/pi/dexcom2mqtt\n{commands}")
 
     def systemctl(self, *arguments: str, may_fail: bool = False) -> str:
@@ -85,8 +85,8 @@ class Booted(Debian):
         return self.systemctl("show", "--value", f"--property={key}", "dexcom2mqtt")
 
     def configure(self, settings: dict[str, Any], drop_in: str = "") -> None:
-        """Let the service have this configuration and this drop-in when it is started."""
-        self.run("tee", CONFIG, given=yaml.safe_dump(settings))  # its rights remain
+        """Set the configuration and the drop-in for the next start of the service."""
+        self.run("tee", CONFIG, given=yaml.safe_dump(settings))  # its permissions stay the same
         self.write(f"{DROP_INS}/test.conf", drop_in)
         self.systemctl("daemon-reload")
 
@@ -95,7 +95,7 @@ class Booted(Debian):
         self.systemctl("kill", "--kill-whom=main", f"--signal={name}", "dexcom2mqtt")
 
     def journal(self, since: float = 0) -> str:
-        """Return what the journal has since then, everything that is kept of a line."""
+        """Return the journal since then, with all fields of each entry."""
         return self.run("journalctl", "--no-pager", "--output=verbose", "--all", f"--since=@{since:.3f}").stdout
 
     def healthcheck(self) -> tuple[int, str]:
@@ -111,14 +111,14 @@ def _child(process: str) -> str:
 
 
 def blocks(file: str, heading: str) -> list[str]:
-    """Return the blocks of shell commands and of lines for a unit below a heading."""
+    """Return the blocks of shell commands and of unit lines below a heading."""
     section = (ROOT / file).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```(?:sh|ini)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
-    """Return a broker that lets everybody in."""
+    """Return a broker that accepts every client."""
     needs("mosquitto", "mosquitto_passwd", "systemd-nspawn", "nsenter", "setpriv")
     mosquitto = Mosquitto(tmp_path_factory.mktemp("mosquitto"))
     yield mosquitto
@@ -132,7 +132,7 @@ def share() -> Iterator[SimulatedShare]:
 
 
 def settings(share: SimulatedShare, broker: Mosquitto) -> dict[str, Any]:
-    """Return a good configuration. Its client id is no other daemon's of this network."""
+    """Return a valid configuration. No other daemon on this network has its client id."""
     anna = {"username": ANNA.username, "password": ANNA.password, "share_url": share.base_url}
     mqtt = {"host": "127.0.0.1", "port": broker.port, "client_id": f"e2e-{broker.port}"}
     return {"accounts": {"anna": anna}, "mqtt": mqtt}
@@ -140,13 +140,13 @@ def settings(share: SimulatedShare, broker: Mosquitto) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    """Return a booted Debian in which somebody has typed the commands of the README."""
+    """Return a booted Debian after somebody has typed the README's commands."""
     folder = tmp_path_factory.mktemp("debian")
     debian = Booted(folder / "root", "bookworm", PACKAGES)
     try:
         debian.boot(folder / "log")
         debian.run("useradd", "--create-home", "pi")
-        # The environment leads to the package index; a Raspberry Pi needs nothing in it.
+        # The environment contains the address of the package index; a Raspberry Pi needs none.
         debian.write("/etc/sudoers.d/pi", "pi ALL=(ALL) NOPASSWD: ALL\nDefaults !env_reset\n")
         for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]:
             copied = debian.inside(f"/home/pi/dexcom2mqtt/{name}")
@@ -155,8 +155,8 @@ def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest
         debian.run("chown", "-R", "pi:", "/home/pi")
         install, check, _, service = blocks("README.md", "### Raspberry Pi")
         packages, clone, *rest = install.splitlines()
-        assert set(packages.split()[3:]) & set(PACKAGES)  # it is not asked again
-        assert clone.startswith("git clone ADDRESS dexcom2mqtt ")  # it is there already
+        assert set(packages.split()[3:]) & set(PACKAGES)  # it does not ask again
+        assert clone.startswith("git clone ADDRESS dexcom2mqtt ")  # the clone exists already
         debian.run("install", "-o", "pi", "/dev/stdin", PI_CONFIG, given=yaml.safe_dump(settings(share, broker)))
         debian.person("\n".join(["cd ..", *rest, check]))
         debian.person(service)
@@ -168,7 +168,7 @@ def installed(broker: Mosquitto, share: SimulatedShare, tmp_path_factory: pytest
 
 @pytest.fixture
 def start(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> Iterator[Callable[..., Booted]]:
-    """Start the service anew, with a drop-in perhaps, and return once it is ready."""
+    """Restart the service, with a drop-in if given, and return once it is ready."""
 
     def start(drop_in: str = "", **changed: Any) -> Booted:
         installed.systemctl("stop", "dexcom2mqtt")
@@ -187,8 +187,8 @@ def restarted(debian: Booted, killed: str) -> bool:
     return debian.shown("MainPID") not in {"0", killed} and debian.shown("ActiveState") == "active"
 
 
-def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) -> None:
-    """After them it is active, and will be after a boot; its status line tells the reading that the broker has."""
+def test_the_readmes_commands_start_it(installed: Booted, broker: Mosquitto) -> None:
+    """After them it is active, also after a boot; its status line shows the reading that the broker has."""
     assert installed.systemctl("is-enabled", "dexcom2mqtt") == "enabled"
     assert installed.systemctl("is-active", "dexcom2mqtt") == "active"
     with Subscriber(broker.port) as subscriber:
@@ -198,10 +198,10 @@ def test_the_readmes_commands_make_it_run(installed: Booted, broker: Mosquitto) 
     assert told == [value]
 
 
-def test_the_unit_keeps_its_word(
+def test_the_units_settings(
     installed: Booted, share: SimulatedShare, broker: Mosquitto, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What others rely on is in the unit, and systemd finds nothing wrong with it."""
+    """The unit has everything that others rely on, and systemd finds nothing wrong with it."""
     installed.configure(settings(share, broker))  # without any drop-in
     promised = {
         "Type": "notify",
@@ -217,17 +217,17 @@ def test_the_unit_keeps_its_word(
     exposure = re.search(r"Overall exposure level for dexcom2mqtt.service: ([\d.]+)", security)
     assert exposure, security
     with capsys.disabled():
-        print(exposure.group())  # noqa: T201  # how near it is
+        print(exposure.group())  # noqa: T201  # how close to the limit it is
     assert float(exposure.group(1)) <= 1.2
 
 
-def test_it_has_no_rights(start: Callable[..., Booted]) -> None:
-    """Its user exists only now, can do nothing, and cannot read the configuration but as systemd hands it over."""
+def test_it_has_no_privileges(start: Callable[..., Booted]) -> None:
+    """Its user exists only while it runs, can do nothing, and cannot read the configuration except from systemd."""
     debian = start()
     pid = debian.shown("MainPID")
     status = dict(re.findall(r"^(\w+):\s*(.*)$", debian.run("cat", f"/proc/{pid}/status").stdout, re.MULTILINE))
     (uid,), (gid,) = set(status["Uid"].split()), set(status["Gid"].split())
-    assert all(61184 <= int(one) <= 65519 for one in (uid, gid))  # those that systemd gives and takes back
+    assert all(61184 <= int(one) <= 65519 for one in (uid, gid))  # the range that systemd assigns
     assert {int(status[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
@@ -240,8 +240,8 @@ def test_it_has_no_rights(start: Callable[..., Booted]) -> None:
     assert handed_over == debian.inside(CONFIG).read_text(encoding="utf-8")
 
 
-def test_it_is_started_again_when_killed(start: Callable[..., Booted]) -> None:
-    """After a SIGKILL systemd starts it anew."""
+def test_it_restarts_when_killed(start: Callable[..., Booted]) -> None:
+    """After a SIGKILL systemd restarts it."""
     debian = start(SOON)
     pid = debian.shown("MainPID")
     debian.signal("KILL")
@@ -249,8 +249,8 @@ def test_it_is_started_again_when_killed(start: Callable[..., Booted]) -> None:
     assert debian.shown("NRestarts") == "1"
 
 
-def test_it_is_started_again_when_frozen(start: Callable[..., Booted]) -> None:
-    """When it does not run any more the watchdog ends it, with the place of each thread in the journal; not before."""
+def test_it_restarts_when_frozen(start: Callable[..., Booted]) -> None:
+    """When it hangs, and not before, the watchdog ends it, and the journal has the stack of each thread."""
     debian = start(SOON)
     began = time.time()
     pid = debian.shown("MainPID")
@@ -258,7 +258,7 @@ def test_it_is_started_again_when_frozen(start: Callable[..., Booted]) -> None:
     def fed() -> int:
         return int(debian.shown("WatchdogTimestampMonotonic"))
 
-    enough = fed() + 7_000_000  # microseconds, and more than the watchdog waits
+    enough = fed() + 7_000_000  # microseconds, longer than the watchdog waits
     eventually(lambda: fed() > enough)
     assert (debian.shown("MainPID"), debian.shown("NRestarts")) == (pid, "0")
     debian.signal("STOP")
@@ -269,7 +269,7 @@ def test_it_is_started_again_when_frozen(start: Callable[..., Booted]) -> None:
 
 
 def test_it_stops_at_once(start: Callable[..., Booted], broker: Mosquitto) -> None:
-    """It ends within 2 s and leaves nothing on the broker that looks current; all was well, and so the log says."""
+    """It ends within 2 s and leaves nothing on the broker that looks current; the log reports no problem."""
     since = time.time()
     with Subscriber(broker.port) as subscriber:
         debian = start()
@@ -284,10 +284,10 @@ def test_it_stops_at_once(start: Callable[..., Booted], broker: Mosquitto) -> No
     assert not re.search(r"MESSAGE=(WARNING|ERROR|CRITICAL)", debian.journal(since))
 
 
-def test_a_problem_in_the_configuration_ends_it_for_good(
+def test_a_problem_in_the_configuration_ends_it(
     start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto
 ) -> None:
-    """It is not started again; the journal lists every problem, and once they are fixed it runs."""
+    """It is not restarted; the journal lists every problem, and once they are fixed it runs."""
     debian = start()
     began = time.time()
     debian.configure(settings(share, broker) | {"stale_after": 1, "log_level": "loud"}, SOON)
@@ -301,7 +301,7 @@ def test_a_problem_in_the_configuration_ends_it_for_good(
 
 
 def test_it_waits_for_nobody(start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto) -> None:
-    """With neither broker nor Share it becomes active, and is healthy; with both there it goes on by itself."""
+    """Without broker and Share it becomes active, and is healthy; once both are there it continues by itself."""
     broker.kill()
     share.close()
     try:
@@ -326,7 +326,7 @@ def test_secrets_can_be_credentials(
     plain: str,
     encrypted: str,
 ) -> None:
-    """As the unit and the docs show, one in a file and one encrypted: both work, and neither is in the journal."""
+    """As the unit and the docs show, one in a file and one encrypted: both work, and the journal has neither."""
     password = {"anna": ANNA.password, "mqtt": BROKER_LOGIN[1]}
     passwords = tmp_path / "passwords"
     subprocess.run(["mosquitto_passwd", "-c", "-b", passwords, *BROKER_LOGIN], check=True)
@@ -354,8 +354,8 @@ def test_secrets_can_be_credentials(
     assert not any(each in journal for each in password.values())
 
 
-def test_healthcheck_tells_a_frozen_daemon(start: Callable[..., Booted]) -> None:
-    """It is healthy while it runs, not while it stands still, and again when it goes on."""
+def test_healthcheck_detects_a_frozen_daemon(start: Callable[..., Booted]) -> None:
+    """It is healthy while it runs, not while it is frozen, and again when it continues."""
     debian = start()
     assert debian.healthcheck() == (0, "healthy\n")
     debian.signal("STOP")
@@ -375,13 +375,13 @@ LoadCredential=
 ImportCredential=
 PrivateNetwork=no
 """
-"""What containers of LXC add to each service, as lxc/distrobuilder's generator writes it (its issue 985)."""
+"""The lines that LXC containers add to each service, as lxc/distrobuilder's generator writes them (issue 985)."""
 
 
-def test_a_container_that_takes_credentials_away(
+def test_a_container_that_removes_credentials(
     start: Callable[..., Booted], installed: Booted, share: SimulatedShare, broker: Mosquitto
 ) -> None:
-    """The log says that systemd did not hand the configuration over; with the drop-in, as documented, it runs."""
+    """The log says that systemd did not pass the configuration on; with the documented drop-in it runs."""
     installed.systemctl("stop", "dexcom2mqtt")
     installed.write(CONTAINER, TAKEN_AWAY)
     installed.configure(settings(share, broker))
@@ -395,7 +395,7 @@ def test_a_container_that_takes_credentials_away(
 
 
 def test_a_container_that_allows_no_mounts(installed: Booted, tmp_path: Path) -> None:
-    """As it is, the service cannot be confined and does not start; with the drop-in, as documented, it runs."""
+    """Without changes the service cannot be confined and does not start; with the documented drop-in it runs."""
     installed.systemctl("stop", "dexcom2mqtt")
     installed.end()
     installed.boot(tmp_path / "log", "--system-call-filter=~unshare")
@@ -407,7 +407,7 @@ def test_a_container_that_allows_no_mounts(installed: Booted, tmp_path: Path) ->
 
 
 def runs_as_in_a_container(debian: Booted) -> None:
-    """Type the documented commands, and see that they help."""
+    """Type the documented commands, and check that they help."""
     (commands,) = blocks(DOCS, "### In an LXC container")[:1]
     debian.run("sh", "-euc", f"cd /home/pi/dexcom2mqtt\n{commands}")
     assert debian.systemctl("is-active", "dexcom2mqtt") == "active"
@@ -418,7 +418,7 @@ def runs_as_in_a_container(debian: Booted) -> None:
     debian.run("chown", "root", CONFIG)
 
 
-def test_a_limit_on_processes_is_told(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> None:
+def test_a_limit_on_processes_is_reported(installed: Booted, share: SimulatedShare, broker: Mosquitto) -> None:
     """The log says in one line that no more threads can be started, and what to raise."""
     installed.systemctl("stop", "dexcom2mqtt")
     installed.configure(settings(share, broker), "[Service]\nLimitNPROC=3\n")
@@ -430,7 +430,7 @@ def test_a_limit_on_processes_is_told(installed: Booted, share: SimulatedShare, 
 
 
 def test_nothing_is_left_of_it(start: Callable[..., Booted], broker: Mosquitto) -> None:
-    """The documented commands restart it, update it, then remove it, and what it left from the broker."""
+    """The documented commands restart it, update it, then remove it and its messages at the broker."""
     debian = start()
     killed = debian.shown("MainPID")
     change, update, remove = (
@@ -441,7 +441,7 @@ def test_nothing_is_left_of_it(start: Callable[..., Booted], broker: Mosquitto) 
     debian.person(change.partition("\n")[2])  # the editor is not used
     assert restarted(debian, killed)
     killed = debian.shown("MainPID")
-    debian.person(update.replace("git pull\n", ""))  # nothing is newer
+    debian.person(update.replace("git pull\n", ""))  # there is nothing newer
     assert restarted(debian, killed)
     assert [topic for topic in retained(broker.port) if "dexcom2mqtt" in topic]
     debian.person(remove)

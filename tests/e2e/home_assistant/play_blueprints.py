@@ -1,8 +1,7 @@
 """The blueprints played through in a real Home Assistant, whose clock is moved by hand.
 
 `test_home_assistant.py` runs this there, with the fixtures of Home Assistant's own tests. Its MQTT integration gets
-what the daemon publishes, with no broker between; its mobile_app integration posts to two phones, whose push service
-is pretended.
+the daemon's messages without a broker; its mobile_app integration posts to a simulated push service of two phones.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Home:
         self.automations: list[dict[str, Any]] = []
 
     async def settle(self) -> None:
-        """Let everything run until it waits; an alert never ends by itself, so there is no end to wait for."""
+        """Let everything run until it waits; an alert never ends by itself, so do not wait for its end."""
         for _ in range(300):
             await asyncio.sleep(0)
 
@@ -102,12 +101,12 @@ class Home:
             await self.later(1)
 
     async def stale(self) -> None:
-        """Take the value back, as the daemon does when the newest reading has grown old."""
+        """Withdraw the value, as the daemon does when the newest reading becomes stale."""
         await self.publish("anna/availability", "offline")
         await self.publish("anna/state", json.dumps(dict.fromkeys(("value", "range", "trend"))))
 
     async def automate(self, blueprint: str, **inputs: Any) -> None:
-        """Make an automation of a blueprint, as the form does, and reload."""
+        """Make an automation from a blueprint, as the form does, and reload."""
         given: dict[str, Any] = {"missing": MISSING} if blueprint == "glucose_missing" else {"glucose": GLUCOSE}
         if blueprint != "awtrix_clock":
             given["phones"] = self.phones()
@@ -149,20 +148,20 @@ class Home:
         return reached
 
     def shown(self) -> list[dict[str, Any] | None]:
-        """Return what the clock was told since this was asked last; None where its app was taken away."""
+        """Return the messages to the clock since the last call; None if its app was removed."""
         calls = [call.args for call in self._mqtt.async_publish.call_args_list]
         self._mqtt.async_publish.reset_mock()
         assert {(topic, retain) for topic, _, _, retain, *_ in calls} <= {("awtrix_1/custom/glucose_anna", False)}
         return [json.loads(payload) if payload else None for _, payload, *_ in calls]
 
     def told(self) -> list[dict[str, Any]]:
-        """Return what was sent to the phones since this was asked last."""
+        """Return the notifications to the phones since the last call."""
         calls = [call[2] for call in self._push.mock_calls]
         told, self._told = calls[self._told :], len(calls)
         return told
 
     def rang(self) -> list[tuple[str, str]]:
-        """Return who was told what since this was asked last: the phone, and the title or "cleared"."""
+        """Return the phones notified since the last call, each with the title or "cleared"."""
         return [
             (call["push_token"], "cleared" if call["message"] == "clear_notification" else call["title"])
             for call in self.told()
@@ -176,7 +175,7 @@ class Home:
 
 
 def on_both(text: str) -> list[tuple[str, str]]:
-    """Return what `rang` says when both phones are told the same."""
+    """Return what `rang` returns when both phones are notified."""
     return [(name, text) for name in PHONES]
 
 
@@ -222,7 +221,7 @@ async def add_phone(hass: HomeAssistant, name: str) -> MockConfigEntry:
 
 @pytest.fixture
 def expected_lingering_timers() -> bool:
-    """Let a trigger that looks at the clock do so until the end: Home Assistant stops it a moment after that."""
+    """Let a trigger that checks the clock finish: Home Assistant stops it a moment after that."""
     return True
 
 
@@ -283,7 +282,7 @@ async def test_low_rings_until_it_is_acknowledged_on_one_phone(home: Home) -> No
 
 
 async def test_very_low_rings_whatever_was_pressed(home: Home) -> None:
-    """A low that was snoozed or acknowledged does not hold very low back, not even for the second time."""
+    """A low that was snoozed or acknowledged does not suppress very low, not even the second time."""
     await home.automate("glucose_low")
     await home.reading(65)
     await home.press(home.told()[0], "Snooze")
@@ -304,7 +303,7 @@ async def test_very_low_rings_whatever_was_pressed(home: Home) -> None:
 
 
 async def test_a_snoozed_low_rings_again(home: Home) -> None:
-    """After the snooze a low that still holds rings again, and the same buttons work."""
+    """If the glucose is still low after the snooze, it rings again, and the same buttons work."""
     await home.automate("glucose_low", snooze=20)
     await home.reading(65)
     told = home.told()
@@ -337,7 +336,7 @@ async def test_a_better_reading_clears_but_does_not_forget(home: Home) -> None:
 
 
 async def test_low_never_rings_with_a_stale_value(home: Home) -> None:
-    """Once the value is gone it is cleared and silent, and a low that comes back later is a new alert."""
+    """Once the value is gone it is cleared and silent, and a low that returns later is a new alert."""
     await home.automate("glucose_low")
     await home.reading(65)
     told = home.told()
@@ -360,7 +359,7 @@ async def test_low_never_rings_with_a_stale_value(home: Home) -> None:
 
 
 async def test_low_rings_again_after_a_restart(home: Home) -> None:
-    """An automation that begins while it is low already rings; buttons of the run before are nobody's any more."""
+    """An automation that starts during a low already rings; buttons of an earlier run have no effect."""
     await home.automate("glucose_low")
     await home.reading(65)
     told = home.told()
@@ -381,7 +380,7 @@ async def test_low_rings_again_after_a_restart(home: Home) -> None:
 
 
 async def test_low_only_while_falling(home: Home) -> None:
-    """Low waits for a falling trend, very low waits for nothing, and what has begun goes on."""
+    """Low waits for a falling trend, very low waits for nothing, and a started alert continues."""
     await home.automate("glucose_low", falling=True)
     await home.stays(65, 10)
     await home.reading(65, "rising_slightly")
@@ -397,7 +396,7 @@ async def test_low_only_while_falling(home: Home) -> None:
 
 
 async def test_not_critical(home: Home) -> None:
-    """Without the switch a notification is one like any other."""
+    """Without the switch a notification is an ordinary one."""
     await home.automate("glucose_low", critical=False)
     await home.reading(65)
     assert [call["data"].keys() for call in home.told()] == [{"tag", "actions"}] * 2
@@ -453,7 +452,7 @@ async def test_run_by_hand_it_is_a_test(home: Home, blueprint: str) -> None:
 
 
 async def test_high_rings_after_its_time(home: Home) -> None:
-    """It rings when it has been high for the time; one reading below that does not begin it anew."""
+    """It rings after it has been high for the configured time; one reading below does not start that time over."""
     await home.automate("glucose_high", minutes=30)
     await home.stays(200, 15)
     await home.stays(180, 5)
@@ -479,7 +478,7 @@ async def test_high_rings_after_its_time(home: Home) -> None:
 
 
 async def test_very_high_alone(home: Home) -> None:
-    """Where high alone is to be left alone, only very high counts."""
+    """If high alone should not alert, only very high counts."""
     await home.automate("glucose_high", minutes=0, very_high=True)
     await home.stays(250, 20)
     assert home.rang() == []
@@ -488,7 +487,7 @@ async def test_very_high_alone(home: Home) -> None:
 
 
 async def test_quiet_hours(home: Home) -> None:
-    """Nothing rings in quiet hours, and what still holds when they end rings then."""
+    """Nothing rings in quiet hours; an alert that still applies when they end rings then."""
     await home.automate("glucose_high", minutes=0, quiet_from="12:30:00", quiet_to="14:00:00")
     await home.stays(200, 70)
     assert home.rang() == HIGH, "at 12:01, and not again at 12:31"
@@ -527,7 +526,7 @@ async def test_missing_readings_ring_after_their_time(home: Home) -> None:
 
 
 async def test_a_daemon_that_is_gone_rings(home: Home) -> None:
-    """Where daemon or broker are gone nobody can say that readings are missing; a restart of them is no alert."""
+    """If daemon or broker are gone, nobody knows whether readings are missing; their restart is not an alert."""
     await home.automate("glucose_missing")
     await home.publish("bridge/state", "offline")
     await home.later(5)
@@ -540,7 +539,7 @@ async def test_a_daemon_that_is_gone_rings(home: Home) -> None:
 
 
 async def test_missing_rings_again_after_a_restart(home: Home) -> None:
-    """An automation that begins while readings are missing already rings when its time is over."""
+    """An automation that starts while readings are missing already rings when its time is over."""
     await home.stale()
     await home.automate("glucose_missing", quiet_from="22:00:00", quiet_to="07:00:00")
     await home.later(15)
@@ -562,7 +561,7 @@ async def test_missing_rings_again_after_a_restart(home: Home) -> None:
     ],
 )
 async def test_the_clock_shows_a_reading(home: Home, reading: dict[str, Any], text: str, colour: str) -> None:
-    """It shows the number and an arrow in the colour of the range, for as long as the reading is current."""
+    """It shows the number and an arrow in the colour of the range, as long as the reading is current."""
     await home.automate("awtrix_clock", prefix="awtrix_1")
     await home.reading(**reading)
     shown = home.shown()[-1]
@@ -572,7 +571,7 @@ async def test_the_clock_shows_a_reading(home: Home, reading: dict[str, Any], te
 
 
 async def test_the_clock_never_keeps_an_old_reading(home: Home) -> None:
-    """A late reading lives for what is left of its time, and what is no longer current is taken away."""
+    """A late reading is shown for the rest of its time, and a stale one is removed."""
     await home.automate("awtrix_clock", prefix="awtrix_1")
     old = int(dt_util.utcnow().timestamp() * 1000) - 200_500
     await home.reading(100, date=old)
