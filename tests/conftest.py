@@ -22,21 +22,21 @@ settings.register_profile("ci", max_examples=1000, deadline=None, database=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that make pages anew."""
+    """Add the options that write pages again."""
     parser.addoption("--write-faults", action="store_true", help="write docs/faults.md from what is measured")
     parser.addoption("--write-configuration", action="store_true", help="write docs/configuration.md from the schema")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compare the page of the faults with what is measured, in the process that gets all reports."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run in the background
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # and then no program that is tested would hear it
+    """Compare the page about faults with the measured results, in the process that gets all reports."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as if a shell had started this in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # otherwise no tested program would receive it
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Page(write=config.getoption("--write-faults")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say why tests were skipped, a line for each reason and not for each test."""
+    """Print why tests were skipped, one line for each reason instead of each test."""
     reasons = Counter(
         str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
     )
@@ -71,5 +71,5 @@ def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 
 @pytest.fixture
 def mosquitto(start_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
-    """Return a running broker that lets everybody in."""
+    """Return a running broker that accepts every client."""
     return start_mosquitto()

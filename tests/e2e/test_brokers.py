@@ -154,7 +154,7 @@ class House:
                 40,
                 why=f"of {key} {len(self.given(key) - self.times(key).keys())} readings did not come",
             )
-            eventually(lambda key=key: self._saved(key), 20, why=f"the history of {key} is not whole")  # type: ignore[misc]
+            eventually(lambda key=key: self._saved(key), 20, why=f"the history of {key} is incomplete")  # type: ignore[misc]
 
     def _saved(self, key: str) -> bool:
         payload = self.broker.held([topic := self.topics.of(key, "history")]).get(topic, '{"readings": []}')
@@ -169,7 +169,7 @@ class House:
         discovery = [discovery_topic(self.prefix, self.topics, key) for key in keys]
         return [*discovery, *(self.topics.of(key, leaf) for key in keys for leaf in RETAINED)]
 
-    def whole(self, *keys: str) -> dict[str, str]:
+    def complete(self, *keys: str) -> dict[str, str]:
         """Wait until the broker has every topic of these accounts, all of them current; return them."""
 
         def held() -> dict[str, str]:
@@ -233,7 +233,7 @@ def test_the_first_start_publishes_a_day_once(house: Build) -> None:
     assert current == sorted(current)
     assert backfill == sorted(backfill)
     assert len(backfill) > 240
-    held = here.whole("anna")
+    held = here.complete("anna")
     assert json.loads(held[here.topics.bridge_info])["protocol"] == here.broker.kind.protocol
 
 
@@ -296,7 +296,7 @@ def test_stale_values_disappear_by_themselves(house: Build) -> None:
     """With MQTT 5 the broker drops the values of a daemon that is gone; with 3.1.1 only the will says so."""
     here = house(60.0)  # so that a value is current for 15 s
     running = here.start("anna")
-    here.whole("anna")
+    here.complete("anna")
     running.kill()
     fresh = [here.topics.of("anna", leaf) for leaf in ("state", "value", "availability")]
     if here.broker.kind.protocol == "5":
@@ -322,11 +322,11 @@ def test_a_removed_account_is_cleared(house: Build) -> None:
     here = house()
     running = here.start(*FAMILY)
     here.all_came(*FAMILY)
-    here.whole(*FAMILY)
+    here.complete(*FAMILY)
     here.stop(running)
     *rest, gone = FAMILY
     here.start(*rest)
-    held = here.whole(*rest)
+    held = here.complete(*rest)
     assert json.loads(held[here.topics.bridge_info])["accounts"] == rest
     eventually(lambda: not here.broker.held(here.account_topics(gone)), 20, why="it is still there")
 
@@ -372,7 +372,7 @@ def test_purge_waits_for_the_daemon_and_leaves_nothing(house: Build) -> None:
     said = here.command("purge")
     assert said.returncode == 1, said.stdout
     assert "online" in said.stderr
-    here.whole(*FAMILY)
+    here.complete(*FAMILY)
     here.stop(running)
     said = here.command("purge")
     assert (said.returncode, said.stderr) == (0, ""), said.stdout
@@ -393,7 +393,7 @@ def test_a_broker_that_is_killed_under_the_daemon(house: Build) -> None:
     eventually(here.subscriber.subscribed.is_set, 30)  # otherwise messages would be sent to nobody
     here.network.allow()
     here.all_came()
-    here.whole("anna")
+    here.complete("anna")
     assert here.repeats() <= ONE_SECOND
 
 
@@ -411,7 +411,7 @@ def test_a_broker_and_a_daemon_that_are_stopped_and_return(house: Build) -> None
     assert here.broker.held([history]) == (held if here.broker.kind.keeps else {})
     here.start("anna")
     here.all_came()
-    here.whole("anna")
+    here.complete("anna")
     if here.broker.kind.keeps:
         assert here.repeats() == 0
     else:

@@ -1,6 +1,6 @@
 // An aedes broker on loopback that lets one user in: node aedes_server.mjs FOLDER PORT USER PASSWORD MILLISECONDS
-// FOLDER is where npm has installed aedes. What is retained is in its memory alone, and given to a new subscriber after so
-// many MILLISECONDS, as from a database.
+// FOLDER is where npm has installed aedes. Retained messages are only in its memory; a new subscriber gets them after
+// MILLISECONDS, as from a database.
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'

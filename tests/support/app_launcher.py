@@ -1,9 +1,9 @@
 """The starter of Home Assistant's app as a process; otherwise it is ``python -m starter``.
 
-In the app there is a Supervisor by that name, and everything has its place. From the environment come here ``STUB``,
-the port of a stub of it on loopback; ``OPTIONS``, what was filled in; ``HANDED``, the folder for the daemon's
-configuration; and ``EVERY`` and ``SECONDS``, in place of how often it asks, and how long an answer may take. Who is not
-root, or has the program where nobody else may read it, cannot become somebody else: then the daemon keeps that user.
+In the app, the Supervisor has that name, and all paths are fixed. Here the environment has ``STUB``, the port of its
+stub on loopback; ``OPTIONS``, the user's options; ``HANDED``, the folder for the daemon's configuration; and ``EVERY``
+and ``SECONDS``, how often it asks, and how long an answer may take. If this is not root, or nobody else may read the
+program, it cannot switch users: then the daemon keeps this user.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CONNECTION = http.client.HTTPConnection
 
 
 def can_become_another() -> bool:
-    """Whether this is root, and the daemon's user may read the program: a clone may be in a folder for root alone."""
+    """Return whether this is root, and the daemon's user may read the program; a clone may be for root alone."""
     programs = (ROOT, Path(sys.executable).absolute(), Path(sys.executable).resolve())
     way = {place for program in programs for place in (program, *program.parents)}
     return os.geteuid() == 0 and all(place.stat().st_mode & 0o001 for place in way)
 
 
 def main() -> int:
-    """Take the hooks from the environment, and run the starter."""
+    """Read the hooks from the environment, and run the starter."""
     given = {name: os.environ.pop(name) for name in ("STUB", "OPTIONS", "HANDED", "EVERY", "SECONDS")}
     with ExitStack() as hooks:
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _connect(port: int, host: str, timeout: float) -> http.client.HTTPConnection:
-    """Reach the stub by the Supervisor's name."""
+    """Connect to the stub under the Supervisor's name."""
     assert host == "supervisor"
     return CONNECTION("127.0.0.1", port, timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""Brokers that are locked, encrypted, or without MQTT 5."""
+"""Brokers with passwords, with TLS, or without MQTT 5."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
-    """Stand before a broker: answer a CONNECT of MQTT 5 with those bytes and hang up, and pass on all else.
+    """Listen in front of a broker: answer a CONNECT of MQTT 5 with those bytes and hang up, and pass on all else.
 
-    Yields the port to connect to, and the protocol levels that came.
+    Yields the port to connect to, and the protocol levels of all CONNECTs.
     """
     levels: list[int] = []
 
@@ -36,7 +36,7 @@ def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
             connect = client.recv(4096)
             if len(connect) < 9:
                 return
-            levels.append(connect[8])  # behind a length of one byte and the name MQTT
+            levels.append(connect[8])  # after a length of one byte and the name MQTT
             if connect[8] == 5:
                 client.sendall(answer)
                 return
@@ -52,7 +52,7 @@ def gatekeeper(port: int, answer: bytes) -> Iterator[tuple[int, list[int]]]:
 
 
 def secure(folder: Path, authority: trustme.CA, ca_file: Path, *names: str, client: bool = False) -> list[str]:
-    """Return the lines that let mosquitto serve TLS under those names."""
+    """Return the settings with which mosquitto serves TLS under those names."""
     server = authority.issue_cert(*(names or ("127.0.0.1",)))
     server.private_key_pem.write_to_path(str(folder / "server.key"))
     (folder / "server.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
@@ -61,8 +61,8 @@ def secure(folder: Path, authority: trustme.CA, ca_file: Path, *names: str, clie
 
 
 def login(folder: Path, user: str, password: str) -> list[str]:
-    """Return the lines that let nobody in but that user."""
+    """Return the settings with which mosquitto accepts only that user."""
     file = folder / "passwords"
-    file.touch(0o600)  # later versions of mosquitto will refuse one that others can read
+    file.touch(0o600)  # later versions of mosquitto will refuse a file that others can read
     subprocess.run(["/usr/bin/mosquitto_passwd", "-b", str(file), user, password], check=True)
     return ["allow_anonymous false", f"password_file {file}"]

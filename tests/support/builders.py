@@ -1,4 +1,4 @@
-"""What several test modules build: readings, accounts, and values as a broken service might send them."""
+"""Builders for several test modules: readings, accounts, and values as a broken service might send them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NOON = 1_745_064_000
 """An instant in Unix seconds: 2025-04-19, 12:00 UTC."""
 
 property_of = settings(deadline=None, max_examples=200, database=None)
-"""How a property is tested: with no limit of time for one example, since machines differ."""
+"""How to test a property: without a time limit for one example, since machines differ."""
 
 any_text = st.text(st.characters())
-"""Text with half surrogate pairs, too: JSON can spell them, UTF-8 cannot."""
+"""Text that may include half surrogate pairs: JSON can contain them, UTF-8 cannot."""
 
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(min_value=10**20) | st.floats() | any_text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
     max_leaves=8,
 )
-"""Whatever Python's JSON parser can return: huge numbers, NaN, infinity and nested things included."""
+"""Whatever Python's JSON parser can return, including huge numbers, NaN, infinity and nested values."""
 
 
 def reading(mg_dl: int = 100, *, seconds: float = 0, direction: str = "Flat", offset_min: int = 0) -> Reading:
@@ -44,6 +44,6 @@ def account(unit: Literal["mg/dL", "mmol/L"] = "mg/dL", ranges: Sequence[int] = 
 
 
 def most_within(events: Iterable[float], seconds: float) -> int:
-    """Count the events of the fullest window of that many seconds."""
+    """Return the most events within any window of that many seconds."""
     events = sorted(events)
     return max((sum(start <= at < start + seconds for at in events) for start in events), default=0)

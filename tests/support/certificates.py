@@ -19,11 +19,11 @@ RECIPE: Final = (
     "req -out server.csr -key server.key -new -subj /CN={host}",
     "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 30",
 )
-"""The commands of mosquitto-tls(7), with the answers to their questions."""
+"""The commands of mosquitto-tls(7), with answers to their questions."""
 
 
 def by_the_manual(folder: Path, host: str) -> list[str]:
-    """Make an authority and a broker's certificate as mosquitto's manual says; return mosquitto's lines."""
+    """Make an authority and a broker's certificate as mosquitto's manual says; return mosquitto's settings."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed; install the package openssl to run them")
     for command in RECIPE:
@@ -33,7 +33,7 @@ def by_the_manual(folder: Path, host: str) -> list[str]:
 
 
 def lines_of(ca_file: Path, cert_file: Path, key_file: Path) -> list[str]:
-    """Return the lines that let mosquitto serve TLS with these files to everybody."""
+    """Return the settings with which mosquitto serves TLS with these files to every client."""
     return ["allow_anonymous true", f"cafile {ca_file}", f"certfile {cert_file}", f"keyfile {key_file}"]
 
 

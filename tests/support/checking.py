@@ -1,4 +1,4 @@
-"""The command check with a configuration, and what it said, step by step."""
+"""The command check with a configuration, and its output, step by step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Bench:
         self.share = share
         self.accounts = {"anna": self.account(ANNA)}
         self.environ = dict(os.environ) | UNWRAPPED
-        self.environ.pop("PYTHONUNBUFFERED", None)  # what is written has to be seen at once without it
+        self.environ.pop("PYTHONUNBUFFERED", None)  # without it, output must still appear at once
 
     def account(self, who: SimulatedAccount, **changes: Any) -> dict[str, Any]:
         return {"username": who.username, "password": who.password, "share_url": self.share.base_url} | changes
@@ -70,12 +70,12 @@ class Bench:
 
 
 def steps(text: str) -> list[tuple[str, str]]:
-    """Return of each step its verdict and what it says, without what is said below it."""
+    """Return the verdict and the text of each step, without the remedies below it."""
     return [(line[:8].strip(), line[8:]) for line in text.splitlines() if line[:8].strip() in {"ok", "note", "FAILED"}]
 
 
 def remedies(text: str) -> list[str]:
-    """Return what is said below the steps."""
+    """Return what is printed below the steps."""
     return [line.strip() for line in text.splitlines() if line.startswith(" " * 8)]
 
 
@@ -85,10 +85,10 @@ def failed(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def stopping_at(port: int, word: bytes) -> Iterator[tuple[int, threading.Event, threading.Event]]:
-    """Stand before a broker, and stop passing on its answers once a client has published ``word``.
+    """Listen in front of a broker, and stop passing on its answers once a client has published ``word``.
 
-    Yields the port, an event that it has, and one after which all is passed on again, or, where the broker is gone
-    by then, nothing any more.
+    Yields the port, an event that is set then, and one to set so that its answers are passed on again, or, if the
+    broker is gone by then, the connection ends.
     """
     reached, go_on = threading.Event(), threading.Event()
 

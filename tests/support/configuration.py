@@ -1,4 +1,4 @@
-"""Configurations as the tests write them, and what load makes of them: settings, or the text of each problem."""
+"""Configurations as the tests write them, and the result of load: settings, or the text of each problem."""
 
 import re
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def read(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: 
 
 
 def problems(text: str | bytes, environ: Mapping[str, str] | None = None, *secrets: Path) -> tuple[str, ...]:
-    """Return the problems of a configuration, without the lines of the file."""
+    """Return the problems of a configuration, without the file's line numbers."""
     with_lines = problems_with_lines(text, environ, *secrets)
     return tuple(re.sub(r" \(test\.yaml, line \d+\)\Z", "", each) for each in with_lines)
 

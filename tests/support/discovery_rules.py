@@ -1,7 +1,7 @@
-"""What Home Assistant takes for the discovery of a device, as strict as its 2026.11 was seen to be, and stricter.
+"""What Home Assistant accepts as the discovery of a device: as strict as its 2026.11 was observed to be, or stricter.
 
-Home Assistant drops what it does not know inside a component without a word, and rejects a whole device for an unknown
-key above that. Here, both are problems.
+Home Assistant silently drops unknown keys inside a component, and rejects a whole device for an unknown key above that.
+Here, both are problems.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CLASSES: Final[dict[str, set[str | None]]] = {
 
 
 def problems(topic: str, payload: str) -> list[str]:
-    """Return everything that Home Assistant would reject, drop, or make no entity of."""
+    """Return everything that Home Assistant would reject, drop, or not turn into an entity."""
     found = [] if _TOPIC.fullmatch(topic) else ["the topic has characters that are ignored"]
     device = json.loads(payload)
     found += _unknown("the payload", device, _TOP)
@@ -77,7 +77,7 @@ def _of_component(component: dict[str, Any], device_name: str) -> list[str]:
     if platform not in _KEYS:
         return ["no known p"]
     if component.keys() == {"p"}:
-        return []  # it takes away an entity that was there
+        return []  # it removes an existing entity
     found = _unknown("it", component, _KEYS[platform])
     if not component.get("unique_id"):
         found.append("no unique_id")

@@ -30,7 +30,7 @@ REASONS: Final = {
 """Why a block may not be run here: `<!-- not run here: e2e systemd -->` in the line above it."""
 
 PROBLEM: Final = "a problem"
-"""`<!-- a problem -->` above a configuration: it must not load."""
+"""`<!-- a problem -->` above a configuration: loading it must fail."""
 
 WITHOUT_FILE: Final = "without a file"
 """`<!-- without a file -->` above commands: there is no configuration file when they run."""

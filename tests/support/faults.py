@@ -1,9 +1,9 @@
 """A small world to break: the simulated Share service, a network, a broker, the daemon, and a subscriber.
 
-Everything is real but Share, and all of it runs on a clock that is some hundred times too fast. What reached the
-subscriber is held against what Share had to give; the module knows nothing of the daemon's own opinion.
+Everything except Share is real, and all of it runs on a clock that is some hundred times too fast. The subscriber's
+messages are compared with Share's readings; the module knows nothing of what the daemon says about itself.
 
-`Page` puts what the tests measured beside what `docs/faults.md` says.
+`Page` compares the measured results with `docs/faults.md`.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ DAY: Final = 24 * HOUR
 STALE_AFTER: Final = 15 * MINUTE
 MIB: Final = 1024 * 1024
 GROWTH: Final = 4 * MIB
-"""How much the daemon's memory may grow in a fault: what Python's allocator takes in reserve, and not more."""
+"""How much the daemon's memory may grow in a fault: only by what Python's allocator reserves."""
 
 _BASE: Final = "dexcom2mqtt"
-_LOOKS_EVERY: Final = 0.7  # real seconds from one late joiner to the next
+_LOOKS_EVERY: Final = 0.7  # real seconds between two late joiners
 
 
 class Network:
-    """The way from the daemon to the broker: it can be closed, and cut in the middle of what it carries."""
+    """The connection from the daemon to the broker: it can be closed, and cut in the middle of a message."""
 
     def __init__(self, to: int) -> None:
         self.port = free_port()
         self.cuts = 0
         """How many connections were cut."""
         self.passes: Callable[[bytes], bool] = lambda _: True
-        """Asked for all that goes up to the broker; where it says no, that is dropped and the connection ends."""
+        """Called with all data sent to the broker; if it returns false, the data is dropped and the connection ends."""
         self._to = to
         self._cut: tuple[bool, int] | None = None
         self._listener: socket.socket | None = None
         self.allow()
 
     def allow(self) -> None:
-        """Take connections from now on."""
+        """Accept connections from now on."""
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def refuse(self) -> None:
-        """Refuse connections from now on; those that are there stay."""
+        """Refuse connections from now on; existing ones stay."""
         if self._listener:
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -76,7 +76,7 @@ class Network:
             self._listener = None
 
     def cut(self, *, up: bool, after: int) -> None:
-        """Cut the connection that next carries more than ``after`` bytes in one direction, in their midst."""
+        """Cut the connection that next carries more than ``after`` bytes in one direction, at that byte."""
         self._cut = (up, after)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -115,7 +115,7 @@ class Network:
 
 
 class Row(NamedTuple):
-    """What a fault did, as the page tells it."""
+    """The effect of a fault, as the page shows it."""
 
     lost: int
     repeated: str
@@ -125,9 +125,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault in everyday words, and what is promised of it: how soon all is whole again, how much may repeat.
+    """A fault in everyday words, and its limits: how soon everything recovers, and how many readings may repeat.
 
-    ``within`` is in seconds; ``repeats`` are readings for each time that something ended.
+    ``within`` is in seconds; ``repeats`` are readings for each time that a connection or the daemon ended.
     """
 
     words: str
@@ -232,7 +232,7 @@ class World:
         self.login = login
         self.accounts = dict(accounts or {"anna": ANNA})
         self.answers: list[tuple[share.Request, share.Response]] = []
-        """Every read that Share answered in the usual form, and how."""
+        """Every read that Share answered in the usual form, and its answer."""
         self.dates: list[tuple[float, float]] = []
         """When Share was asked, and how wrong the Date of its answer was."""
         self.fault: share.Fault = share.no_fault
@@ -255,9 +255,9 @@ class World:
         self.mqtt = {"host": "127.0.0.1", "port": self.network.port, **(mqtt or {})}
         self.process: Process | None = None
         self.seen: dict[str, list[int]] = {key: [] for key in self.accounts}
-        """The dates that came on ``reading``, by account, in order."""
+        """The dates of the messages on ``reading``, by account, in order."""
         self.memory: list[tuple[float, int]] = []
-        """When, and how much of it the daemon had resident, in bytes."""
+        """When the daemon's memory was measured, and its resident size in bytes."""
         self.looks = 0
         """How many late joiners have looked at the broker."""
         self.looked_stale = 0
@@ -265,7 +265,7 @@ class World:
         self._picture: dict[str, Heard] = {}
 
     def close(self) -> None:
-        """End everything, the daemon first: it has to end well if it is still there."""
+        """End everything, the daemon first; if it still runs, it must end with 0."""
         self._stack.close()
 
     # Time
@@ -279,25 +279,25 @@ class World:
         return self._at_zero + at * self.speed
 
     def live(self, seconds: float) -> None:
-        """Let so much time of this world pass, and look at the broker and at the daemon's memory now and then."""
+        """Let that much time of this world pass, and look at the broker and the daemon's memory now and then."""
         until = self.now() + seconds
         while (left := until - self.now()) > 0:
             time.sleep(min(left / self.speed, _LOOKS_EVERY))
             self.look()
 
     def wait(self, what: Callable[[], object], seconds: float, why: str) -> None:
-        """Wait for something for so much time of this world, and for a slow machine as long again."""
+        """Wait for something for that much time of this world, and on a slow machine as long again."""
         eventually(what, seconds / self.speed + 20, why=why)
 
-    # What happens
+    # Events
 
     def distort(self, distortion: share.Distortion) -> None:
-        """Let something happen to Anna's readings before Share learns of them."""
+        """Change Anna's readings before Share gets them."""
         self._distortion = distortion
         self.share.distort(distortion, ANNA.username)
 
     def another_share(self, key: str) -> SimulatedShare:
-        """Return a Share service of an account's own."""
+        """Return a separate Share service for one account."""
         service = self._stack.enter_context(SimulatedShare([self.accounts[key]], self.now))
         self.others[key] = service
         return service
@@ -323,25 +323,25 @@ class World:
         self.process.kill()
 
     def begin(self) -> None:
-        """Start the daemon, wait until all is well, and take that for the moment in which the fault begins."""
+        """Start the daemon, wait until everything works, and begin the fault."""
         self.start()
         self.wait(lambda: math.isfinite(self.first_read()), 10 * MINUTE, "the daemon does not ask Share")
         owed = self.owed(self.now())
-        self.wait(lambda: self.whole(owed), 10 * MINUTE, "the daemon did not get going")
+        self.wait(lambda: self.has_all(owed), 10 * MINUTE, "the daemon publishes nothing current")
         self.live(10 * MINUTE)
         self.began = self.now()
 
     def end(self) -> None:
-        """Take note that the fault is over."""
+        """Record that the fault is over."""
         self.ended = self.now()
 
     def resubscribe(self) -> None:
-        """Let the subscriber in again, and only then the daemon: nothing is to be said to nobody."""
+        """Let the subscriber connect before the daemon does: otherwise messages would be sent to nobody."""
         eventually(self.subscriber.subscribed.is_set, why="the subscriber did not come back")
         self.network.allow()
 
     def look(self) -> None:
-        """See what somebody sees who subscribes only now, and how large the daemon is."""
+        """Record what a client sees that subscribes only now, and the size of the daemon."""
         with suppress(OSError, IndexError):  # there may be no daemon now
             pages = Path(f"/proc/{self.process.pid if self.process else 0}/statm").read_text(encoding="utf-8").split()
             self.memory.append((self.now(), int(pages[1]) * 4096))
@@ -356,12 +356,12 @@ class World:
         self.looks += 1
         self.looked_stale += self._stale(heard, at + 0.001) > 0
 
-    # What came of it
+    # Results
 
     def owed(self, until: float, key: str = "anna", since: float | None = None) -> set[int]:
-        """Return the dates of the readings that Share has given, or could still give, by then.
+        """Return the dates of the readings that Share has sent by then, or could still send.
 
-        Its 24 hours count from ``since``, by default from its first answer to a read.
+        Its 24 hours end at ``since``, by default at its first answer to a read.
         """
         first = self.first_read(key) if since is None else since
         account = self.accounts[key]
@@ -378,42 +378,42 @@ class World:
 
     def asked_again(self) -> float:
         """Wait until Share has answered a read after the fault; return when that was."""
-        self.wait(lambda: math.isfinite(self.first_read(since=self.ended)), 10 * MINUTE, "Share is not asked again")
+        self.wait(lambda: math.isfinite(self.first_read(since=self.ended)), 10 * MINUTE, "Share is not polled again")
         return self.first_read(since=self.ended)
 
-    def whole(self, owed: set[int], key: str = "anna") -> bool:
-        """Tell whether all of these have come, and one as new as the newest of them is shown as current."""
+    def has_all(self, owed: set[int], key: str = "anna") -> bool:
+        """Return whether all of these have arrived, and one as new as the newest of them is shown as current."""
         self._take()
         shown = _current(self._picture, time.monotonic(), key)
         return bool(owed) and shown is not None and shown["date"] >= max(owed) and owed <= set(self.seen[key])
 
     def recovery(self, fault: Fault, *, since: float | None = None) -> float:
-        """Wait until all is whole again; return how many seconds of this world that took from the fault's end."""
+        """Wait until everything has recovered; return how many seconds of this world after the fault that was."""
         owed = self.owed(self.ended, since=since)
-        late = f"it is not whole again: {len(owed - set(self.seen['anna']))} readings are missing"
-        self.wait(lambda: self.whole(owed), 2 * fault.within, late)
+        late = f"it has not recovered: {len(owed - set(self.seen['anna']))} readings are missing"
+        self.wait(lambda: self.has_all(owed), 2 * fault.within, late)
         return self.now() - self.ended
 
     def row(self, fault: Fault, *, times: int = 0, since: float | None = None) -> Row:
-        """Wait until all is whole again, and hold what came against what was owed and what was promised.
+        """Wait until everything has recovered, and check that all owed readings came, within the fault's limits.
 
-        ``times`` is how often something ended that may lead to repeats.
+        ``times`` is how often a connection or the daemon ended, since each time may cause repeats.
         """
         took = self.recovery(fault, since=since)
         self.live(6 * MINUTE)
-        settled = self.now() - MINUTE  # what Share has learnt only just now is still on its way
+        settled = self.now() - MINUTE  # readings that Share got only just now are still being delivered
         owed = self.owed(settled, since=since)
-        self.wait(lambda: self.whole(owed), 10 * MINUTE, "what came later is missing")
+        self.wait(lambda: self.has_all(owed), 10 * MINUTE, "later readings are missing")
         seen = self.received()
         lost = owed - set(seen)
         repeats = len(seen) - len(set(seen))
         stale = self.stale()
-        print(f"whole again after {took:.0f} s; repeated {repeats}, looks {self.looks}, shown stale {stale:.0f} s")  # noqa: T201  # shown where a test fails
+        print(f"recovered after {took:.0f} s; repeated {repeats}, looks {self.looks}, shown stale {stale:.0f} s")  # noqa: T201  # shown if a test fails
         assert self.process
         assert self.process.running
         assert self.process.text().count("please report it") == (2 if "BUG_IN" in self.environ else 0)
         assert not lost, f"lost: {sorted(lost)}"
-        assert not set(seen) - self.owed(self.now(), since=self.born), "something came that is no reading"
+        assert not set(seen) - self.owed(self.now(), since=self.born), "something came that is not a reading"
         assert repeats <= fault.repeats * times
         assert stale == 0
         assert self.looked_stale == 0
@@ -422,7 +422,7 @@ class World:
         return Row(len(lost), f"at most {fault.repeats} each time" if fault.repeats else "0", "0", under(fault.within))
 
     def growth(self) -> int:
-        """Return how many bytes the daemon grew by, after the first quarter of the fault or the first hour."""
+        """Return by how many bytes the daemon grew, after the first quarter of the fault or the first hour."""
         settled = self.began + min((self.ended - self.began) / 4, HOUR)
         sizes = [size for at, size in self.memory if settled <= at <= self.ended]
         assert len(sizes) > 5
@@ -430,22 +430,22 @@ class World:
         return sizes[-1] - sizes[0]
 
     def received(self) -> list[int]:
-        """Return the dates of Anna's readings as they came."""
+        """Return the dates of Anna's readings in the order of arrival."""
         self._take()
         return self.seen["anna"]
 
     def status(self, key: str = "anna") -> dict[str, Any]:
-        """Return how an account is doing, as the subscriber has it."""
+        """Return an account's status as the subscriber has it."""
         self._take()
         found: dict[str, Any] = json.loads(self._picture[f"{_BASE}/{key}/status"].payload)
         return found
 
     def connects(self) -> int:
-        """Return how often the broker has let the daemon in."""
+        """Return how often the broker has accepted the daemon."""
         return self.mosquitto.log().count(" as dexcom2mqtt (")
 
     def lags(self, key: str) -> list[float]:
-        """Return how many seconds after Share knew it each reading came that was taken since the fault began."""
+        """Return, for each reading taken since the fault began, how many seconds after Share got it it arrived."""
         came: dict[int, float] = {}
         for heard in self.subscriber.heard:
             if heard.topic == f"{_BASE}/{key}/reading":
@@ -454,7 +454,7 @@ class World:
         return [came.get(record.taken, math.inf) - record.arrives for record in records if record.arrives <= self.ended]
 
     def stale(self) -> float:
-        """Return for how many seconds the subscriber was shown as current what was too old."""
+        """Return for how many seconds the subscriber was shown a stale value as current."""
         return self._stale(self.subscriber.heard, time.monotonic())
 
     def _answer(self, request: share.Request, respond: share.Respond) -> share.Response:
@@ -466,7 +466,7 @@ class World:
         return response
 
     def _take(self) -> None:
-        """Take note of what the subscriber has heard since the last time."""
+        """Record what the subscriber has received since the last time."""
         heard = self.subscriber.heard
         for message in heard[self._taken :]:
             self._picture[message.topic] = message
@@ -478,8 +478,8 @@ class World:
     def _stale(self, heard: Iterable[Heard], until: float) -> float:
         """Return for how many seconds Anna's value was shown as current although its reading was too old.
 
-        A message's expiry is whole real seconds, rounded up: that much later than it should be, something may
-        still look current.
+        A message's expiry is in whole real seconds, rounded up: so much longer than it should, a value may look
+        current.
         """
         limit = STALE_AFTER + self.speed
         picture: dict[str, Heard] = {}
@@ -495,13 +495,13 @@ class World:
 
 
 def _parts(picture: Mapping[str, Heard], key: str) -> list[Heard]:
-    """Return what decides whether an account's value is current, as far as it is there."""
+    """Return the messages that decide whether an account's value is current, as far as they exist."""
     topics = (f"{_BASE}/bridge/state", f"{_BASE}/{key}/availability", f"{_BASE}/{key}/state")
     return [picture[topic] for topic in topics if topic in picture]
 
 
 def _current(picture: Mapping[str, Heard], at: float, key: str) -> dict[str, Any] | None:
-    """Return the state of the reading that a subscriber takes for current by the rule; None where there is none."""
+    """Return the state that a subscriber following the rule treats as current; None if there is none."""
     parts = _parts(picture, key)
     alive = [part.payload for part in parts if part.expiry is None or at < part.at + part.expiry]
     if alive[:2] != ["online", "online"] or len(alive) < 3:
@@ -511,7 +511,7 @@ def _current(picture: Mapping[str, Heard], at: float, key: str) -> dict[str, Any
 
 
 def stamped(ahead: float) -> share.Distortion:
-    """Let the phone's clock be ahead by so many seconds; the trend, a word nobody knows, tells the time in truth."""
+    """Let the phone's clock be ahead by that many seconds; the trend, an unknown word, contains the true time."""
     mark = share_faults.skewed(ahead)
     return lambda records: [
         replace(moved, trend=f"t{record.taken}") for record, moved in zip(records, mark(records), strict=True)
@@ -519,13 +519,13 @@ def stamped(ahead: float) -> share.Distortion:
 
 
 def _taken(state: Mapping[str, Any]) -> float:
-    """Return when the reading of a state was taken in truth, in Unix seconds."""
+    """Return when the reading of a state was really taken, in Unix seconds."""
     word = state["direction"]
     return int(word[1:] if word[1:].isdecimal() else state["date"]) / 1000
 
 
 def _without_doubles(records: Iterable[Record]) -> Iterator[Record]:
-    """Leave out what comes again with the same value within half a minute."""
+    """Leave out readings that come again with the same value within half a minute."""
     kept: list[Record] = []
     for record in sorted(records, key=lambda record: record.taken):
         if not any(record.taken - each.taken <= 30_000 and record.value == each.value for each in kept[-3:]):
@@ -534,15 +534,15 @@ def _without_doubles(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def under(seconds: float) -> str:
-    """Write a bound of time."""
+    """Return a time limit in words."""
     return f"under {seconds / HOUR:g} h" if seconds >= HOUR else f"under {seconds / MINUTE:g} min"
 
 
 class Page:
-    """The page with the table: the rows that the tests measured have to be those that it holds.
+    """The page with the table, which must have the rows that the tests measured.
 
-    It is a plugin of pytest, in the process that gets all reports; with ``write`` the page is made anew, where
-    rows that were not measured stay as they were.
+    It is a plugin of pytest, in the process that gets all reports; with ``write`` it writes the page again, and rows
+    that were not measured stay unchanged.
     """
 
     PATH: Final = ROOT / "docs" / "faults.md"
@@ -563,7 +563,7 @@ class Page:
 
     @classmethod
     def text(cls) -> str:
-        """Return what the page says now."""
+        """Return the page's present text."""
         return cls.PATH.read_text(encoding="utf-8") if cls.PATH.exists() else ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -1,4 +1,4 @@
-"""A clock whose waits are over at once: the time jumps to their end, and weeks pass in seconds."""
+"""A clock whose waits end at once: the time jumps to their end, so that weeks pass in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class JumpingClock(Clock):
-    """A clock for one thread, which stops at ``end``. ``before_wait`` is called at the begin of every wait."""
+    """A clock for one thread, which stops at ``end``. ``before_wait`` is called at the beginning of every wait."""
 
     def __init__(self, end: float, begin: float = 5000.0) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class JumpingAlarm(Alarm):
         self._jumping = clock
 
     def wait(self, seconds: float) -> bool:
-        """Jump to the end of the wait, or end it where it was rung before."""
+        """Jump to the end of the wait, or return at once if it was rung before."""
         self._jumping.before_wait()
         self._back_by(self._jumping.time + seconds)
         rung = self._rung.is_set()
         self._rung.clear()
         if not rung:
-            self._jumping.time += max(seconds, 0.001)  # else the time could stand still for ever
+            self._jumping.time += max(seconds, 0.001)  # otherwise the time might never pass
         if self._jumping.time >= self._jumping.end:
             raise Stopped
         return rung

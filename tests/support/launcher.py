@@ -1,14 +1,14 @@
 """The daemon as a process whose clock runs faster; otherwise it is the command ``dexcom2mqtt run``.
 
-The command line itself has no switch for this: a user has no use for it. From the environment come ``SPEED``;
-``CALL_SECONDS``, a time limit of calls to Share that suits the speed; ``BUG_IN``, an account whose third and
-fourth poll end in an exception that nobody expects; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, what
-blocks for ever in a read as soon as the file ``BLOCK_WHEN`` exists: ``share``, ``broker`` or ``heart``; ``JAM``, how
-many real seconds an acknowledgement may take, which suits the speed, too; ``LATE``, for how many real seconds it waits
-for what an earlier daemon may have left, instead of a moment that suits the speed; ``NAMED``, whether ``healthcheck``
-finds the daemon: those of other tests that run at the same time have the same client id; ``WEB_BROKEN``, whether every
-request to the page ends in an exception; ``WEB_AGAIN``, after how many real seconds a port is tried again;
-``DUE``, a file that gets by how many seconds of the clock each poll was late.
+The command line has no option for this, since users do not need one. These variables of the environment change it:
+``SPEED``; ``CALL_SECONDS``, a time limit for calls to Share that suits the speed; ``BUG_IN``, an account whose third
+and fourth poll end in an unexpected exception; ``PATIENCE``, how long a loop may be overdue; ``BLOCK``, which thread
+blocks forever in a read as soon as the file ``BLOCK_WHEN`` exists: ``share``, ``broker`` or ``heart``; ``JAM``, how
+many real seconds an acknowledgement may take, suiting the speed, too; ``LATE``, how many real seconds it waits for the
+messages of an earlier daemon, instead of a moment that suits the speed; ``NAMED``, whether ``healthcheck`` finds the
+daemon: those of other tests that run at the same time have the same client id; ``WEB_BROKEN``, whether every request to
+the page ends in an exception; ``WEB_AGAIN``, after how many real seconds a port is tried again; ``DUE``, a file for how
+many seconds of the clock each poll was late.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PLACES: dict[str, tuple[type, str]] = {
 
 
 def main() -> int:
-    """Take the hooks from the environment and the rest from the command line."""
+    """Read the hooks from the environment and the rest from the command line."""
     run = process.run
     clock = Clock(float(os.environ["SPEED"]))
     with ExitStack() as hooks:
@@ -102,7 +102,7 @@ def _timed(file: Path, clock: Clock, poll: Callable[[Poller], float]) -> Callabl
 
 def _blocking(method: Callable[..., Any], when: Path) -> Callable[..., Any]:
     silent = socket.socket(type=socket.SOCK_DGRAM)
-    silent.bind(("127.0.0.1", 0))  # where nobody sends anything
+    silent.bind(("127.0.0.1", 0))  # nobody sends anything there
 
     def blocking(self: object, *arguments: object) -> object:
         if when.exists():

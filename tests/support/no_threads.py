@@ -1,7 +1,7 @@
-"""The command line in a process that the kernel lets start no thread, as old container runtimes do it.
+"""The command line in a process that the kernel prevents from starting threads, as in old container runtimes.
 
-``python -m tests.support.no_threads now|later ARGUMENTS``: from the beginning, or once the daemon runs. It is their way
-word for word: a seccomp filter that answers clone3 with EPERM (seccomp(2), linux/bpf_common.h).
+``python -m tests.support.no_threads now|later ARGUMENTS``: from the beginning, or once the daemon runs. It does exactly
+what they do: a seccomp filter answers clone3 with EPERM (seccomp(2), linux/bpf_common.h).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from unittest import mock
 from dexcom2mqtt import cli
 from dexcom2mqtt.daemon.daemon import Daemon
 
-_CLONE3 = 435  # of every architecture
+_CLONE3 = 435  # on every architecture
 _SECCOMP = {"x86_64": 317, "aarch64": 277, "armv7l": 383}[platform.machine()]
 _NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 _FILTER_OF_ALL_THREADS = (1, 1)  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _PROGRAM = [
-    (_LOAD, 0, 0, 0),  # the number of the call
+    (_LOAD, 0, 0, 0),  # the number of the system call
     (_JUMP_IF_EQUAL, 0, 1, _CLONE3),
     (_RETURN, 0, 0, _ERRNO | errno.EPERM),
     (_RETURN, 0, 0, _ALLOW),
@@ -35,7 +35,7 @@ class _Filter(ctypes.Structure):
 
 
 def forbid() -> None:
-    """Let no thread of this process start another."""
+    """Prevent every thread of this process from starting another."""
     libc = ctypes.CDLL(None, use_errno=True)
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _PROGRAM))
     program = _Filter(len(_PROGRAM), ctypes.cast(instructions, ctypes.c_void_p))
@@ -46,7 +46,7 @@ def forbid() -> None:
 
 
 def main() -> int:
-    """Take when from the command line, and the rest from there as well."""
+    """Read when to begin from the command line, and pass on the rest of it."""
     when, *sys.argv[1:] = sys.argv[1:]
     if when == "now":
         forbid()

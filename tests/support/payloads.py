@@ -1,4 +1,4 @@
-"""Payloads as subscribers get them, and what a broker may hold in their place."""
+"""Payloads as subscribers get them, and what a broker may have instead."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def parsed(message: Message) -> dict[str, object]:
 
 
 def typed(payload: Mapping[str, object]) -> list[tuple[str, object, type]]:
-    """Tell 4.0 from 4 and the order of the keys, which == on dicts does not."""
+    """Distinguish 4.0 from 4 and the order of keys, which == on dicts does not."""
     return [(key, value, type(value)) for key, value in payload.items()]
 
 

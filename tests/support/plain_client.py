@@ -1,4 +1,4 @@
-"""A client of the simulated Share service that asks as plainly as can be, and a clock for both."""
+"""A client of the simulated Share service that sends the plainest requests, and a clock for both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Client:
-    """Asks the service, as plainly as can be; its connection is to be closed."""
+    """Sends plain requests to the service; its connection must be closed."""
 
     def __init__(self, share: SimulatedShare, account: SimulatedAccount = ANNA) -> None:
         self.share = share

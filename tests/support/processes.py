@@ -1,4 +1,4 @@
-"""Real processes for the tests: a mosquitto, the daemon, and a subscriber that writes down what it gets."""
+"""Real processes for the tests: a mosquitto, the daemon, and a subscriber that records its messages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/s
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on now.
+    """Return a port of loopback on which nobody listens now.
 
-    It is none that the system gives to connections on their way out: one of those could have it while a broker that
-    listens there is restarted.
+    It is not one that the system assigns to outgoing connections: one of those could get it while a broker that listens
+    there restarts.
     """
     while True:
         port = 10_000 + secrets.randbelow(22_768)
@@ -43,11 +43,11 @@ def free_port() -> int:
 
 
 BUSY = 4
-"""How many times as long as a quiet machine a busy one may take. It costs time only if a test fails."""
+"""How many times longer a busy machine may take than an idle one. It costs time only if a test fails."""
 
 
 def eventually(what: Callable[[], T], seconds: float = 15.0, *, why: str = "") -> T:
-    """Return what `what` returns as soon as it is true; fail after `seconds`, or as long as a busy machine takes."""
+    """Return the result of `what` as soon as it is true; fail after `seconds`, or as long as a busy machine takes."""
     until = time.monotonic() + BUSY * seconds
     while not (got := what()):
         assert time.monotonic() < until, why or "it did not happen in time"
@@ -57,7 +57,7 @@ def eventually(what: Callable[[], T], seconds: float = 15.0, *, why: str = "") -
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Let `serve` have each connection to a port of loopback, in a thread of its own; yield the port."""
+    """Call `serve` with each connection to a port of loopback, in its own thread; yield the port."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
@@ -75,7 +75,7 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 class Process:
-    """A process that ends with the test, and what it wrote."""
+    """A process that ends with the test, and its output."""
 
     def __init__(self, arguments: Iterable[str | Path], output: Path, environ: Mapping[str, str] | None = None) -> None:
         self.output = output
@@ -107,7 +107,7 @@ class Process:
         return self._process.wait(seconds)
 
     def kill(self) -> None:
-        """End it at once, and whatever it was stopped in."""
+        """Kill it, even if it is stopped."""
         if self.running:
             self._process.kill()
         self._process.wait(10 * BUSY)
@@ -129,7 +129,7 @@ class Mosquitto:
         self._config = folder / "mosquitto.conf"
         lines = [
             f"listener {self.port} 127.0.0.1",
-            "user root",  # where root runs it, it would otherwise become somebody who cannot read our files
+            "user root",  # as root it would otherwise switch to a user who cannot read our files
             "log_type all",
             "max_queued_messages 100000",
             *(["persistence true", f"persistence_location {folder}/"] if persistent else []),
@@ -174,7 +174,7 @@ class Mosquitto:
         return stat.rpartition(")")[2].split()[0] == "T"
 
     def save(self) -> None:
-        """Let it write to its file what it holds."""
+        """Make it write its messages to its file."""
         assert self._process
         file = self._folder / "mosquitto.db"
         file.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class Mosquitto:
         eventually(file.exists)
 
     def reload(self) -> None:
-        """Let it read its files again, and wait until it does."""
+        """Make it read its files again, and wait until it does."""
         assert self._process
         before = self.log().count("Reloading config.")
         self._process.signal(signal.SIGHUP)
@@ -209,7 +209,7 @@ class Heard:
 
 
 class Subscriber:
-    """A client that subscribes to everything and keeps it, in order."""
+    """A client that subscribes to everything and records it, in order."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class Subscriber:
         self._heard: list[Heard] = []
         self._lock = threading.Lock()
         self.subscribed = threading.Event()
-        """Whether it is connected and gets what is published now."""
+        """Set while it is connected and receives new messages."""
         self.client = client = paho.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
         if login:
             client.username_pw_set(*login)
@@ -269,7 +269,7 @@ class Subscriber:
         return {heard.topic: heard.payload for heard in self.heard}
 
     def wait_for(self, topic: str, payload: str | None = None, seconds: float = 15.0) -> Heard:
-        """Wait until the last message on a topic is there, and is `payload` if that is given."""
+        """Wait until there is a message on a topic and the latest is `payload`, if that is given; return it."""
 
         def last() -> Heard | None:
             found = [heard for heard in self.heard if heard.topic == topic]
@@ -291,7 +291,7 @@ class Subscriber:
 
 
 def retained(port: int, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5) -> dict[str, str]:
-    """Return what the broker holds, as a new subscriber sees it."""
+    """Return the broker's retained messages, as a new subscriber gets them."""
     with Subscriber(port, protocol) as subscriber:
         marker = f"test/{time.monotonic_ns()}"
         subscriber.client.publish(marker, "end")

@@ -1,4 +1,4 @@
-"""A proxy of HTTP that opens tunnels (CONNECT), and what proxies do to those who want one."""
+"""An HTTP proxy that opens tunnels (CONNECT), and ways in which proxies fail."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     import pytest
 
 Trouble = Callable[[socket.socket, threading.Event], None]
-"""What is done with a connection in place of opening a tunnel; the event is set when the proxy is closed."""
+"""What happens to a connection instead of opening a tunnel; the event is set when the proxy is closed."""
 
 DRIP_SECONDS: Final = 0.05
 _VARIABLES: Final = ("https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle")
 
 
 def forget_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may be behind a proxy; the tests' own servers are not."""
+    """Ignore the proxy of whoever runs the tests; the tests' own servers are not behind it."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 class ConnectProxy(socketserver.ThreadingTCPServer):
-    """Leads every tunnel to one port of loopback, whatever host is asked for.
+    """Connects every tunnel to one port of loopback, whatever the requested host.
 
-    With ``authorization``, only for those who show exactly that. It passes on ``most`` bytes of the server at most and
-    then hangs up, and waits for ``delay`` seconds before it answers.
+    With ``authorization``, only for clients that send exactly that. It passes on at most ``most`` bytes of the server
+    and then hangs up, and waits for ``delay`` seconds before it answers.
     """
 
     allow_reuse_address = True
@@ -54,7 +54,7 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
         self.asked: list[str] = []
         """The first line of each request."""
         self.shown: list[str] = []
-        """What each of them had in Proxy-Authorization."""
+        """Their values of Proxy-Authorization."""
         self.closed = threading.Event()
         self.name = f"127.0.0.1:{self.server_address[1]}"
 
@@ -68,7 +68,7 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that goes away is what some tests are about."""
+        """Print nothing: some tests are about clients that disconnect."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -110,7 +110,7 @@ def _pass_on(source: socket.socket, target: socket.socket, most: int) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
-# What goes wrong
+# Faults
 
 
 def refusal(status: int) -> Trouble:
@@ -131,7 +131,7 @@ def hang_up(connection: socket.socket, _closed: threading.Event) -> None:
 
 
 def saying(content: bytes) -> Trouble:
-    """Put exactly these bytes in place of an answer, and then say nothing more."""
+    """Send exactly these bytes instead of an answer, and then nothing more."""
 
     def trouble(connection: socket.socket, closed: threading.Event) -> None:
         with suppress(OSError):
@@ -142,7 +142,7 @@ def saying(content: bytes) -> Trouble:
 
 
 def dripping(content: bytes) -> Trouble:
-    """Put these bytes in place of an answer, one at a time: each read of the client brings something in time."""
+    """Send these bytes instead of an answer, one at a time: each read of the client gets something in time."""
 
     def trouble(connection: socket.socket, closed: threading.Event) -> None:
         with suppress(OSError):

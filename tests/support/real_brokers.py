@@ -1,6 +1,6 @@
-"""Real brokers of several makers, each on free ports of loopback, as processes of the test and not as services.
+"""Real brokers of several makers, each on free ports of loopback, as processes of the test instead of services.
 
-Each lets one user in, keeps its data in a folder of the test, and is ended with all that it started.
+Each accepts one user, keeps its data in a folder of the test, and ends with everything it started.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AEDES: Final = ROOT / ".aedes"
 
 _RABBITMQ: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _RABBITMQ_3: Final = list(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-3.*"))
-"""Whether it is that of Debian 12, which does not speak MQTT 5; that of Debian 13 does."""
+"""Whether this is Debian 12's, which does not support MQTT 5; Debian 13's does."""
 _EJABBERD: Final = Path("/usr/sbin/ejabberdctl")
 _OURS: Final = "DEXCOM2MQTT_TEST_BROKER"
 _START_SECONDS: Final = 90.0
@@ -41,7 +41,7 @@ _DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a broker, and what has to run before it."""
+    """How to start a broker, and the commands to run before it."""
 
     command: Iterable[str | Path]
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -50,18 +50,18 @@ class Launch:
 
 @dataclass(frozen=True)
 class Kind:
-    """A maker's broker and what it does, which is what docs/brokers.md says of it."""
+    """A maker's broker and its properties, which docs/brokers.md describes."""
 
     name: str
     missing: Callable[[], str]
-    """Says what to install where it cannot run here, else nothing."""
+    """Returns what to install if it cannot run here, else nothing."""
     set_up: Callable[[Path, int], Launch]
-    """Writes its configuration into a folder for a port, and returns how to start it."""
+    """Writes its configuration for a port into a folder, and returns how to start it."""
     protocol: Literal["5", "3.1.1"] = "3.1.1"
     keeps: bool = True
-    """Whether what is retained outlives a clean restart."""
+    """Whether retained messages survive a clean restart."""
     wildcards: bool = True
-    """Whether a subscription with wildcards gets what is retained."""
+    """Whether a subscription with wildcards gets retained messages."""
 
 
 class RealBroker:
@@ -82,7 +82,7 @@ class RealBroker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End every process of it; those of Erlang start others in sessions of their own."""
+        """End every process of it; those of Erlang start others in separate sessions."""
         for pid in _marked(self._mark):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ class RealBroker:
         eventually(lambda: not _marked(self._mark), why="a process of the broker is left")
 
     def start(self) -> None:
-        """Start it, and wait until it lets its user in."""
+        """Start it, and wait until it accepts its user."""
         self._run(self._launch.command)
         eventually(self._lets_in, _START_SECONDS, why=f"{self.kind.name} did not start: {self.log()[-3000:]}")
 
@@ -112,15 +112,15 @@ class RealBroker:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def subscriber(self, *topics: str, seconds: float = 10.0) -> ExactSubscriber:
-        """Return a client that subscribes to these topics and comes back after a restart of the broker."""
+        """Return a client that subscribes to these topics and reconnects after a restart of the broker."""
         protocol = MQTTProtocolVersion.MQTTv5 if self.kind.protocol == "5" else MQTTProtocolVersion.MQTTv311
         return ExactSubscriber(topics, self.port, protocol, seconds)
 
     def held(self, topics: Iterable[str]) -> dict[str, str]:
-        """Return what it retains at exactly these topics, as a new subscriber gets it.
+        """Return its retained messages at exactly these topics, as a new subscriber gets them.
 
-        Two marks tell that all of it has come. aedes sends what is retained in the order of one subscription, but
-        two subscriptions side by side; ejabberd and RabbitMQ one subscription after the other, but each backwards.
+        Two marks show that all have come. aedes sends the retained messages of one subscription in order, but those of
+        two subscriptions mixed; ejabberd and RabbitMQ send one subscription after the other, but each in reverse.
         """
         marks = [f"test/{time.monotonic_ns()}/{number}" for number in range(2)]
         with self.subscriber("test/nothing") as first:
@@ -147,7 +147,7 @@ class RealBroker:
 
 
 class ExactSubscriber(Subscriber):
-    """A subscriber of some topics alone."""
+    """A subscriber to some topics only."""
 
     def __init__(self, topics: Iterable[str], port: int, protocol: MQTTProtocolVersion, seconds: float) -> None:
         self._topics = [(topic, 0) for topic in topics]
@@ -163,11 +163,11 @@ class ExactSubscriber(Subscriber):
         client.subscribe(self._topics)
 
     def retain(self, topic: str, payload: str) -> None:
-        """Publish a message to be retained, or nothing in its place."""
+        """Publish a retained message, or clear it."""
         self.client.publish(topic, payload, qos=1, retain=True).wait_for_publish(10)
 
     def forget_all_but(self, leaf: str) -> None:
-        """Forget what came on other topics than those that end in this level."""
+        """Forget the messages on other topics than those that end in this level."""
         with self._lock:
             self._heard = [heard for heard in self._heard if heard.topic.endswith(f"/{leaf}")]
 
@@ -182,7 +182,7 @@ def _marked(mark: str) -> list[int]:
     return found
 
 
-# The makers
+# Makers
 
 
 def _installed(package: str, program: str | Path | None) -> Callable[[], str]:
@@ -227,10 +227,10 @@ def _rabbitmq(folder: Path, port: int) -> Launch:
     (folder / "enabled_plugins").write_text("[rabbitmq_mqtt].\n", encoding="utf-8")
     names, nodes = str(free_port()), str(free_port())
     environ = {
-        "HOME": str(folder),  # where Erlang keeps its cookie
+        "HOME": str(folder),  # for Erlang's cookie
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": names,
-        "RUNNING_UNDER_SYSTEMD": "1",  # it ends with its signal, with no shell in between
+        "RUNNING_UNDER_SYSTEMD": "1",  # then it ends on its signal, without a shell in between
         "RABBITMQ_NODENAME": f"test{port}@localhost",
         "RABBITMQ_DIST_PORT": nodes,
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -242,7 +242,7 @@ def _rabbitmq(folder: Path, port: int) -> Launch:
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),
     }
-    # Else it would start an epmd that goes on when it ends.
+    # Otherwise it would start an epmd that keeps running when it ends.
     return Launch([_RABBITMQ], environ, before=["epmd", "-address", "127.0.0.1", "-port", names])
 
 
@@ -264,7 +264,7 @@ def _ejabberd(folder: Path, port: int) -> Launch:
         "ERL_LIBS": str(next(Path("/usr/lib").glob("*/ejabberd-*")).parent),
     }
     user = f'ejabberd_auth:try_register(<<"{USER}">>, <<"localhost">>, <<"{PASSWORD}">>).'
-    # As ejabberdctl does, but without a name, so that it needs no epmd.
+    # Like ejabberdctl, but without a name, so that it needs no epmd.
     return Launch(["erl", "-noinput", "-mnesia", "dir", f'"{folder}/mnesia"', "-s", "ejabberd", "-eval", user], environ)
 
 
@@ -283,7 +283,7 @@ def _nats(folder: Path, port: int) -> Launch:
 KINDS: Final = (
     Kind("mosquitto", _installed("mosquitto", MOSQUITTO), _mosquitto, "5"),
     Kind("aedes", _no_aedes, _aedes(0), keeps=False),
-    # As with its persistence in a database, which the messages that are retained have to come from first.
+    # Like its persistence in a database, from which the retained messages must come first.
     Kind("aedes_late", _no_aedes, _aedes(100), keeps=False),
     Kind(
         "rabbitmq",

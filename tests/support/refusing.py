@@ -1,4 +1,4 @@
-"""What a broker may not take, as a relay before a real one brings it about: a topic, too much at once, an expiry."""
+"""Things that a broker may refuse, simulated by a relay before a real one: a topic, too much at once, an expiry."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Kind = Literal["hang-up", "silence", "refusal"]
 NOT_AUTHORIZED: Final = 0x87
 QUOTA_EXCEEDED: Final = 0x97
 _UNSPECIFIED: Final = 0x80  # the only refusal of a subscription that MQTT 3.1.1 has
-_EXPIRY: Final = b"\x05\x02"  # the length of the properties where this is the only one, and its number
+_EXPIRY: Final = b"\x05\x02"  # the length of the properties if this is the only one, and its number
 
 
 @dataclass
-class NotTaken:
-    """What happens at one topic, or at the subscription to one filter, while it is ``on``; all else passes.
+class Refusing:
+    """A fault at one topic, or at the subscription to one filter, while it is ``on``; all else passes.
 
-    A hang-up is the end without a word; silence is that nothing is acknowledged; a refusal says in words that it is
-    not allowed. In all of them the broker does not get it.
+    A hang-up ends the connection without a reason; silence acknowledges nothing; a refusal says that it is not allowed.
+    The broker itself never gets the packet.
     """
 
     kind: Kind
@@ -32,14 +32,14 @@ class NotTaken:
     protocol: str = "5"
     subscription: bool = False
     expires: bool = True
-    """Whether the broker is told when messages expire."""
+    """Whether the broker gets the expiry of messages."""
     on: bool = False
     hits: list[Packet] = field(default_factory=list)
-    """What was not taken."""
+    """The packets that the broker did not get."""
     _awaited: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
     def __call__(self, packet: Packet) -> Fate:
-        """Decide over a packet, as the rule of a relay."""
+        """Return what happens to a packet, as the rule of a relay."""
         if packet.kind == "SUBACK":
             return self._suback(packet)
         if self.on and self._is_it(packet):
@@ -55,7 +55,7 @@ class NotTaken:
         return self.where in packet.filters if self.subscription else packet.topic == self.where
 
     def _subscribe(self, packet: Packet) -> Fate:
-        """Let the broker subscribe to something else in its place, and remember which answer to change."""
+        """Replace the subscription by another, and remember which answer to change."""
         self._awaited[packet.connection, packet.mid] = packet.filters.index(self.where)
         name = self.where.encode()
         return Instead(packet.data.replace(name, b"x" * len(name)))
@@ -71,7 +71,7 @@ class NotTaken:
 
 
 class Quota:
-    """A broker that takes ``most`` messages in a second, this long, and refuses what goes beyond, by MQTT 5."""
+    """A broker that accepts ``most`` messages in a second, this long, and refuses more, by MQTT 5."""
 
     def __init__(self, most: int, second: float = 1.0) -> None:
         self._second = second
@@ -80,7 +80,7 @@ class Quota:
         self.refused = 0
 
     def __call__(self, packet: Packet) -> Fate:
-        """Decide over a packet, as the rule of a relay."""
+        """Return what happens to a packet, as the rule of a relay."""
         if not packet.from_client or packet.kind != "PUBLISH" or not packet.data[0] & 0x06:
             return PASS
         with self._lock:
@@ -92,7 +92,7 @@ class Quota:
 
 
 def without_expiry(packet: Packet) -> Fate:
-    """Pass on a PUBLISH of MQTT 5 at QoS 1 without its expiry, as to a broker that does not know what that is."""
+    """Pass on a PUBLISH of MQTT 5 at QoS 1 without its expiry, as to a broker that does not know expiries."""
     body = packet.body
     at = 2 + len(packet.topic.encode()) + 2
     if not packet.data[0] & 0x06 or body[at : at + 2] != _EXPIRY:

@@ -1,7 +1,7 @@
-"""A relay between a client and a real broker that understands MQTT packets, and brings about what brokers do rarely.
+"""A relay between a client and a real broker that understands MQTT packets, and causes rare events of brokers.
 
-It passes whole packets on, and a rule of the test decides what becomes of each: it may be dropped, late, answered in
-the broker's place, another one, or the end.
+It passes on complete packets, and a rule of the test decides about each: it may be dropped, delayed, answered instead
+of by the broker, replaced, or end the connection.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ HANG_UP: Final = -2.0
 
 @dataclass(frozen=True)
 class Instead:
-    """What is passed on in a packet's place."""
+    """A packet to pass on instead."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back, as if by the other side, which does not get the packet."""
+    """A packet to send back as if from the other side, which does not get the original."""
 
     data: bytes
 
@@ -53,7 +53,7 @@ Rule = Callable[["Packet"], Fate]
 
 @dataclass(frozen=True)
 class Packet:
-    """One packet, whole, when it came (by time.monotonic), and with which connection, from 1 on."""
+    """One complete packet, when it came (by time.monotonic), and on which connection, from 1."""
 
     kind: Kind
     from_client: bool
@@ -65,13 +65,13 @@ class Packet:
     def body(self) -> bytes:
         """The packet without its first byte and its length."""
         body = self.data[1:]
-        while body[0] & 0x80:  # the bytes of the length, but for the last
+        while body[0] & 0x80:  # all bytes of the length except the last
             body = body[1:]
         return body[1:]
 
     @property
     def mid(self) -> bytes:
-        """The packet identifier of a PUBLISH at QoS 1, SUBSCRIBE or PUBACK, as it stands there."""
+        """The packet identifier of a PUBLISH at QoS 1, SUBSCRIBE or PUBACK, as two bytes."""
         return self.body[2 + len(self.topic.encode()) :][:2] if self.kind == "PUBLISH" else self.body[:2]
 
     @property
@@ -86,24 +86,24 @@ class Packet:
 
     @property
     def topic(self) -> str:
-        """The topic of a PUBLISH, else an empty text."""
+        """The topic of a PUBLISH, else an empty string."""
         if self.kind != "PUBLISH":
             return ""
         return self.body[2 : 2 + int.from_bytes(self.body[:2])].decode()
 
 
 class Relay:
-    """A port of loopback behind which is the broker at ``port``, for use in a ``with``.
+    """A port of loopback in front of the broker at ``port``, for use in a ``with``.
 
-    ``rule`` says of each packet what becomes of it: ``PASS``, ``DROP``, ``HANG_UP``, by how many seconds it is
-    late, ``Instead`` or ``Answer``. Others are not held up by a late one. It may be changed at any time.
+    ``rule`` decides about each packet: ``PASS``, ``DROP``, ``HANG_UP``, a delay in seconds, ``Instead`` or ``Answer``.
+    A delayed packet does not delay others. The rule may be changed at any time.
     """
 
     def __init__(self, port: int, rule: Rule = lambda _: PASS) -> None:
         self._upstream = port
         self.rule = rule
         self.packets: list[Packet] = []
-        """Every packet that came, whatever became of it."""
+        """Every packet that came, whatever happened to it."""
         self.connections = 0
         self._stack = ExitStack()
         self._open: set[socket.socket] = set()
@@ -119,7 +119,7 @@ class Relay:
             _hang_up(sock)
 
     def came(self, kind: Kind, topic: str = "") -> list[Packet]:
-        """Return the packets of a kind that came, and of these, if given, those of a topic."""
+        """Return all packets of a kind, or only those of a topic."""
         return [packet for packet in tuple(self.packets) if packet.kind == kind and topic in {"", packet.topic}]
 
     def hang_up(self) -> None:
@@ -167,7 +167,7 @@ class Relay:
 
 
 def _packets(source: socket.socket) -> Iterator[tuple[Kind, bytes]]:
-    """Yield what is sent, packet by packet. Raises EOFError at the end."""
+    """Yield the data packet by packet. Raises EOFError at the end."""
     with source.makefile("rb") as file:
         while True:
             head = _read(file.read, 1)
@@ -202,5 +202,5 @@ def refused(packet: Packet, code: int) -> Answer:
 
 
 def acknowledged(packet: Packet) -> Answer:
-    """Acknowledge a PUBLISH at QoS 1, as a broker does that drops it in silence."""
+    """Acknowledge a PUBLISH at QoS 1, like a broker that drops it silently."""
     return Answer(b"\x40\x02" + packet.mid)

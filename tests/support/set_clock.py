@@ -6,7 +6,7 @@ from dexcom2mqtt.clock import Clock
 
 
 class SetClock(Clock):
-    """A clock that stands where it was set."""
+    """A clock that stays where it was set."""
 
     def __init__(self, at: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Clients of the simulated Share service, what goes wrong with its answers byte by byte, and the search for secrets."""
+"""Clients of the simulated Share service, faults of its answers byte by byte, and the search for secrets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import trustme
 
 NOW: Final = 1_745_081_000.0
-"""The service's time stands still, so that each of its answers is known."""
+"""The service's time stands still, so that each answer is predictable."""
 MIB: Final = 2**20
 
-# Names and passwords with characters that each way of writing them down writes differently.
+# Names and passwords with characters that each encoding writes differently.
 ANNA = SimulatedAccount("zoë.quokka+cgm@example.com", 'wörd & "p/ss\\%+', zone_offset_min=330)
 QUINN = SimulatedAccount("quinn quokka", "qüokka=&päss", seed=2, legacy=True)
 KIM = SimulatedAccount("+15550123456", "0123 ü/quokka", seed=3)
@@ -54,7 +54,7 @@ REJECTIONS = [
 ]
 
 
-# No secret, however written
+# Secrets in any form
 
 
 _ID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
@@ -70,7 +70,7 @@ WRITTEN: Final[list[Callable[[str], str]]] = [
 
 
 def secrets_in(text: str) -> set[str]:
-    """Return what a text holds of user names, passwords and ids, also in base64; any id counts as a secret."""
+    """Return the user names, passwords and ids in a text, also in base64; any id counts as a secret."""
     texts = [text, *_decoded(text)]
     known = {secret for account in ACCOUNTS for secret in (account.username, account.password)}
     found = {secret for secret in known for write in WRITTEN if any(write(secret) in each for each in texts)}
@@ -80,14 +80,14 @@ def secrets_in(text: str) -> set[str]:
 def _decoded(text: str) -> Iterator[str]:
     for run in _BASE64.findall(text):
         standard = run.translate({ord("-"): "+", ord("_"): "/"})
-        for start in range(4):  # it may follow other characters that base64 uses too
+        for start in range(4):  # it may follow other base64 characters
             length = len(standard) - start
             padded = standard[start : len(standard) - (length % 4 == 1)] + "=" * (-length % 4 % 3)
             yield base64.b64decode(padded).decode("utf-8", "replace")
 
 
 def check_silence(error: ShareError) -> None:
-    """Check that nothing of an error tells a secret, nor leads to a library's error, which may at any time."""
+    """Check that an error contains no secret and does not refer to a library's error, which might."""
     assert error.__cause__ is None
     assert error.__context__ is None or error.__suppress_context__
     assert not secrets_in("\n".join([str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]))
@@ -97,7 +97,7 @@ Error = TypeVar("Error", bound=ShareError)
 
 
 def failure(kind: type[Error], call: Callable[[], object]) -> Error:
-    """Return the error of exactly this kind that the call raises; nothing of it tells a secret."""
+    """Return the error of exactly this kind that the call raises, after checking that it contains no secret."""
     with pytest.raises(kind) as caught:
         call()
     error = caught.value
@@ -118,7 +118,7 @@ def client_of(service: SimulatedShare, account: SimulatedAccount = ANNA, **optio
 
 
 def host(server: SimulatedShare | LittleServer) -> str:
-    """Return how an error names a server: with its port."""
+    """Return the name of a server in errors: with its port."""
     return (server.base_url if isinstance(server, SimulatedShare) else server.url).split("/")[2]
 
 
@@ -131,7 +131,7 @@ def asked(service: SimulatedShare, client: ShareClient) -> list[str]:
 
 
 def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading, ...]:
-    """Return what Share knows of an account, oldest first."""
+    """Return Share's records of an account, oldest first."""
     return tuple(
         Reading(record.value, record.trend, record.taken, account.zone_offset_min)
         for record in sim.series(account, NOW - minutes * 60, NOW)
@@ -139,11 +139,11 @@ def readings_of(account: SimulatedAccount, minutes: int = 1440) -> tuple[Reading
     )
 
 
-# What can go wrong
+# Faults
 
 
 def read(fault: Fault) -> Fault:
-    """Let something go wrong with reads alone."""
+    """Cause a fault in reads only."""
     return share_faults.only(fault, call=READ)
 
 
@@ -154,7 +154,7 @@ def answer(content: bytes, status: int = 200, **headers: str | None) -> Fault:
 
 
 def raw(content: bytes, *, close: bool = False) -> Fault:
-    """Put exactly these bytes on the connection in place of an answer."""
+    """Send exactly these bytes on the connection instead of an answer."""
 
     def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
         connection.sendall(content)
@@ -173,7 +173,7 @@ def fault_of(code: object, message: object = "", status: int = 500) -> Fault:
 
 
 def listen(heard: list[Request]) -> Fault:
-    """Answer as the service does, and remember what was asked."""
+    """Answer as the service does, and record the request."""
 
     def fault(request: Request, respond: Respond) -> Response:
         heard.append(request)
@@ -190,11 +190,11 @@ def takes(at_least: float, at_most: float) -> Iterator[None]:
     assert at_least <= time.monotonic() - start <= at_most
 
 
-# A server of our own
+# Our own server
 
 
 class LittleServer(socketserver.ThreadingTCPServer):
-    """Signs everybody in and has no readings; over TLS where it has a certificate."""
+    """Signs everybody in and has no readings; uses TLS if it has a certificate."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -203,11 +203,11 @@ class LittleServer(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.drip = drip
         self.more = more
-        """How many blanks follow each answer."""
+        """How many spaces follow each answer."""
         self.cookies: list[str] = []
-        """What each request brought along."""
+        """The Cookie header of each request."""
         self.credentials: list[str | None] = []
-        """What each had in its header Authorization."""
+        """The Authorization header of each request."""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -224,7 +224,7 @@ class LittleServer(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that goes away is what some tests are about."""
+        """Print nothing: some tests are about clients that disconnect."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -247,7 +247,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b" ")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
-        """Say nothing."""
+        """Print nothing."""
 
 
 def client_to(server: LittleServer) -> ShareClient:

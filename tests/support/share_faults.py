@@ -1,4 +1,4 @@
-"""What goes wrong with the simulated Share service: distortions of its readings, and faults of its answers."""
+"""Faults of the simulated Share service: distortions of its readings, and faults of its answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def missing(_records: list[Record]) -> list[Record]:
-    """Let there be none: the sensor warms up, sharing is off, nobody follows."""
+    """Remove all readings: the sensor warms up, sharing is off, nobody follows."""
     return []
 
 
@@ -71,7 +71,7 @@ def skewed(by: float) -> Distortion:
 
 
 def doubled(after: float = 9.5) -> Distortion:
-    """Give each reading once more, `after` seconds later: a G7 on a watch and on a phone."""
+    """Repeat each reading `after` seconds later: a G7 on a watch and on a phone."""
     return calibrated(by=0, after=after)
 
 
@@ -107,10 +107,10 @@ def only(
     until: float = math.inf,
     times: int | None = None,
 ) -> Fault:
-    """Return `fault` for the requests that meet all the conditions given.
+    """Return `fault` for the requests that meet all the given conditions.
 
-    `account` is a user name; `since` and `until` are Unix seconds by the service's clock; `times` takes only the
-    first so many of the requests that meet the others.
+    `account` is a user name; `since` and `until` are Unix seconds by the service's clock; `times` limits it to the
+    first requests that meet the other conditions.
     """
     met = itertools.count()  # next() is atomic, and requests come in many threads
 
@@ -127,7 +127,7 @@ def only(
 
 
 def chain(*faults: Fault) -> Fault:
-    """Return the faults as one; each takes for the service's answer what those after it make of that."""
+    """Return the faults as one; each gets as the service's answer what the faults after it make of it."""
 
     def before(fault: Fault, respond: Respond) -> Respond:
         return lambda request: fault(request, respond)
@@ -141,7 +141,7 @@ def chain(*faults: Fault) -> Fault:
 
 
 def status(code: int, headers: Mapping[str, str] | None = None, content: bytes = b"") -> Fault:
-    """Answer with this status without looking at the request; `headers` such as Retry-After."""
+    """Answer with this status without reading the request; `headers` such as Retry-After."""
     response = Response(code, content, dict(headers or {}), outcome=str(code))
     return lambda _request, _respond: response
 
@@ -159,17 +159,17 @@ def body(content: bytes) -> Fault:
 
 
 def zero_uuid() -> Fault:
-    """Answer 200 with the all-zero UUID: credentials not accepted."""
+    """Answer 200 with the all-zero UUID: Share rejects the credentials."""
     return body(json_bytes(ZERO_UUID))
 
 
 def error(code: str, message: str = "") -> Fault:
-    """Answer one of Share's errors without looking at the request."""
+    """Answer with one of Share's errors without reading the request."""
     return lambda request, _respond: error_answer(request, code, message)
 
 
 def password_changed() -> Fault:
-    """Let no password be right: it was changed meanwhile, and each try counts towards a lock-out."""
+    """Reject every password: it was changed meanwhile, and each try counts towards a lock-out."""
 
     def change(request: Request, respond: Respond) -> Response:
         fields = {name: f"not {value}" if name == "password" else value for name, value in request.fields.items()}
@@ -184,7 +184,7 @@ def altered(change: Callable[[Response], Response]) -> Fault:
 
 
 def edited(edit: Callable[[Any], object]) -> Fault:
-    """Answer with what `edit` makes of the JSON: one reading spoiled, another order; errors stay as they are."""
+    """Answer with what `edit` makes of the JSON: one reading spoiled, another order; errors stay unchanged."""
 
     def change(answer: Response) -> Response:
         if answer.status != HTTPStatus.OK or not answer.body:
@@ -195,17 +195,17 @@ def edited(edit: Callable[[Any], object]) -> Fault:
 
 
 def truncated() -> Fault:
-    """Answer with half the JSON, as if that were all."""
+    """Answer with half the JSON, as if it were complete."""
     return altered(lambda answer: replace(answer, body=answer.body[: len(answer.body) // 2], outcome="truncated"))
 
 
 def padded(size: int = 2**20 + 1, *, compress: bool = False) -> Fault:
-    """Answer with blanks behind the JSON, so that the body has at least `size` bytes once decompressed."""
+    """Answer with spaces after the JSON, so that the body has at least `size` bytes once decompressed."""
     return altered(lambda answer: replace(answer, body=answer.body.ljust(size), compress=compress, outcome="padded"))
 
 
 def header(name: str, value: str | None) -> Fault:
-    """Answer as the service does, with this header set, or taken away where `value` is None."""
+    """Answer as the service does, with this header set, or removed if `value` is None."""
     return altered(lambda answer: replace(answer, headers={**answer.headers, name: value}))
 
 
@@ -215,7 +215,7 @@ def date_offset(seconds: float) -> Fault:
 
 
 def hang() -> Fault:
-    """Serve the request, and say nothing until the client goes away."""
+    """Serve the request, and do not answer until the client disconnects."""
 
     def deliver(connection: socket.socket, _head: bytes, _content: bytes) -> bool:
         connection.recv(1, socket.MSG_PEEK)  # returns when the client or the service closes the connection
@@ -269,7 +269,7 @@ def _delivered(delivery: Delivery, outcome: str) -> Fault:
 
 
 def _waited(connection: socket.socket, seconds: float) -> bool:
-    """Wait `seconds`; return False, at once, when the client or the service closes the connection meanwhile."""
+    """Wait `seconds`; return False at once if the client or the service closes the connection meanwhile."""
     connection.settimeout(seconds)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""

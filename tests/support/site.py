@@ -1,4 +1,4 @@
-"""The site as a WSGI application, asked without a server."""
+"""The site as a WSGI application, called without a server."""
 
 from __future__ import annotations
 

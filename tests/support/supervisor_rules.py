@@ -1,8 +1,8 @@
-"""The rules for an app of Home Assistant, as its Supervisor and the linter of add-ons have them in 2026.
+"""The rules for an app of Home Assistant, according to its Supervisor and the add-on linter of 2026.
 
-Written after supervisor/apps/validate.py, apps/options.py and store/ of home-assistant/supervisor (2026-08), and after
-src/lint.py and src/config.schema.json of frenck/action-addon-linter (2026-04). Neither can be installed here. A key
-that is none of these is an error for the linter, and so is one with its default.
+Based on supervisor/apps/validate.py, apps/options.py and store/ of home-assistant/supervisor (2026-08), and on
+src/lint.py and src/config.schema.json of frenck/action-addon-linter (2026-04). Neither can be installed here. For the
+linter, an unknown key is an error, and so is a key with its default.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHERS: Final = {
     *("image", "ingress_entry", "machine", "map", "panel_title", "ports", "ports_description", "privileged"),
     *("services", "url"),
 }
-"""What is allowed beside; not ``watchdog``, ``webui``, ``codenotary`` and ``auto_uart``, which the linter refuses."""
+"""Other allowed keys; not ``watchdog``, ``webui``, ``codenotary`` and ``auto_uart``, which the linter rejects."""
 ARCHITECTURES: Final = {"amd64", "aarch64"}
 SLUG: Final = re.compile(r"[-_.A-Za-z0-9]+")
 SERVICE: Final = re.compile(r"(mqtt|mysql):(provide|want|need)")
@@ -55,7 +55,7 @@ PROFILE: Final = re.compile(r"^profile ([^ ]+).*$", re.MULTILINE)
 
 
 def broken_by(config: Mapping[str, Any]) -> Iterator[str]:
-    """Name each rule that config.yaml breaks."""
+    """Yield each rule that config.yaml breaks."""
     keys = config.keys()
     yield from (f"{key} is missing" for key in REQUIRED - keys)
     yield from (f"{key} is no key" for key in keys - REQUIRED - DEFAULTS.keys() - OTHERS)
@@ -78,7 +78,7 @@ def _may_be_port(port: object, at: object) -> bool:
     return isinstance(port, str) and PORT.fullmatch(port) is not None and usable
 
 
-def _in_schema(element: Any, place: str, *, in_list: bool = False) -> Iterator[str]:  # what YAML gives
+def _in_schema(element: Any, place: str, *, in_list: bool = False) -> Iterator[str]:  # YAML
     """Check for the text of a type, a list of one such element (no list in a list), or elements by their keys."""
     if isinstance(element, str):
         if not TYPE.fullmatch(element):
@@ -92,8 +92,8 @@ def _in_schema(element: Any, place: str, *, in_list: bool = False) -> Iterator[s
         yield f"{place}: neither a type nor keys nor a list of one"
 
 
-def not_valid(schema: Any, options: Any, place: str) -> Iterator[str]:  # what YAML gives
-    """Name what the Supervisor refuses of options, defaults included: it then does not start the app."""
+def not_valid(schema: Any, options: Any, place: str) -> Iterator[str]:  # YAML
+    """Yield the options that the Supervisor rejects, defaults included: it then does not start the app."""
     if isinstance(schema, list):
         if not isinstance(options, list):
             yield f"{place}: not a list"
@@ -129,8 +129,8 @@ def _fits(kind: str, option: object) -> bool:
     return isinstance(option, str)
 
 
-def untranslated(schema: Any, translations: Any, place: str = "") -> Iterator[str]:  # what YAML gives
-    """Name each option without a name in the translations, and each translation without an option."""
+def untranslated(schema: Any, translations: Any, place: str = "") -> Iterator[str]:  # YAML
+    """Yield each option without a name in the translations, and each translation without an option."""
     element = schema[0] if isinstance(schema, list) else schema
     if not isinstance(element, dict):
         return

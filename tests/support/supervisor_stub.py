@@ -1,4 +1,4 @@
-"""A stub of Home Assistant's Supervisor: what it answers to who asks for the broker, over real HTTP."""
+"""A stub of Home Assistant's Supervisor: its answers to questions about the broker, over real HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TOKEN = "token of the app"
 
 
 class Answer(NamedTuple):
-    """What the Supervisor answers."""
+    """The Supervisor's answer."""
 
     status: int
     body: bytes = b""
     late: float = 0.0
-    """Seconds until it does."""
+    """Seconds before it answers."""
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -32,19 +32,19 @@ FORBIDDEN = answer(403, result="error", message="No access to mqtt service!")
 
 
 def broker(port: int, username: str = "", password: str = "", host: str = "127.0.0.1", **more: object) -> Answer:
-    """Name a broker, as the Supervisor does; without a user name nothing is said of one."""
+    """Return a broker, in the Supervisor's form; without a user name it has none."""
     user = {"username": username, "password": password} if username else {}
     named = {"host": host, "port": port, "ssl": False, "protocol": "3.1.1", "addon": "core_mosquitto"}
     return answer(200, result="ok", data=named | user | more)
 
 
 class Supervisor:
-    """It answers ``answer``, and 401 without the token."""
+    """It answers ``answer``, or 401 without the token."""
 
     def __init__(self, answer: Answer, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.answer = answer
         self.asked: list[str] = []
-        """The path of each question."""
+        """The path of each request."""
         self._server = ThreadingHTTPServer(address, _handler(self._answer_to))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -81,10 +81,10 @@ def _handler(answer_to: Callable[[str, Any], Answer]) -> type[BaseHTTPRequestHan
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(found.body)
-            except OSError:  # who asked did not wait
+            except OSError:  # the client did not wait
                 self.close_connection = True
 
         def log_message(self, *_: object) -> None:
-            """Write nothing."""
+            """Print nothing."""
 
     return Handler

@@ -24,7 +24,7 @@ BEN = SimulatedAccount("ben@example.com", "the password of ben", seed=2)
 
 
 class Household:
-    """Anna and Ben: a Share service that has the readings which a test adds, a broker, and the daemon with its page."""
+    """Anna and Ben: a Share service with the readings that a test adds, a broker, and the daemon with its page."""
 
     def __init__(self, stack: ExitStack, broker: Mosquitto, folder: Path) -> None:
         self._stack = stack
@@ -35,13 +35,13 @@ class Household:
         self.config = folder / "config.yaml"
 
     def add(self, seconds_ago: float, value: int, trend: str = "Flat", *, who: SimulatedAccount = ANNA) -> int:
-        """Let a reading be there that was taken so many seconds ago; return its date."""
+        """Add a reading taken that many seconds ago; return its date."""
         taken = round((time.time() - seconds_ago) * 1000)
         self.service.add(who.username, Record(taken, value, trend))
         return taken
 
     def start(self, *arguments: str, web: dict[str, Any] | None = None, **environ: Any) -> tuple[int, Process]:
-        """Start the daemon; return the port of its page, and itself."""
+        """Start the daemon; return the port of its page, and the process."""
         port = (web or {}).get("port") or free_port()
         people = {
             key: {"username": each.username, "password": each.password, "share_url": self.service.base_url}
@@ -56,18 +56,18 @@ class Household:
         return port, self._stack.enter_context(daemon(file, self._folder / "daemon.log", *arguments, **environ))
 
     def serve(self, **web: Any) -> tuple[int, Process]:
-        """Start the daemon, and wait until the page is there; return its port, and itself."""
+        """Start the daemon, and wait until its page is served; return the port, and the process."""
         port, process = self.start(web=web)
         eventually(lambda: answers(port))
         return port, process
 
     def subscribe(self) -> Subscriber:
-        """Return a subscriber of everything at the broker."""
+        """Return a subscriber to everything at the broker."""
         return self._stack.enter_context(Subscriber(self._broker.port))
 
 
 def refresh(subscriber: Subscriber, key: str = "anna") -> None:
-    """Ask for a reading now."""
+    """Request a poll now."""
     subscriber.client.publish(f"dexcom2mqtt/{key}/refresh", "now")
 
 
@@ -85,7 +85,7 @@ class Got:
 
 
 def get(port: int, target: str, method: str = "GET", **headers: str) -> Got:
-    """Ask for exactly that target; in the names of headers a _ stands for a -."""
+    """Request exactly that target; in the names of headers a _ stands for a -."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with closing(connection):
         # Not request(): it refuses what some clients send without encoding it.
@@ -98,14 +98,14 @@ def get(port: int, target: str, method: str = "GET", **headers: str) -> Got:
 
 
 def answers(port: int) -> bool:
-    """Tell whether somebody answers there."""
+    """Return whether somebody answers there."""
     with suppress(OSError, http.client.HTTPException):
         return get(port, "/health").status in {200, 503}
     return False
 
 
 def account(port: int, key: str = "anna") -> dict[str, Any]:
-    """Return what the page is told of an account."""
+    """Return what the page gets about an account."""
     (found,) = (each for each in get(port, "/api/accounts").json["accounts"] if each["key"] == key)
     assert isinstance(found, dict)
     return found

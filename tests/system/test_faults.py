@@ -297,7 +297,7 @@ def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, recor
         here.network.passes = lambda _: True
         here.start()
         owed = here.owed(here.now())
-        here.wait(lambda: here.whole(owed), 20 * MINUTE, "it is not whole again")
+        here.wait(lambda: here.has_all(owed), 20 * MINUTE, "it has not recovered")
         here.wait(lambda: max(owed) in saved(), 20 * MINUTE, "the history does not follow")
 
     def saved() -> list[int]:
@@ -686,7 +686,7 @@ def test_another_account_whose_server_hangs(world: Build, record: Record) -> Non
     assert other.count(since=here.began, outcome="hang") >= 1
     assert here.growth() < GROWTH
     assert max(here.lags("anna")) < 5 * MINUTE
-    here.wait(lambda: here.whole(here.owed(here.ended, "ben"), "ben"), 3 * HOUR, "ben is not whole again")
+    here.wait(lambda: here.has_all(here.owed(here.ended, "ben"), "ben"), 3 * HOUR, "ben has not recovered")
 
 
 @pytest.mark.faults
@@ -698,4 +698,4 @@ def test_another_account_with_a_bug(world: Build, record: Record) -> None:
     here.end()
     record("other bug", here.row(FAULTS["other bug"]))
     assert max(here.lags("anna")) < 5 * MINUTE
-    here.wait(lambda: here.whole(here.owed(here.ended, "ben"), "ben"), HOUR, "ben is not whole again")
+    here.wait(lambda: here.has_all(here.owed(here.ended, "ben"), "ben"), HOUR, "ben has not recovered")

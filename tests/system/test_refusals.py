@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.support.faults import FAULTS, HOUR, MINUTE, Page, Row, World
-from tests.support.refusing import NotTaken
+from tests.support.refusing import Refusing
 from tests.support.relay import Relay
 
 if TYPE_CHECKING:
@@ -66,15 +66,15 @@ class Trial:
 
     here: World
     relay: Relay
-    fault: NotTaken
+    fault: Refusing
 
     def begin(self) -> None:
         """Start the daemon, wait until everything works, and begin the fault."""
         self.here.start()
         self.here.wait(lambda: math.isfinite(self.here.first_read()), 10 * MINUTE, "Share is not asked")
         owed = self.here.owed(self.here.now())
-        self.here.wait(lambda: self.here.whole(owed), 10 * MINUTE, "the daemon did not get going")
-        self.here.wait(lambda: self.here.status()["share"] == "ok", 10 * MINUTE, "the daemon did not get going")
+        self.here.wait(lambda: self.here.has_all(owed), 10 * MINUTE, "the daemon publishes nothing current")
+        self.here.wait(lambda: self.here.status()["share"] == "ok", 10 * MINUTE, "the daemon publishes nothing current")
         self.fault.on = True
         self.here.began = self.here.now()
 
@@ -131,7 +131,7 @@ def trial(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Callable
         kind: Kind, where: str, protocol: str, *, speed: float = SPEED, subscription: bool = False, expires: bool = True
     ) -> Iterator[Trial]:
         mosquitto = start_mosquitto()
-        fault = NotTaken(kind, where, protocol, subscription=subscription, expires=expires)
+        fault = Refusing(kind, where, protocol, subscription=subscription, expires=expires)
         with Relay(mosquitto.port, fault) as relay:
             here = World(tmp_path, mosquitto, speed, mqtt={"port": relay.port, "protocol": protocol}, JAM=JAM)
             try:
@@ -173,7 +173,7 @@ def is_whole_again(each: Trial, within: float) -> None:
     here = each.here
     here.wait(lambda: each.log().count("now accepts ") >= 1, 2 * within, "it is not tried again")
     owed = here.owed(here.now() - 2 * MINUTE)
-    here.wait(lambda: here.whole(owed), 2 * within, "it is not whole again")
+    here.wait(lambda: here.has_all(owed), 2 * within, "it has not recovered")
     here.wait(lambda: holds(each, owed), 10 * MINUTE, f"{each.fault.where} is not right again")
     assert here.now() - here.ended <= within
     assert here.stale() == 0
@@ -208,7 +208,7 @@ def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
         assert here.subscriber.picture().get(f"{ANNA}/availability", "offline") == "offline"
         each.fault.on = False
         owed = here.owed(here.now())
-        here.wait(lambda: here.whole(owed), 15 * MINUTE, "it is not whole again")
+        here.wait(lambda: here.has_all(owed), 15 * MINUTE, "it has not recovered")
         assert each.log().count("now accepts ") == 1
 
 

@@ -70,7 +70,7 @@ def go(here: World, within: float = 10 * MINUTE) -> None:
     here.start()
     here.wait(lambda: here.first_read(since=since) < here.now(), 10 * MINUTE, "Share is not asked")
     owed = here.owed(here.now(), since=here.first_read())
-    here.wait(lambda: here.whole(owed), within, f"{len(owed - set(here.received()))} readings are missing")
+    here.wait(lambda: here.has_all(owed), within, f"{len(owed - set(here.received()))} readings are missing")
 
 
 # Quota
@@ -164,7 +164,7 @@ def test_an_acl_that_is_corrected(world: Build, tmp_path: Path, protocol: str, w
     here.wait(lambda: topics <= here.subscriber.picture().keys(), within, "something does not come")
     print(here.now() - here.ended, log(here))  # noqa: T201
     owed = here.owed(here.now() - MINUTE)
-    here.wait(lambda: here.whole(owed), within, "it is not whole")
+    here.wait(lambda: here.has_all(owed), within, "it has not recovered")
     assert here.now() - here.ended <= within
     assert here.connects() == 1
 
