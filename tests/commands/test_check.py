@@ -27,12 +27,12 @@ def test_all_is_well(bench: Bench, mosquitto: Mosquitto, protocol: str) -> None:
     done = bench.check(mosquitto.port, protocol=protocol)
     assert (done.returncode, done.stderr) == (0, "")
     spoken = "3.1.1" if protocol == "3.1.1" else "5"
-    told = steps(done.stdout)
-    newest = told.pop(2)
+    said = steps(done.stdout)
+    newest = said.pop(2)
     assert newest[0] == "ok"
     assert newest[1].startswith("anna: Sharing is on. The newest reading is ")
     assert re.search(r" old; Share has 28[78] from the last 24 hours\.$", newest[1])  # one may be on its way
-    assert told == [
+    assert said == [
         ("ok", "configuration: Valid. Accounts: anna."),
         ("ok", f"anna: Signed in to {bench.share.base_url.split('/')[2]}, region us."),
         ("ok", "anna: This machine's clock agrees with Share's."),
@@ -134,8 +134,8 @@ def test_an_interruption_is_no_traceback(bench: Bench, mosquitto: Mosquitto, num
     with bench.start(mosquitto.port) as process:
         eventually(lambda: bench.share.count(call="authenticate"))
         process.send_signal(number)
-        _, told = process.communicate(timeout=10)
-    assert (process.returncode, told) == (1, "dexcom2mqtt: interrupted\n")
+        _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (1, "dexcom2mqtt: interrupted\n")
 
 
 def test_an_interruption_leaves_nothing_at_the_broker(bench: Bench, mosquitto: Mosquitto) -> None:
@@ -146,8 +146,8 @@ def test_an_interruption_leaves_nothing_at_the_broker(bench: Bench, mosquitto: M
         eventually(lambda: left in retained(mosquitto.port))
         process.send_signal(signal.SIGTERM)
         go_on.set()
-        _, told = process.communicate(timeout=20)
-    assert (process.returncode, told) == (1, "dexcom2mqtt: interrupted\n")
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (1, "dexcom2mqtt: interrupted\n")
     assert retained(mosquitto.port) == {}
 
 

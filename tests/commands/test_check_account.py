@@ -70,9 +70,9 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
     assert done.returncode == 1
     assert done.stderr == "dexcom2mqtt: 1 step failed; see above for what to do\n"
     assert [request.call for request in bench.share.requests] == ["authenticate"]
-    (told,) = failed(done.stdout)
-    assert told.startswith("anna: ")
-    assert told.endswith(" rejected the credentials.")
+    (said,) = failed(done.stdout)
+    assert said.startswith("anna: ")
+    assert said.endswith(" rejected the credentials.")
     causes = remedies(done.stdout)
     assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
     assert "those of the person who wears the sensor" in causes[0]
@@ -161,10 +161,10 @@ def rejected(**credentials: str) -> list[str]:
 )
 def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -> None:
     """Placeholders, spaces at the ends and invisible characters are named, and nothing else."""
-    told = rejected(username=name, password="correct horse")
-    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
-    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
-    assert len(told) == 7 + len(seen)
+    said = rejected(username=name, password="correct horse")
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in said[: len(seen)]] == seen
+    assert not [cause for cause in said[len(seen) :] if cause.startswith(SEEN)]
+    assert len(said) == 7 + len(seen)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -
 @pytest.mark.parametrize("who", [{"username": "ben"}, {"account_id": ANNA.account_id}])
 def test_what_is_odd_about_a_password_comes_first(who: dict[str, str], password: str, seen: list[str]) -> None:
     """Placeholders, only digits, too many characters and spaces at the ends are named, also with an account id."""
-    told = rejected(**who, password=password)
-    assert [next(text for text in SEEN if cause.startswith(text)) for cause in told[: len(seen)]] == seen
-    assert not [cause for cause in told[len(seen) :] if cause.startswith(SEEN)]
+    said = rejected(**who, password=password)
+    assert [next(text for text in SEEN if cause.startswith(text)) for cause in said[: len(seen)]] == seen
+    assert not [cause for cause in said[len(seen) :] if cause.startswith(SEEN)]
 
 
 def test_placeholders_are_those_of_the_examples() -> None:
@@ -203,9 +203,9 @@ def test_placeholders_are_those_of_the_examples() -> None:
     ]
     assert len(accounts) == 2
     for written in accounts:
-        told = rejected(username=written["username"], password=written["password"])
-        assert told[0].startswith(EXAMPLE)
-        assert told[1].startswith(PASSWORD_EXAMPLE)
+        said = rejected(username=written["username"], password=written["password"])
+        assert said[0].startswith(EXAMPLE)
+        assert said[1].startswith(PASSWORD_EXAMPLE)
 
 
 def test_what_is_odd_is_printed_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
@@ -260,9 +260,9 @@ def test_each_fault_is_explained_and_stops_nothing_else(bench: Bench, mosquitto:
     bench.share.fault = of_anna
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert told.startswith("anna: ")
-    assert words in told
+    (said,) = failed(done.stdout)
+    assert said.startswith("anna: ")
+    assert words in said
     assert ("ok", "ben: This machine's clock agrees with Share's.") in steps(done.stdout)
     assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
     assert bench.share.count(call="authenticate", account=ANNA.username) <= 1
@@ -274,8 +274,8 @@ def test_share_not_answering(bench: Bench, mosquitto: Mosquitto) -> None:
     bench.share.fault = only(hang(), call="authenticate")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert "it took too long. Share cannot be reached" in told
+    (said,) = failed(done.stdout)
+    assert "it took too long. Share cannot be reached" in said
     assert ("ok", "broker: Publishing to dexcom2mqtt/anna/# is allowed.") in steps(done.stdout)
 
 
@@ -291,8 +291,8 @@ def test_share_not_reachable(bench: Bench, mosquitto: Mosquitto, url: str, words
     bench.accounts = {"anna": bench.account(ANNA, share_url=url)}
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert words in told
+    (said,) = failed(done.stdout)
+    assert words in said
     assert "clock" not in done.stdout
 
 
@@ -331,8 +331,8 @@ def test_a_malformed_newest_record_is_the_cause(bench: Bench, mosquitto: Mosquit
     bench.share.fault = only(edited(lambda records: [*malformed(records[:12]), *records[12:]]), call="read")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert told.startswith("anna: No reading is current. The newest is ")
+    (said,) = failed(done.stdout)
+    assert said.startswith("anna: No reading is current. The newest is ")
     assert remedies(done.stdout) == [f"1. {NEWEST_MALFORMED}"]
     assert ("note", f"anna: {MALFORMED.format(12)}") in steps(done.stdout)
 
@@ -343,8 +343,8 @@ def test_a_phone_clock_ahead_is_reported(bench: Bench, mosquitto: Mosquitto, min
     bench.share.distort(skewed(minutes * 60.0))
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    ahead = re.match(r"anna: The wearer's phone seems to be (\d+) min ahead\. ", told)
+    (said,) = failed(done.stdout)
+    ahead = re.match(r"anna: The wearer's phone seems to be (\d+) min ahead\. ", said)
     assert ahead
     assert minutes - 5 <= int(ahead[1]) <= minutes
     assert len(remedies(done.stdout)) == 3
@@ -391,8 +391,8 @@ def test_without_a_current_reading_it_says_why(
         bench.share.fault = only(fault, call="read")
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert told.startswith(f"anna: {words}") or f" {words}" in told
+    (said,) = failed(done.stdout)
+    assert said.startswith(f"anna: {words}") or f" {words}" in said
     listed = remedies(done.stdout)
     assert len(listed) == causes
     if distortion is missing:
@@ -401,7 +401,7 @@ def test_without_a_current_reading_it_says_why(
     elif causes == 1:
         assert "The sensor sends error codes" in listed[0]
     elif causes == 3:
-        assert " 3 h old; " in told
+        assert " 3 h old; " in said
         assert "The phone is off" in listed[0]
 
 
@@ -432,8 +432,8 @@ def test_a_wrong_clock_is_a_note(bench: Bench, mosquitto: Mosquitto, tmp_path: P
     }
     done = bench.check(mosquitto.port)
     assert done.returncode == 0
-    (told,) = [words for verdict, words in steps(done.stdout) if verdict == "note" and "clock" in words]
-    assert told.startswith(f"anna: This machine's clock is {words} Share's.")
+    (said,) = [words for verdict, words in steps(done.stdout) if verdict == "note" and "clock" in words]
+    assert said.startswith(f"anna: This machine's clock is {words} Share's.")
     assert "timedatectl" in remedies(done.stdout)[0]
 
 
@@ -471,10 +471,10 @@ def test_an_invalid_certificate_of_share(bench: Bench, mosquitto: Mosquitto, tmp
         bench.accounts = {"anna": bench.account(ANNA, share_url=f"https://127.0.0.1:{port}/Services")}
         done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
+    (said,) = failed(done.stdout)
     if known:
-        assert "is expired or not yet valid. This machine's clock seems to be wrong" in told
+        assert "is expired or not yet valid. This machine's clock seems to be wrong" in said
         assert remedies(done.stdout) == [f"1. This machine thinks that today is {datetime.now(UTC):%Y-%m-%d}."]
     else:
-        assert "is not trusted by this machine" in told
+        assert "is not trusted by this machine" in said
         assert remedies(done.stdout) == []

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def broker_failure(done: subprocess.CompletedProcess[str]) -> str:
     """Return the failure at the broker, which must be the only one."""
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert told.startswith("broker: ")
+    (said,) = failed(done.stdout)
+    assert said.startswith("broker: ")
     assert steps(done.stdout)[2][1].startswith("anna: Sharing is on.")
-    return told
+    return said
 
 
 def test_an_unknown_broker_name(bench: Bench) -> None:
@@ -255,10 +255,10 @@ def test_what_access_control_denies_is_reported(
     assert done.returncode == (1 if denied else 0)
     assert failed(done.stdout) == [f"broker: Publishing to {topic} is not allowed." for topic in denied]
     listed = remedies(done.stdout)
-    untold = [cause for cause in listed if "MQTT 3.1.1 does not say" in cause]
-    assert len(untold) == (protocol == "3.1.1" and "homeassistant/device/+/config" in denied)
+    undecided = [cause for cause in listed if "MQTT 3.1.1 does not say" in cause]
+    assert len(undecided) == (protocol == "3.1.1" and "homeassistant/device/+/config" in denied)
     assert len([cause for cause in listed if "access control list must let" in cause]) == len(denied)
-    assert len(listed) == len(untold) + len(denied)
+    assert len(listed) == len(undecided) + len(denied)
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

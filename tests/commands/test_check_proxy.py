@@ -48,12 +48,12 @@ def test_names_the_proxy(bench: Bench, proxy: ConnectProxy) -> None:
     """The proxy is named once by host and port, and everything goes through it."""
     bench.accounts["ben"] = bench.account(ANNA, share_url=FAR, username="ben")
     done = bench.check(free_port())
-    told = steps(done.stdout)
-    assert told[1] == (
+    said = steps(done.stdout)
+    assert said[1] == (
         "ok",
         f"configuration: Share is reached through the proxy {proxy.name}, which is set in the environment.",
     )
-    assert ("ok", "anna: Signed in to far.invalid, region us.") in told
+    assert ("ok", "anna: Signed in to far.invalid, region us.") in said
     assert done.stdout.count("the proxy") == 1
     assert set(proxy.asked) == {"CONNECT far.invalid:443 HTTP/1.1"}
 
@@ -89,9 +89,9 @@ def test_an_invalid_variable_is_a_problem(
     bench.environ[variable] = value + ":x" * (variable == "HTTPS_PROXY")
     done = bench.check(free_port())
     assert done.returncode == 78
-    first, told = done.stderr.splitlines()
+    first, said = done.stderr.splitlines()
     assert first == "dexcom2mqtt: the configuration cannot be used:"
-    assert told.strip().startswith(words)
+    assert said.strip().startswith(words)
     assert done.stdout == ""
     with run(tmp_path / "config.yaml", tmp_path / "log", bench) as process:
         assert process.wait() == 78

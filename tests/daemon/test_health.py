@@ -238,7 +238,7 @@ def test_a_connection_is_back_every_second(mosquitto: Mosquitto) -> None:
     assert all(back - said < 0.5 for said, back in rounds)
 
 
-# --- asking and telling, in one process --------------------------------------------------------------------
+# --- questions and reports, in one process -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,8 +301,8 @@ def test_what_systemd_did_not_get_is_sent_again(run: Callable[..., str], tmp_pat
         eventually(lambda: systemd.status == "second → ü")
         fed = systemd.fed
         eventually(lambda: systemd.fed >= fed + 2)
-        told = [message for message in systemd.messages if "STATUS" in message]
-        assert told == ["READY=1\nSTATUS=first", "READY=1\nSTATUS=second → ü"]
+        reported = [message for message in systemd.messages if "STATUS" in message]
+        assert reported == ["READY=1\nSTATUS=first", "READY=1\nSTATUS=second → ü"]
 
 
 @pytest.mark.parametrize("microseconds", ["", "0", "-1", "soon"])
@@ -328,7 +328,7 @@ def test_systemd_hears_how_it_goes(
         eventually(lambda: "mg/dL" in systemd.status)
         assert systemd.messages[0].startswith("READY=1\nSTATUS=anna: starting")
 
-        def told() -> list[tuple[str, str]]:
+        def reported() -> list[tuple[str, str]]:
             pattern = r"anna: (\d+ mg/dL [↑↗→↘↓]+) [0-9] min ago, next poll (\d\d:\d\d:\d\d)"
             return [match.groups() for each in systemd.messages if (match := re.search(rf"{pattern}$", each))]  # type: ignore[misc]
 
@@ -340,7 +340,7 @@ def test_systemd_hears_how_it_goes(
             values = [f"{state['value']} mg/dL {state['arrow']}" for state in states]
             return {(value, at) for value in values for at in times}
 
-        eventually(lambda: len({*told()} & polls()) >= 2)
+        eventually(lambda: len({*reported()} & polls()) >= 2)
         assert systemd.fed >= 2
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
@@ -357,12 +357,12 @@ def test_the_status_line_of_many_accounts_is_cut(
     accounts = {key: account | {"share_url": service.base_url} for key, account in (well | ill).items()}
     running = start(free_port(), accounts, NOTIFY_SOCKET=systemd.name)
 
-    def told() -> list[str]:
+    def reported() -> list[str]:
         return [each.partition(":")[0] for each in systemd.status.split("; ")]
 
     # While the eleventh is rejected already and one of the others not yet, that one takes its place.
     eventually(lambda: systemd.status.count(": credentials_rejected") == 10, why=running.text())
-    eventually(lambda: told() == [*[*ill][:10], "and 2 more"], why=systemd.status)
+    eventually(lambda: reported() == [*[*ill][:10], "and 2 more"], why=systemd.status)
     assert max(len(message.encode()) for message in systemd.messages) <= 4096
 
 

@@ -398,7 +398,7 @@ def test_a_broker_that_is_killed_under_the_daemon(house: Build) -> None:
 
 
 def test_a_broker_and_a_daemon_that_are_stopped_and_return(house: Build) -> None:
-    """If the broker kept the retained messages, no reading is repeated; if not, the whole day is, once."""
+    """If the broker kept the retained messages, no reading is repeated; otherwise the whole day is, once."""
     here = house()
     running = here.start("anna")
     here.all_came()

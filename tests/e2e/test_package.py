@@ -105,7 +105,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
-# --- what is in it -----------------------------------------------------------------------------------------
+# --- contents -----------------------------------------------------------------------------------------------
 
 
 def test_wheel_has_only_the_package(built: Built) -> None:

@@ -117,7 +117,7 @@ def wait_until(page: Page, number: str, seconds: float) -> float:
 NOTHING: Final = "\u2014"
 
 
-# --- what is shown -----------------------------------------------------------------------------------------
+# --- contents ----------------------------------------------------------------------------------------------
 
 
 def test_a_value_appears_and_changes_within_seconds(home: Household, visit: Callable[..., Page]) -> None:
@@ -265,7 +265,7 @@ def test_an_answer_without_the_daemons_clock_does_not_count(home: Household, vis
     assert "100" not in page.inner_text("body")
 
 
-# --- that nothing old stays --------------------------------------------------------------------------------
+# --- stale values ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["frozen", "killed", "offline", "well"])
@@ -275,8 +275,8 @@ def test_a_stale_value_disappears(home: Household, visit: Callable[..., Page], w
     port, process = home.serve()
     page = visit(f"http://127.0.0.1:{port}/?account=anna")
     wait_until(page, "100", 10)
-    told = get(port, "/anna/api/accounts").json
-    gone = time.monotonic() + (told["accounts"][0]["fresh_until"] - told["now"]) / 1000
+    answer = get(port, "/anna/api/accounts").json
+    gone = time.monotonic() + (answer["accounts"][0]["fresh_until"] - answer["now"]) / 1000
     if what == "frozen":
         process.signal(signal.SIGSTOP)
     elif what == "killed":
@@ -337,7 +337,7 @@ def test_a_daemon_that_comes_back(home: Household, visit: Callable[..., Page]) -
     wait_until(page, "120", 40)
 
 
-# --- for whom it works -------------------------------------------------------------------------------------
+# --- browsers and readers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("screen", SCREENS)

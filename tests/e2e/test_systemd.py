@@ -194,8 +194,8 @@ def test_the_readmes_commands_start_it(installed: Booted, broker: Mosquitto) -> 
     with Subscriber(broker.port) as subscriber:
         subscriber.wait_for("dexcom2mqtt/anna/availability", "online")
         value = subscriber.wait_for("dexcom2mqtt/anna/value").payload
-    told = eventually(lambda: STATUS.findall(installed.shown("StatusText")), why=installed.shown("StatusText"))
-    assert told == [value]
+    said = eventually(lambda: STATUS.findall(installed.shown("StatusText")), why=installed.shown("StatusText"))
+    assert said == [value]
 
 
 def test_the_units_settings(

@@ -68,7 +68,7 @@ def problems(topic: str, payload: str) -> list[str]:
     for unique in ("unique_id", "default_entity_id"):
         values = [each.get(unique) for each in components.values() if each.keys() != {"p"}]
         if len(set(values)) != len(values):
-            found.append(f"a {unique} is there twice")
+            found.append(f"a {unique} appears twice")
     return found
 
 

@@ -325,7 +325,7 @@ class World:
     def begin(self) -> None:
         """Start the daemon, wait until everything works, and begin the fault."""
         self.start()
-        self.wait(lambda: math.isfinite(self.first_read()), 10 * MINUTE, "the daemon does not ask Share")
+        self.wait(lambda: math.isfinite(self.first_read()), 10 * MINUTE, "the daemon does not poll Share")
         owed = self.owed(self.now())
         self.wait(lambda: self.has_all(owed), 10 * MINUTE, "the daemon publishes nothing current")
         self.live(10 * MINUTE)

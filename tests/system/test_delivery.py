@@ -130,7 +130,7 @@ def retain(subscriber: Subscriber, topic: str, payload: bytes | str) -> None:
     subscriber.client.publish(topic, payload, qos=1, retain=True).wait_for_publish(5)
 
 
-# --- the first start, and those after it -------------------------------------------------------------------
+# --- the first start, and restarts -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -264,7 +264,7 @@ def test_a_broker_that_denies_all_reading(
     assert "ERROR" not in running.text()
 
 
-# --- what is not ours --------------------------------------------------------------------------------------
+# --- foreign messages -------------------------------------------------------------------------------------
 
 
 def history_of(system: System, key: str, **changes: Any) -> bytes:
@@ -335,7 +335,7 @@ def test_foreign_messages_are_ignored_with_one_line(make_system: Callable[..., S
     assert "Traceback" not in running.text()
 
 
-# --- late readings, refusals, brokers that forget ----------------------------------------------------------
+# --- late readings, refusals, brokers that lose messages ---------------------------------------------------
 
 
 def test_late_readings_are_backfill(system: System, mosquitto: Mosquitto) -> None:

@@ -67,7 +67,7 @@ nested = st.builds(
 any_payload = st.binary(max_size=300) | any_json.map(as_json) | any_text.map(as_json) | nested
 
 
-# --- what the broker retained of an account ----------------------------------------------------------------
+# --- retained messages of an account -----------------------------------------------------------------------
 
 NOW = int(time.time())
 

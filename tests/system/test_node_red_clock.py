@@ -26,7 +26,7 @@ __all__ = ["make_system", "node_red", "started", "system"]  # the fixtures
 FLOW = ROOT / "examples" / "node-red" / "awtrix.json"
 APP = "awtrix_1/custom/glucose_anna"
 WIDTH, HEIGHT = 32, 8  # pixels of the clock
-TEXT_ENDS = 20  # where the widest text does, HIGH and 22.2 alike
+TEXT_ENDS = 20  # the end of the widest text, HIGH or 22.2
 
 
 class Clock:
@@ -36,14 +36,14 @@ class Clock:
         self._subscriber = subscriber
 
     @property
-    def told(self) -> list[str]:
+    def sent(self) -> list[str]:
         """Every message for its app, in order; empty ones remove it."""
         return [heard.payload for heard in self._subscriber.heard if heard.topic == APP]
 
     def shows(self) -> dict[str, Any] | None:
         """Return what it shows after the last message."""
-        told = self.told
-        return json.loads(told[-1]) if told and told[-1] else None
+        sent = self.sent
+        return json.loads(sent[-1]) if sent and sent[-1] else None
 
     def publish(self, leaf: str, payload: str) -> None:
         retain(self._subscriber, f"dexcom2mqtt/{leaf}", payload)
@@ -75,7 +75,7 @@ def clock(mosquitto: Mosquitto, node_red: NodeRed) -> Iterator[Clock]:
 def test_the_flow_needs_nothing_but_node_red(node_red: NodeRed, clock: Clock) -> None:
     """Node-RED includes every node, every wire leads to one, and nothing is retained."""
     flow = plain_flow(node_red, FLOW)
-    assert clock.told == []
+    assert clock.sent == []
     assert [node["retain"] for node in flow if node["type"] == "mqtt out"] == ["false"]
 
 
@@ -95,7 +95,7 @@ def test_the_clock_shows_what_the_daemon_publishes(clock: Clock, mosquitto: Mosq
     eventually(lambda: subscriber.picture()["dexcom2mqtt/anna/state"] != first)
     eventually(agrees)
     daemon.signal(signal.SIGKILL)
-    eventually(lambda: clock.told[-1] == "")
+    eventually(lambda: clock.sent[-1] == "")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_nothing_old_stays_on_the_clock(clock: Clock) -> None:
         clock.online()
         eventually(lambda: clock.shows() is not None)
         take_away()
-        eventually(lambda: clock.told[-1] == "")
+        eventually(lambda: clock.sent[-1] == "")
 
 
 def test_after_the_broker_was_down_nothing_counts_as_current(clock: Clock, mosquitto: Mosquitto) -> None:
@@ -187,6 +187,6 @@ def test_after_the_broker_was_down_nothing_counts_as_current(clock: Clock, mosqu
     with Subscriber(mosquitto.port) as subscriber:
         again = Clock(subscriber)
         again.state()
-        eventually(lambda: again.told[-1:] == [""])
+        eventually(lambda: again.sent[-1:] == [""])
         again.online()
         eventually(lambda: again.shows() is not None)

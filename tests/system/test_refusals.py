@@ -114,12 +114,12 @@ class Trial:
 
 def _date(heard: Heard) -> int:
     """Return the date of the newest reading in a message; some messages give it only to the second."""
-    told: dict[str, Any] = json.loads(heard.payload)
-    if "readings" in told:
-        return int(told["readings"][-1]["date"])
-    if "last_reading_at" in told:
-        return int(datetime.fromisoformat(told["last_reading_at"] or "1970-01-01T00:00:00+00:00").timestamp() * 1000)
-    return int(told["date"] or 0)
+    content: dict[str, Any] = json.loads(heard.payload)
+    if "readings" in content:
+        return int(content["readings"][-1]["date"])
+    if "last_reading_at" in content:
+        return int(datetime.fromisoformat(content["last_reading_at"] or "1970-01-01T00:00:00+00:00").timestamp() * 1000)
+    return int(content["date"] or 0)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def goes_on(each: Trial, *but: str) -> None:
     for topic in (f"{ANNA}/{leaf}" for leaf in ("reading", "history", "status", "state")):
         if topic not in but and not (topic == f"{ANNA}/history" and f"{ANNA}/reading" in but):  # the published ones
             known = each.known(here.ended - 5 * MINUTE)
-            assert each.newest(topic, here.ended) >= known - 1000, f"{topic} stands still"
+            assert each.newest(topic, here.ended) >= known - 1000, f"{topic} has nothing new"
 
 
 def is_calm(each: Trial, first_most: int = 12, later_most: int = 5) -> None:

@@ -205,8 +205,8 @@ def test_check_names_the_size(
     mosquitto = start_mosquitto("allow_anonymous true", setting)
     done = bench.check(mosquitto.port, protocol=protocol)
     assert done.returncode == 1
-    (told,) = failed(done.stdout)
-    assert "the size of a day's history" in told
+    (said,) = failed(done.stdout)
+    assert "the size of a day's history" in said
     assert "max_packet_size and message_size_limit" in remedies(done.stdout)[0]
 
 

@@ -67,7 +67,7 @@ def settled(system: System, broker: Mosquitto, most: int) -> int:
     return seen[-1]
 
 
-# --- kills, and brokers that forget ------------------------------------------------------------------------
+# --- kills, and brokers that lose messages -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -195,7 +195,7 @@ def test_days_that_come_late_are_joined(
     assert came.at < first.at
     assert json.loads(first.data.partition(b"{")[2].join([b"{", b""]))["days"][0]["day"] == min(left)
     assert relay.connections == (2 if when == "after a reconnect" else 1)
-    assert "anew" not in running.text()
+    assert "starts over" not in running.text()
     assert "ERROR" not in running.text()
 
 
@@ -215,7 +215,7 @@ def test_days_that_never_come_start_over(
     settled(system, mosquitto, 0)
 
 
-# --- what is wanted ----------------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------------
 
 
 def test_statistics_that_are_switched_off_are_cleared(system: System, mosquitto: Mosquitto) -> None:

@@ -42,7 +42,7 @@ def home(stack: ExitStack, mosquitto: Mosquitto, tmp_path: Path) -> Household:
     return Household(stack, mosquitto, tmp_path)
 
 
-# --- what is there, and when -------------------------------------------------------------------------------
+# --- contents ----------------------------------------------------------------------------------------------
 
 
 def test_a_value_comes_and_goes_with_that_of_the_broker(home: Household) -> None:
@@ -181,7 +181,7 @@ def test_py_nightscout(home: Household, version: str, token: str) -> None:
     assert time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(date // 1000)) in lines[1]
 
 
-# --- that it touches nothing else --------------------------------------------------------------------------
+# --- independence of the daemon ----------------------------------------------------------------------------
 
 
 def test_a_page_that_always_fails_affects_nothing_else(home: Household) -> None:

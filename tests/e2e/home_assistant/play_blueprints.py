@@ -65,7 +65,7 @@ class Home:
         self._mqtt = mqtt
         self._freezer = freezer
         self._push = push
-        self._told = 0
+        self._seen_calls = 0
         self.automations: list[dict[str, Any]] = []
 
     async def settle(self) -> None:
@@ -143,7 +143,7 @@ class Home:
             return AiohttpClientMockResponse("post", url, json=PUSHED, status=201)
 
         self._push.clear_requests()
-        self._told = 0
+        self._seen_calls = 0
         self._push.post(PUSH, side_effect=answer)
         return reached
 
@@ -154,22 +154,22 @@ class Home:
         assert {(topic, retain) for topic, _, _, retain, *_ in calls} <= {("awtrix_1/custom/glucose_anna", False)}
         return [json.loads(payload) if payload else None for _, payload, *_ in calls]
 
-    def told(self) -> list[dict[str, Any]]:
+    def notifications(self) -> list[dict[str, Any]]:
         """Return the notifications to the phones since the last call."""
         calls = [call[2] for call in self._push.mock_calls]
-        told, self._told = calls[self._told :], len(calls)
-        return told
+        notifications, self._seen_calls = calls[self._seen_calls :], len(calls)
+        return notifications
 
     def rang(self) -> list[tuple[str, str]]:
         """Return the phones notified since the last call, each with the title or "cleared"."""
         return [
             (call["push_token"], "cleared" if call["message"] == "clear_notification" else call["title"])
-            for call in self.told()
+            for call in self.notifications()
         ]
 
-    async def press(self, told: Mapping[str, Any], title: str) -> None:
+    async def press(self, notification: Mapping[str, Any], title: str) -> None:
         """Press a button of a notification, as the app reports it."""
-        (action,) = [one["action"] for one in told["data"]["actions"] if one["title"].startswith(title)]
+        (action,) = [one["action"] for one in notification["data"]["actions"] if one["title"].startswith(title)]
         self.hass.bus.async_fire("mobile_app_notification_action", {"action": action})
         await self.settle()
 
@@ -261,7 +261,7 @@ async def test_low_rings_until_it_is_acknowledged_on_one_phone(home: Home) -> No
     await home.stays(70, 20)
     assert home.rang() == []
     await home.reading(65, "falling")
-    first, second = home.told()
+    first, second = home.notifications()
     assert (first["title"], first["message"]) == ("Anna: glucose is low", "65 mg/dL, falling")
     assert first["data"] == second["data"]
     assert first["data"].keys() == {"tag", "actions", "ttl", "priority", "channel", "push"}
@@ -285,13 +285,13 @@ async def test_very_low_rings_whatever_was_pressed(home: Home) -> None:
     """A low that was snoozed or acknowledged does not suppress very low, not even the second time."""
     await home.automate("glucose_low")
     await home.reading(65)
-    await home.press(home.told()[0], "Snooze")
+    await home.press(home.notifications()[0], "Snooze")
     assert home.rang() == CLEARED
     await home.stays(60, 5)
     await home.reading(53, "falling_quickly")
-    told = home.told()
-    assert [(call["push_token"], call["title"]) for call in told] == VERY_LOW
-    await home.press(told[1], "Acknowledge")
+    notifications = home.notifications()
+    assert [(call["push_token"], call["title"]) for call in notifications] == VERY_LOW
+    await home.press(notifications[1], "Acknowledge")
     assert home.rang() == CLEARED
     await home.stays(52, 20)
     await home.stays(60, 20)
@@ -306,15 +306,15 @@ async def test_a_snoozed_low_rings_again(home: Home) -> None:
     """If the glucose is still low after the snooze, it rings again, and the same buttons work."""
     await home.automate("glucose_low", snooze=20)
     await home.reading(65)
-    told = home.told()
-    assert [action["title"] for action in told[0]["data"]["actions"]] == ["Acknowledge", "Snooze 20 min"]
-    await home.press(told[0], "Snooze")
+    notifications = home.notifications()
+    assert [action["title"] for action in notifications[0]["data"]["actions"]] == ["Acknowledge", "Snooze 20 min"]
+    await home.press(notifications[0], "Snooze")
     assert home.rang() == CLEARED
     await home.stays(65, 19)
     assert home.rang() == []
     await home.stays(65, 1)
     assert home.rang() == LOW
-    await home.press(told[0], "Acknowledge")
+    await home.press(notifications[0], "Acknowledge")
     assert home.rang() == CLEARED
 
 
@@ -322,13 +322,13 @@ async def test_a_better_reading_clears_but_does_not_forget(home: Home) -> None:
     """In range the phones are cleared at once; a low one reading later is the same alert, and stays acknowledged."""
     await home.automate("glucose_low")
     await home.reading(69)
-    told = home.told()
+    notifications = home.notifications()
     await home.reading(71)
     assert home.rang() == CLEARED
     await home.stays(71, 5)
     await home.reading(69)
     assert home.rang() == LOW
-    await home.press(told[0], "Acknowledge")
+    await home.press(notifications[0], "Acknowledge")
     assert home.rang() == CLEARED
     await home.stays(71, 5)
     await home.stays(69, 30)
@@ -339,21 +339,21 @@ async def test_low_never_rings_with_a_stale_value(home: Home) -> None:
     """Once the value is gone it is cleared and silent, and a low that returns later is a new alert."""
     await home.automate("glucose_low")
     await home.reading(65)
-    told = home.told()
+    notifications = home.notifications()
     await home.stale()
     assert home.hass.states.get(GLUCOSE).state == "unavailable"
     assert home.rang() == CLEARED
     await home.later(60)
     assert home.rang() == []
     await home.reading(64)
-    again = home.told()
+    again = home.notifications()
     assert [(call["push_token"], call["title"]) for call in again] == LOW
-    assert again[0]["data"]["actions"] != told[0]["data"]["actions"]
+    assert again[0]["data"]["actions"] != notifications[0]["data"]["actions"]
     await home.publish("bridge/state", "offline")
     assert home.rang() == CLEARED
     await home.publish("bridge/state", "online")
     await home.later(10)
-    assert [call["message"] for call in home.told()][:2] == ["64 mg/dL, steady"] * 2
+    assert [call["message"] for call in home.notifications()][:2] == ["64 mg/dL, steady"] * 2
     await home.later(20)
     assert home.rang()[-2:] == CLEARED, "nothing came any more, and expire_after took the value back"
 
@@ -362,18 +362,18 @@ async def test_low_rings_again_after_a_restart(home: Home) -> None:
     """An automation that starts during a low already rings; buttons of an earlier run have no effect."""
     await home.automate("glucose_low")
     await home.reading(65)
-    told = home.told()
-    await home.press(told[0], "Acknowledge")
+    notifications = home.notifications()
+    await home.press(notifications[0], "Acknowledge")
     await home.reload()
     await home.stays(65, 15)
     assert home.rang() == CLEARED, "nothing changed, so the run went on"
     home.automations[0]["description"] = "changed"
     await home.reload()
     await home.stays(65, 5)
-    again = home.told()
+    again = home.notifications()
     assert [(call["push_token"], call["title"]) for call in again[:2]] == LOW
-    assert again[0]["data"]["tag"] == told[0]["data"]["tag"]
-    await home.press(told[0], "Acknowledge")
+    assert again[0]["data"]["tag"] == notifications[0]["data"]["tag"]
+    await home.press(notifications[0], "Acknowledge")
     assert home.rang() == []
     await home.press(again[0], "Acknowledge")
     assert home.rang() == CLEARED
@@ -392,14 +392,14 @@ async def test_low_only_while_falling(home: Home) -> None:
     await home.stays(80, 10)
     assert home.rang() == CLEARED
     await home.reading(39, out_of_range="low", description=None)
-    assert [call["message"] for call in home.told()] == ["LOW, no trend"] * 2
+    assert [call["message"] for call in home.notifications()] == ["LOW, no trend"] * 2
 
 
 async def test_not_critical(home: Home) -> None:
     """Without the switch a notification is an ordinary one."""
     await home.automate("glucose_low", critical=False)
     await home.reading(65)
-    assert [call["data"].keys() for call in home.told()] == [{"tag", "actions"}] * 2
+    assert [call["data"].keys() for call in home.notifications()] == [{"tag", "actions"}] * 2
 
 
 @pytest.mark.parametrize("how", ["removed", "disabled"])
@@ -423,9 +423,9 @@ async def test_a_button_counts_while_another_phone_cannot_be_reached(home: Home)
     await home.automate("glucose_low")
     reached = home.hang_at(PHONES[1])
     await home.reading(65)
-    told = home.told()
-    assert [call["push_token"] for call in told] == [*PHONES]
-    await home.press(told[0], "Acknowledge")
+    notifications = home.notifications()
+    assert [call["push_token"] for call in notifications] == [*PHONES]
+    await home.press(notifications[0], "Acknowledge")
     assert home.rang() == []
     reached.set()
     await home.settle()
@@ -440,9 +440,9 @@ async def test_run_by_hand_it_is_a_test(home: Home, blueprint: str) -> None:
     await home.automate(blueprint)
     await home.hass.services.async_call(AUTOMATION, "trigger", {"entity_id": "automation.anna"})
     await home.settle()
-    told = home.told()
-    assert [(call["push_token"], call["title"]) for call in told] == on_both("Anna: this is a test")
-    await home.press(told[0], "Acknowledge")
+    notifications = home.notifications()
+    assert [(call["push_token"], call["title"]) for call in notifications] == on_both("Anna: this is a test")
+    await home.press(notifications[0], "Acknowledge")
     await home.stays(100, 10)
     assert home.rang() == CLEARED
     assert home.hass.states.get("automation.anna").attributes["current"] == 0
@@ -459,13 +459,13 @@ async def test_high_rings_after_its_time(home: Home) -> None:
     await home.stays(190, 9)
     assert home.rang() == []
     await home.stays(260, 1, "rising")
-    told = home.told()
-    assert [(call["push_token"], call["title"]) for call in told] == on_both("Anna: glucose is very high")
-    assert told[0]["message"] == "260 mg/dL, rising"
-    assert told[0]["data"].keys() == {"tag", "actions"}
+    notifications = home.notifications()
+    assert [(call["push_token"], call["title"]) for call in notifications] == on_both("Anna: glucose is very high")
+    assert notifications[0]["message"] == "260 mg/dL, rising"
+    assert notifications[0]["data"].keys() == {"tag", "actions"}
     await home.stays(250, 30)
     assert home.rang() == HIGH
-    await home.press(told[1], "Snooze 60")
+    await home.press(notifications[1], "Snooze 60")
     await home.stays(250, 59)
     assert home.rang() == CLEARED
     await home.stays(250, 1)
@@ -483,7 +483,7 @@ async def test_very_high_alone(home: Home) -> None:
     await home.stays(250, 20)
     assert home.rang() == []
     await home.reading(401, out_of_range="high")
-    assert [call["message"] for call in home.told()] == ["HIGH, steady"] * 2
+    assert [call["message"] for call in home.notifications()] == ["HIGH, steady"] * 2
 
 
 async def test_quiet_hours(home: Home) -> None:
@@ -509,12 +509,12 @@ async def test_missing_readings_ring_after_their_time(home: Home) -> None:
     await home.later(9)
     assert home.rang() == []
     await home.later(1)
-    told = home.told()
-    assert [(call["push_token"], call["title"]) for call in told] == GONE
-    assert told[0]["message"] == "Look at the phone."
+    notifications = home.notifications()
+    assert [(call["push_token"], call["title"]) for call in notifications] == GONE
+    assert notifications[0]["message"] == "Look at the phone."
     await home.later(30)
     assert home.rang() == GONE
-    await home.press(told[0], "Acknowledge")
+    await home.press(notifications[0], "Acknowledge")
     await home.later(120)
     assert home.rang() == CLEARED
     await home.stays(100, 10)
@@ -535,7 +535,7 @@ async def test_a_daemon_that_is_gone_rings(home: Home) -> None:
     assert home.rang() == []
     await home.publish("bridge/state", "offline")
     await home.later(10)
-    assert [call["message"] for call in home.told()] == ["dexcom2mqtt or its broker is down."] * 2
+    assert [call["message"] for call in home.notifications()] == ["dexcom2mqtt or its broker is down."] * 2
 
 
 async def test_missing_rings_again_after_a_restart(home: Home) -> None:
@@ -586,4 +586,4 @@ async def test_the_clock_never_keeps_an_old_reading(home: Home) -> None:
     assert home.shown() == [None]
     await home.publish("bridge/state", "online")
     await home.reading(103, date=old - 1_000_000)
-    assert home.shown()[-1] is None, "a lifetime of 0 would be for ever"
+    assert home.shown()[-1] is None, "a lifetime of 0 would mean forever"
