@@ -223,7 +223,7 @@ class Poller:
         began, timetable = self._clock.now(), self._timetable
         minutes = timetable.minutes(began, self._feed.minutes_to_read())
         try:
-            batch = self._client.fetch(minutes, timetable.tries)
+            batch = self._client.fetch(minutes, timetable.attempts)
         except ShareError as error:
             return self._handle_failure(error)
         timetable.succeeded(began, self._clock.now())
@@ -261,7 +261,7 @@ class Poller:
         self._report.publish(
             next_poll=self._due,
             last_success=self._timetable.last_success,
-            delay=self._timetable.delay,
+            delay=self._timetable.learned_delay,
             usage=self._client.usage(),
             kept=self._feed.kept(),
         )
