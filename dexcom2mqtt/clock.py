@@ -51,7 +51,8 @@ class Clock:
     def alarm(self, back_by: Callable[[float], None] = lambda _: None) -> Alarm:
         """Return a new alarm that one thread can wait on.
 
-        ``back_by`` is called before each wait, with the time (by the clock) when it will be over.
+        ``back_by`` is called before each wait, with the time (by the clock) when it will be over. The watchdog uses
+        that to notice a thread that hangs.
         """
         alarm = Alarm(self, back_by)
         self._alarms.append(alarm)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_READINGS_PER_HOUR: Final = 12
+_READINGS_PER_HOUR: Final = 12  # 3600 / schedule.INTERVAL
 _SEEN_LATELY: Final = 4 * 3600.0
 _SAME_WITHIN: Final = 5.0  # seconds: each answer of Share refines the time a little
 
@@ -96,7 +96,7 @@ class Feed:
     def summary(self) -> str | None:
         """Return the current reading in words, such as ``85 mg/dL → 2 min ago``, or None. From any thread."""
         shown = self._shown
-        if shown is None or self._clock.now() >= self._fresh_until(shown[0]):
+        if shown is None or self._clock.now() >= self._current_until(shown[0]):
             return None
         age = max((self._time.now() or 0.0) - shown[0].date / 1000, 0.0)
         return f"{summary(shown[0], self._account.unit)} {age // 60:.0f} min ago"
@@ -136,17 +136,17 @@ class Feed:
         newest_is_new = newest is not known
         self._offer(new)
         self._offer_doubtful(today)
-        fresh = newest is not None and now < self._fresh_until(newest)
-        _log_new(self._key, self._account, newest if newest_is_new else None, len(new) - newest_is_new, fresh=fresh)
+        current = newest is not None and now < self._current_until(newest)
+        _log_new(self._key, self._account, newest if newest_is_new else None, len(new) - newest_is_new, current=current)
         if newest_is_new and not first:
-            self._late_at = -math.inf if fresh else now
+            self._late_at = -math.inf if current else now
         if new or not self._is_shown(newest):
             self._show(newest)
         self.overview = self._overview()
         return Found(
             newest=newest,
             new=newest_is_new,
-            fresh=fresh,
+            current=current,
             ahead=self._stamps.ahead,
             withheld=judged.withheld > 0,
             late=now < self._late_at + self._stale_after,
@@ -169,8 +169,8 @@ class Feed:
         self._stamps.restore(history.doubtful, published.stamps, today)
         dates = {reading.date for reading in history.readings}
         if self._ledger.newest is not None:  # Share answered before the broker
-            fresh = [reading for reading in self._ledger.readings if reading.date not in dates]
-            self._ledger.drop(self._stamps.doubt(fresh))
+            unpublished = [reading for reading in self._ledger.readings if reading.date not in dates]
+            self._ledger.drop(self._stamps.doubt(unpublished))
             self._show(self._ledger.newest)
         self._ledger.restore(history.readings, today)
         kept = self._ledger.readings
@@ -195,10 +195,10 @@ class Feed:
         self._first_seen = {date: at for date, at in self._first_seen.items() if at > now - _SEEN_LATELY}
         self._first_seen |= {reading.date: now for reading in new[-_READINGS_PER_HOUR:]}
 
-    def _fresh_until(self, reading: Reading) -> float:
+    def _current_until(self, reading: Reading) -> float:
         """Return until when (by the clock) a reading is current.
 
-        None is current until Share has sent the time, or while the phone's clock is known to be wrong.
+        No reading is current until Share has sent the time, or while the phone's clock is known to be wrong.
         """
         taken = self._time.at(reading.date / 1000)
         if taken is None or self._stamps.ahead is not None:
@@ -212,7 +212,7 @@ class Feed:
 
     def _offer_of(self, reading: Reading) -> Offer:
         """Make the offer of a reading, with its present delta."""
-        offer = Offer(reading, self._ledger.delta(reading), self._account, self._fresh_until(reading))
+        offer = Offer(reading, self._ledger.delta(reading), self._account, self._current_until(reading))
         offer.state()  # a bug in it should fail here, in the account's thread: in the broker's, it ends the daemon
         return offer
 
@@ -227,7 +227,7 @@ class Feed:
         """Return whether a reading is the published one and current for as long; Share's time may have changed."""
         if self._shown is None or newest is None or self._shown[0] is not newest:
             return self._shown is None and newest is None
-        before, now = self._shown[1], self._fresh_until(newest)
+        before, now = self._shown[1], self._current_until(newest)
         return before == now or abs(before - now) <= _SAME_WITHIN * self._clock.speed
 
     def _show(self, newest: Reading | None) -> None:
@@ -239,10 +239,10 @@ class Feed:
             self._shown = None
             self._put(stale_messages(self._topics, self._key, without_reading(self._account)))
             return
-        state, fresh_until = state_of(newest, self._ledger.delta(newest), self._account), self._fresh_until(newest)
-        self._shown = (newest, fresh_until)
-        if fresh_until > self._clock.now():
-            self._put(fresh_messages(self._topics, self._key, state, fresh_until))
+        state, current_until = state_of(newest, self._ledger.delta(newest), self._account), self._current_until(newest)
+        self._shown = (newest, current_until)
+        if current_until > self._clock.now():
+            self._put(fresh_messages(self._topics, self._key, state, current_until))
         else:
             self._put(stale_messages(self._topics, self._key, state))
 
@@ -258,9 +258,9 @@ def _offset_min(history: History | None, listed: Reading | None) -> int:
     return max(known, key=attrgetter("date")).offset_min if known else 0
 
 
-def _log_new(key: str, account: Account, newest: Reading | None, earlier: int, *, fresh: bool) -> None:
+def _log_new(key: str, account: Account, newest: Reading | None, earlier: int, *, current: bool) -> None:
     if newest is not None:
-        when = "" if fresh else f" of {local(newest.date / 1000)}, not current"
+        when = "" if current else f" of {local(newest.date / 1000)}, not current"
         _log.info("%s: %s%s", key, summary(newest, account.unit), when)
     if earlier:
         _log.info("%s: %s earlier readings", key, earlier)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.readings import Reading
 
 _SLACK: Final = 300  # an answer takes a while, and Share's day is measured from the request
-_DOUBLE: Final = 30
-_GAP: Final = 450
+_DOUBLE: Final = 30  # seconds
+_GAP: Final = 450  # seconds: 1.5 times schedule.INTERVAL
 
 
 class Ledger:

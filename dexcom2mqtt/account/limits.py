@@ -29,24 +29,27 @@ _RENEWAL_PAUSES: Final = (30 * _MINUTE, _HOUR, 2 * _HOUR, 4 * _HOUR)
 _RENEWALS_PER_HOUR: Final = 12
 _ATTEMPTS_PER_HOUR: Final = 3
 _ATTEMPTS_PER_DAY: Final = 12
+"""Including those reserved for restarts."""
 _AFTER_REJECTIONS: Final = (2 * _MINUTE, 20 * _MINUTE, 3 * _HOUR)
 """Seconds from one rejection to the next try: three tries in the first hour, the others spread over the day."""
-_FOR_RESTARTS: Final = 2
-"""How many attempts restarts may add per hour, and how many of the day's are reserved for them."""
+_EXTRA_PER_HOUR: Final = 2
+"""How many attempts restarts may add to those of an hour."""
+_RESERVED_PER_DAY: Final = 2
+"""How many of the day's attempts are reserved for restarts."""
 
 
 class SignIns:
     """The sign-ins of one account, and when the next one is allowed.
 
     Repeated tries with a wrong password lock the account, and every further try renews the lock. So credentials that
-    never worked are tried at most 3 times an hour and 12 times a day: again after 2 minutes, since Share now and then
+    never worked are tried at most 3 times an hour and 10 times a day: again after 2 minutes, since Share now and then
     rejects valid credentials, then less often. Once they have worked, a rejection does not prove a wrong
     password: the next try follows after 5 minutes, then one every 30 minutes, and every 2 hours after 6 hours. A
     session that keeps ending is renewed at most 12 times an hour. A sign-in with an unknown answer is not repeated
     immediately either.
 
     Rejections before a restart still count. But somebody may have corrected the password, so the first sign-in after
-    a restart need not wait, up to twice an hour and while the day's tries last. It never waits longer than 30 minutes
+    a restart need not wait, up to 5 tries in an hour and 12 in a day altogether. It never waits longer than 30 minutes
     after the last rejection.
     """
 
@@ -126,7 +129,7 @@ class SignIns:
     def _after_rejections(self, requests: int) -> float:
         if not self._tried:
             room = max(
-                _room_at(self._attempts, _ATTEMPTS_PER_HOUR + _FOR_RESTARTS, requests, _HOUR),
+                _room_at(self._attempts, _ATTEMPTS_PER_HOUR + _EXTRA_PER_HOUR, requests, _HOUR),
                 _room_at(self._attempts, _ATTEMPTS_PER_DAY, requests, DAY),
             )
             return min(room, self._last_rejection + 30 * _MINUTE)
@@ -139,7 +142,7 @@ class SignIns:
         return max(
             self._last_rejection + pause,
             _room_at(self._attempts, _ATTEMPTS_PER_HOUR, requests, _HOUR),
-            _room_at(self._attempts, _ATTEMPTS_PER_DAY - _FOR_RESTARTS, requests, DAY),
+            _room_at(self._attempts, _ATTEMPTS_PER_DAY - _RESERVED_PER_DAY, requests, DAY),
         )
 
 

@@ -60,7 +60,7 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part that it connects
     """Make the poller of an account, and the parts that only it uses.
 
     ``client`` is for this account alone; all accounts share ``rate_limits``. ``stale_after`` is in seconds. ``put``
-    publishes messages. ``back_by`` is called before each wait and each request, with the time when it should be over.
+    publishes messages. ``back_by`` is for the watchdog, see ``RationedClient``.
     """
     alarm = clock.alarm(back_by)
     counting = Counting(
@@ -187,7 +187,7 @@ class Poller:
                 if len(bugs) >= _BUGS_PER_HOUR:
                     raise
                 self._report.become(verdict.Verdict("unexpected_response", status.BUG))
-                self._publish_status(now + _AFTER_A_BUG)
+                self._plan(now + _AFTER_A_BUG)
                 self.answered.set()
                 self._alarm.sleep(_AFTER_A_BUG)
 
@@ -198,7 +198,7 @@ class Poller:
         while True:
             self._wait()
             self._last_poll = self._clock.now()
-            self._publish_status(self.poll())
+            self._plan(self.poll())
             self.answered.set()
 
     @property
@@ -216,7 +216,7 @@ class Poller:
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)
             if self._read_back.is_over and not self._feed.kept().restored:
                 self._resume()
-                self._publish_status(self._due)  # even if it cannot resume yet: there may be new limits
+                self._plan(self._due)  # even if it cannot resume yet: there may be new limits
 
     def poll(self) -> float:
         """Ask Share and publish the result. Return when the next poll is due, regardless of the limits."""
@@ -247,7 +247,7 @@ class Poller:
             self._clock.now(),
             wrong_clock=isinstance(error, UnavailableError) and error.wrong_clock,
             limited=isinstance(error, RateLimitedError),
-            sign_in_at=self._client.signs_in_at,
+            sign_in_at=self._client.sign_in_at,
         )
 
     def _resume(self) -> None:
@@ -256,7 +256,8 @@ class Poller:
         if self._feed.published_before:
             self._client.worked_before()
 
-    def _publish_status(self, due: float) -> None:
+    def _plan(self, due: float) -> None:
+        """Make the next poll due at that time (by the clock), or when the limits allow it; publish the status."""
         self._due = max(due, self._client.not_before())  # a limit that is known applies, whatever follows
         self._report.publish(
             next_poll=self._due,

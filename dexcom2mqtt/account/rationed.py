@@ -56,8 +56,8 @@ def worth_a_quick_retry(error: BaseException) -> bool:
 class RationedClient:
     """Fetches for one account. Only its own thread calls it, except for ``restore``.
 
-    All accounts share ``rate_limits``. ``back_by`` is called before each wait and each request, with the time
-    when it should be over.
+    All accounts share ``rate_limits``. ``back_by`` lets the watchdog notice a thread that hangs: it is called before
+    each wait with the time when the wait ends, and before each request with the time when the request starts.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RationedClient:
         """When the last request was sent, by the clock."""
 
     @property
-    def signs_in_at(self) -> float:
+    def sign_in_at(self) -> float:
         """When to fetch at the latest because the session seems dead; infinity if it does not."""
         return self._session.sign_in_at
 
@@ -95,14 +95,14 @@ class RationedClient:
         sign_in = 0.0 if self._client.signed_in else sign_ins.allowed_at(requests)
         return max(sign_in, sign_ins.locked_until, self._rate_limits.until(self._client.host))
 
-    def fetch(self, minutes: int, tries: int) -> Batch:
-        """Return the readings of the last ``minutes``, after at most ``tries`` tries. Raises ShareError and Stopped.
+    def fetch(self, minutes: int, attempts: int) -> Batch:
+        """Return the readings of the last ``minutes``, after at most ``attempts``. Raises ShareError and Stopped.
 
         It does not retry after a sign-in, or while a limit is in force.
         """
         try:
             self._learn_the_time()
-            batch = self._fetch_once(minutes) if tries == 1 else self._fetch_with_retries(minutes, tries)
+            batch = self._fetch_once(minutes) if attempts == 1 else self._fetch_with_retries(minutes, attempts)
         except RateLimitedError as error:
             self._rate_limits.limit(self._client.host, self._clock.now(), error.retry_after)
             raise
@@ -110,14 +110,14 @@ class RationedClient:
             self._restore_if_time_known()
         return batch
 
-    def _fetch_with_retries(self, minutes: int, tries: int) -> Batch:
-        import tenacity  # noqa: PLC0415  # the first poll has a single try, and starts faster without it
+    def _fetch_with_retries(self, minutes: int, attempts: int) -> Batch:
+        import tenacity  # noqa: PLC0415  # the first poll has a single attempt, and starts faster without it
 
         logins = self._client.logins
 
         def enough(state: tenacity.RetryCallState) -> bool:
             limited = self._client.logins > logins or self.not_before() > self._clock.now()
-            return limited or state.attempt_number >= tries
+            return limited or state.attempt_number >= attempts
 
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(worth_a_quick_retry),

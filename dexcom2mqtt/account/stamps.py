@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _DOUBLE_MS: Final = 30_000
 _SLACK: Final = 300.0
 _ONE_SLOT: Final = 240.0
-"""Readings that are uploaded as soon as they are taken, by any device, lie within this many seconds."""
+"""Readings uploaded as soon as they are taken, by any device, lie within this many seconds: under one INTERVAL."""
 _LATE: Final = 360.0
 """How many seconds late a reading usually is at most when it is first seen."""
-_MOST: Final = 2 * 288
+_MOST: Final = 2 * 288  # 288 readings a day, one each schedule.INTERVAL
 _Identity = tuple[int, int]
 """What distinguishes one record of Share from another: its date and its mg/dL."""
 

@@ -35,7 +35,7 @@ LONG_WINDOWS: Final = (7, 14, 30, 90)
 ENOUGH: Final = 70
 """Percent of the expected readings: with fewer, a window of 14 days is not reliable (consensus 2019)."""
 
-_CADENCE_MIN: Final = 5
+_CADENCE_MIN: Final = 5  # schedule.INTERVAL in minutes
 _DAY_MIN: Final = DAY // 60
 _LEAST_FOR_GMI: Final = 14
 _TENTH: Final = Decimal("0.1")

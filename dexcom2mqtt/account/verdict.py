@@ -50,7 +50,7 @@ class Found:
     """The newest of all, not only of those in this answer."""
     new: bool = False
     """Whether the newest came with this answer."""
-    fresh: bool = False
+    current: bool = False
     """Whether the newest is current."""
     ahead: float | None = None
     """How many seconds the phone's clock is ahead; None if it is not known to be wrong."""
@@ -65,7 +65,7 @@ def of_batch(batch: Batch, found: Found) -> Verdict:
     last = 0 if found.newest is None else found.newest.date
     verdicts: tuple[tuple[bool, ShareState, str | None], ...] = (
         (found.ahead is not None, "phone_clock", status.phone_clock(found.ahead or 0.0)),
-        (found.fresh, "ok", None),
+        (found.current, "ok", None),
         (found.withheld, "no_readings", status.UNSETTLED),
         (batch.nothing_shared, "no_readings", status.NOTHING_SHARED),
         (max(batch.error_codes, default=0) > last, "sensor_error", None),
@@ -94,5 +94,5 @@ def _remedy(error: UnavailableError) -> str:
         return ""
     if error.wrong_clock:
         return status.WRONG_CLOCK
-    here = {"name": status.NO_NAME, "authority": status.UNTRUSTED}
-    return here[error.missing] if error.missing else status.REMEDIES["unavailable"]
+    by_missing = {"name": status.NO_NAME, "authority": status.UNTRUSTED}
+    return by_missing[error.missing] if error.missing else status.REMEDIES["unavailable"]

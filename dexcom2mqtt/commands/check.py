@@ -152,7 +152,7 @@ def _newest(key: str, account: Account, client: ShareClient, batch: Batch, stale
     newest = batch.readings[-1] if batch.readings else None
     age = 0.0 if newest is None else (client.time.now() or system_time()) - newest.date / 1000
     ahead = -age if age < -TOLERANCE else None
-    found = Found(newest=newest, fresh=newest is not None and age < stale_after, ahead=ahead)
+    found = Found(newest=newest, current=newest is not None and age < stale_after, ahead=ahead)
     judged = verdict.of_batch(batch, found)
     if newest is None and judged.message == status.REMEDIES["no_readings"]:
         return Step(key, "Share has no reading from the last 24 hours.", "failed", _NO_READINGS)

@@ -106,11 +106,11 @@ class Counter:
         self.back_by: list[float] = []
         self.client = RationedClient(cast("ShareClient", self.share), self.clock, self.rate_limits, self.back_by.append)
 
-    def fetch(self, *answers: Batch | ShareError | Answer, minutes: int = 10, tries: int = 1) -> Batch | ShareError:
+    def fetch(self, *answers: Batch | ShareError | Answer, minutes: int = 10, attempts: int = 1) -> Batch | ShareError:
         """Fetch with these answers; return the batch or the error."""
         self.share.script = [each if isinstance(each, Answer) else Answer(each) for each in answers]
         try:
-            return self.client.fetch(minutes, tries)
+            return self.client.fetch(minutes, attempts)
         except ShareError as error:
             return error
 
@@ -190,15 +190,15 @@ def test_which_errors_are_retried(signed_in: Counter, error: Exception, *, worth
     assert worth_a_quick_retry(error) is worth
     if isinstance(error, ShareError):
         before = signed_in.clock.now()
-        outcome = signed_in.fetch(error, Batch(), tries=3)
+        outcome = signed_in.fetch(error, Batch(), attempts=3)
         assert outcome == (Batch() if worth else error)
         assert (signed_in.clock.now() > before) is worth
 
 
-def test_no_more_tries_than_allowed(signed_in: Counter) -> None:
+def test_no_more_attempts_than_allowed(signed_in: Counter) -> None:
     """The last error is raised, after waits of seconds, each of which is announced."""
     signed_in.back_by.clear()
-    assert signed_in.fetch(FAULT, FAULT, STUMBLED, Batch(), tries=3) is STUMBLED
+    assert signed_in.fetch(FAULT, FAULT, STUMBLED, Batch(), attempts=3) is STUMBLED
     assert signed_in.share.calls[1:] == ["fetch 10"] * 3
     waited = signed_in.clock.now() - BOOTED
     assert 1 <= waited <= 8
@@ -206,15 +206,15 @@ def test_no_more_tries_than_allowed(signed_in: Counter) -> None:
 
 
 def test_a_fetch_signs_in_once(counter: Counter) -> None:
-    """A try that signed in is not repeated, whatever the read after it returned."""
-    assert counter.fetch(STUMBLED, Batch(), tries=3) is STUMBLED
+    """An attempt that signed in is not repeated, whatever the read after it returned."""
+    assert counter.fetch(STUMBLED, Batch(), attempts=3) is STUMBLED
     assert counter.share.calls == ["fetch 10"]
 
 
-def test_a_limit_ends_the_tries(signed_in: Counter) -> None:
-    """Another account's rate limit at the same server applies between two tries."""
+def test_a_limit_ends_the_attempts(signed_in: Counter) -> None:
+    """Another account's rate limit at the same server applies between two attempts."""
     signed_in.rate_limits.limit(HOST, signed_in.clock.now(), HOUR)
-    assert signed_in.fetch(STUMBLED, Batch(), tries=3) is STUMBLED
+    assert signed_in.fetch(STUMBLED, Batch(), attempts=3) is STUMBLED
 
 
 # --- limits ------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_a_dead_session_is_renewed(signed_in: Counter) -> None:
     """After ten minutes of only faults a sign-in comes first, and the read after it may not renew again."""
     signed_in.fetch(FAULT)
     died = signed_in.clock.now()
-    assert signed_in.client.signs_in_at == died + 10 * MINUTE
+    assert signed_in.client.sign_in_at == died + 10 * MINUTE
     signed_in.clock.time = died + 10 * MINUTE - 1
     signed_in.fetch(FAULT)
     assert "sign in" not in signed_in.share.calls
@@ -303,22 +303,22 @@ def test_a_dead_session_is_renewed(signed_in: Counter) -> None:
     signed_in.fetch(FAULT)
     assert signed_in.share.calls[-2:] == ["sign in", "fetch 10"]
     assert signed_in.share.renewing[-1] is False
-    assert signed_in.client.signs_in_at == signed_in.clock.now() + 30 * MINUTE
+    assert signed_in.client.sign_in_at == signed_in.clock.now() + 30 * MINUTE
     signed_in.fetch(Batch())
-    assert signed_in.client.signs_in_at == math.inf
+    assert signed_in.client.sign_in_at == math.inf
 
 
 @pytest.mark.parametrize("error", [STUMBLED, RateLimitedError("too often", None)])
 def test_errors_unrelated_to_the_session_do_not_end_it(signed_in: Counter, error: ShareError) -> None:
     """A failure that never reached the session does not make it suspect."""
     signed_in.fetch(error)
-    assert signed_in.client.signs_in_at == math.inf
+    assert signed_in.client.sign_in_at == math.inf
 
 
 def test_a_session_that_never_worked_is_not_suspected(counter: Counter) -> None:
     """A fault right after the first sign-in is Share's, not the session's."""
     counter.fetch(FAULT)
-    assert counter.client.signs_in_at == math.inf
+    assert counter.client.sign_in_at == math.inf
 
 
 # --- restarts ----------------------------------------------------------------------------------------------

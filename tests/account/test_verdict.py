@@ -26,7 +26,7 @@ EVERYTHING = Batch(
     error_codes=((NOON + 300) * 1000,), malformed=2, newest_malformed=True, nothing_shared=True, drifted=1
 )
 """An answer in which each part alone would be a reason for a warning."""
-ALL_AT_ONCE = Found(newest=NEWEST, fresh=True, ahead=600.0, withheld=True, late=True)
+ALL_AT_ONCE = Found(newest=NEWEST, current=True, ahead=600.0, withheld=True, late=True)
 
 
 def plain(share: ShareState) -> Verdict:
@@ -39,7 +39,7 @@ def test_the_first_reason_counts() -> None:
     for found_changes, batch_changes in (
         ({}, {}),
         ({"ahead": None}, {}),
-        ({"fresh": False}, {}),
+        ({"current": False}, {}),
         ({"withheld": False}, {}),
         ({}, {"nothing_shared": False}),
         ({}, {"error_codes": ()}),
