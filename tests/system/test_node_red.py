@@ -30,7 +30,7 @@ FLOW = ROOT / "examples" / "node-red" / "flow.json"
 NODE_RED = shutil.which("node-red") or shutil.which("node-red", path=ROOT / ".node-red" / "node_modules" / ".bin")
 NEVER = 60  # minutes, longer than any test
 QUICK = 0.05  # minutes
-FIRST = 1_745_000_000_000  # when the published readings begin
+FIRST = int(time.time()) * 1000 + 86_400_000  # when the published readings begin: none is too old while the tests run
 SETTINGS = {
     "uiHost": "127.0.0.1",
     "flowFile": "flows.json",
@@ -110,7 +110,7 @@ class NodeRed:
     def get(self, path: str) -> requests.Response:
         return requests.get(f"{self._url}/{path}", headers={"Accept": "application/json"}, timeout=10)
 
-    def deploy(self, broker: Mosquitto, **env: float) -> None:
+    def deploy(self, broker: Mosquitto, **env: float | str) -> None:
         """Import the flow as into a new Node-RED: with this broker, these limits, and its alarms in the log."""
         flow = json.loads(FLOW.read_text(encoding="utf-8"))
         by_id = {node["id"]: node for node in flow}
@@ -125,6 +125,10 @@ class NodeRed:
             by_id[f"glucose-{name}"]["wires"][0].append("probe")
         self.import_flow([*flow, probe])
         eventually(lambda: "Connected to broker" in self.log(), why=self.process.text())
+
+    def press(self, node: str) -> None:
+        """Press the button of an *inject* node."""
+        requests.post(f"{self._url}/inject/{node}", timeout=10).raise_for_status()
 
     def clear(self) -> None:
         """Remove the flow, and with it everything it remembers."""
@@ -188,7 +192,7 @@ class Anna:
         self.publish("anna/availability", availability)
 
     def state(self, minute: int, value: object, range_: str | None, **other: object) -> None:
-        """Publish a state whose reading was taken in a minute of a day long ago."""
+        """Publish a state whose reading was taken so many minutes after the first."""
         date = FIRST + minute * 60_000
         state = {"value": value, "unit": "mg/dL", "arrow": "→", "delta": 1, "range": range_, "date": date}
         self.publish("anna/state", json.dumps(state | other))
@@ -363,6 +367,47 @@ def test_a_value_is_current_only_while_both_are_online(node_red: NodeRed, mosqui
     eventually(lambda: not node_red.page().shows_a_value)
 
 
+def test_an_old_value_is_not_current_although_both_are_online(
+    node_red: NodeRed, mosquitto: Mosquitto, anna: Anna
+) -> None:
+    """Such as a broker without MQTT 5 has after a power failure: it is not shown, is no alarm, and ends no alarm."""
+
+    def low(age: float) -> Page:
+        anna.state(0, 60, "low", date=int(time.time() - age * 60) * 1000)
+        return anna.settle()
+
+    node_red.deploy(mosquitto, OFFLINE_MINUTES=QUICK, LOW_REPEAT_MINUTES=NEVER)
+    anna.online(bridge="offline")
+    eventually(lambda: node_red.kinds() == ["missing"])
+    low(6 * 60)
+    anna.online()
+    assert not anna.settle().shows_a_value
+    time.sleep(2.2)  # a tick does not change that
+    assert not low(21).shows_a_value
+    assert node_red.kinds() == ["missing"]
+    low(19)
+    eventually(lambda: node_red.page().shows_a_value)
+    assert node_red.kinds() == ["missing", "back", "low"]
+
+
+def test_old_values_are_missing(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
+    """So a Node-RED whose clock is far ahead does not stay silent; and `STALE_AFTER` says what is old."""
+    node_red.deploy(mosquitto, MISSING_MINUTES=QUICK)
+    anna.online()
+    ages = iter(range(100_000, 30 * 60, -1))
+
+    def arrive_and_are_missing() -> bool:
+        anna.state(0, 100, "in_range", date=int(time.time() - next(ages)) * 1000)
+        return node_red.kinds() == ["missing"]
+
+    eventually(arrive_and_are_missing)
+    anna.state(0, 100, "in_range", date=int(time.time() - 40 * 60) * 1000)
+    assert not anna.settle().shows_a_value
+    node_red.clear()
+    node_red.deploy(mosquitto, STALE_AFTER=60)
+    assert anna.settle().shows_a_value
+
+
 # --- the alarms --------------------------------------------------------------------------------------------
 
 
@@ -410,6 +455,15 @@ def test_alarms_of_one_low_can_pause(node_red: NodeRed, mosquitto: Mosquitto, an
         anna.state(minute, value, range_)
     anna.settle()
     assert minutes(node_red.alarms()) == [0, 20, 25, 30, 45]
+
+
+def test_an_alarm_can_be_tried(node_red: NodeRed, mosquitto: Mosquitto) -> None:
+    """Each press of the button is an alarm, even without a reading, and it begins with the name."""
+    node_red.deploy(mosquitto, NAME="Anna's glucose")
+    for count in (1, 2):
+        node_red.press("glucose-try")
+        eventually(lambda count=count: node_red.kinds() == ["low"] * count)
+    assert node_red.alarms()[0]["payload"] == "Anna's glucose is very low: this is a test"
 
 
 def test_offline_is_an_alarm_only_after_the_grace(node_red: NodeRed, mosquitto: Mosquitto, anna: Anna) -> None:
