@@ -165,7 +165,10 @@ def _limits(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
     found = _DEFAULTS | {key: entry[key] for key in _DEFAULTS if key in entry}
     for key in _DEFAULTS:
         if not (isinstance(found[key], int) and FROM <= found[key] <= TO):
-            yield f"{place}, {key}: a whole number from {FROM} to {TO}, in mg/dL whatever the unit (mmol/L times 18)"
+            yield (
+                f"{place}, {key}: a whole number from {FROM} to {TO}, in mg/dL even if the unit is mmol/L (multiply "
+                "mmol/L by 18 and round)"
+            )
             return
     if found["low"] >= found["high"]:
         yield f"{place}: low ({found['low']}) must be below high ({found['high']})"

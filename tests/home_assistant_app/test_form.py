@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.settings import Settings
 
 ANNA = {"name": "Anna", "username": "anna@example.com", "password": "correct horse", "region": "us", "unit": "mg/dL"}
+MMOL = "in mg/dL even if the unit is mmol/L (multiply mmol/L by 18 and round)"
 BEN = ANNA | {"name": "Ben", "username": "ben@example.com"}
 MOSQUITTO = Broker("core-mosquitto", 1883, "addons", "secret of the broker")
 
@@ -183,7 +184,7 @@ def test_two_names_with_the_same_key_are_both_named() -> None:
         ({"name": ""}, "accounts, entry 1, name: lowercase letters and digits"),
         ({"key": "Anna Marie"}, 'accounts, "Anna", key: lowercase letters and digits'),
         ({"key": "bridge"}, 'accounts, "Anna", key: '),
-        ({"low": 4}, 'accounts, "Anna", low: a whole number from 55 to 249, in mg/dL whatever the unit'),
+        ({"low": 4}, f'accounts, "Anna", low: a whole number from 55 to 249, {MMOL}'),
         ({"high": 250}, 'accounts, "Anna", high: a whole number from 55 to 249'),
         ({"low": "70"}, 'accounts, "Anna", low: a whole number'),
         ({"low": 200}, 'accounts, "Anna": low (200) must be below high (180)'),

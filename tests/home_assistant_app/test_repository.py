@@ -167,6 +167,10 @@ def test_every_option_is_explained(repository: Path) -> None:
     assert translations.keys() == {"configuration", "network"}
     assert list(rules.untranslated(config_of(repository)["schema"], translations["configuration"])) == []
     assert translations["network"].keys() == config_of(repository)["ports"].keys()
+    for limit in ("low", "high"):
+        description = translations["configuration"]["accounts"]["fields"][limit]["description"]
+        assert "(multiply mmol/L by 18 and round)" in description
+    assert "From 10 to 60" in translations["configuration"]["stale_after"]["description"]
     assert all(isinstance(text, str) for text in translations["network"].values())
 
 
