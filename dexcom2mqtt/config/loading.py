@@ -59,15 +59,19 @@ def build(section: type[S], given: Mapping[str, Any]) -> S:
 
 
 def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> Iterator[str]:
-    """Warn of passwords that may have been mangled; a password may contain anything, so it is used as it is."""
-    for key, account in tree["accounts"].items():
-        password = account["password"]
-        odd = oddity(password)
-        if odd is None and isinstance(password, Written) and password.comment:
-            odd = "is not in quotes and ends where # begins a comment"
-        if odd:
-            where = sources.where(Problem(("accounts", key, "password"), password, ""), layers)
-            yield f"accounts.{key}.password: the password {odd}. It is used as it is; fix it if that is wrong{where}"
+    """Warn of passwords that may have been mangled; a password may contain anything, so it is used as written."""
+    passwords: dict[Place, Any] = {
+        ("accounts", key, "password"): account["password"] for key, account in tree["accounts"].items()
+    }
+    passwords["mqtt", "password"] = (tree.get("mqtt") or {}).get("password")
+    for place, password in passwords.items():
+        if place[0] == "accounts" and (odd := oddity(password)):
+            odd = f"{odd}. Unless that is correct, fix it now: a few wrong sign-ins lock the account"
+        elif isinstance(password, Written) and password.comment:
+            odd = 'is not in quotes, so everything after " #" is cut off: put the password in single quotes'
+        else:
+            continue
+        yield f"{'.'.join(place)}: the password {odd}{sources.where(Problem(place, password, ''), layers)}"
 
 
 def _is_ours(place: Place) -> bool:

@@ -42,10 +42,11 @@ def test_a_user_name_that_was_mangled_is_a_problem(text: str, words: str) -> Non
 
 @pytest.mark.parametrize(("text", "words"), ODD[:-1])
 def test_a_password_that_may_have_been_mangled_earns_a_warning(text: str, words: str) -> None:
-    """A password may contain anything, so it is used as it is; the warning does not show it."""
+    """A password may contain anything, so it is used as written; the warning does not show it."""
     got = read(f"accounts:\n  anna:\n    username: a\n    password: {json.dumps(text)}\n")
     assert got.accounts["anna"].password.get_secret_value() == text
-    warning = f"accounts.anna.password: the password {words}. It is used as it is; fix it if that is wrong"
+    remedy = "Unless that is correct, fix it now: a few wrong sign-ins lock the account"
+    warning = f"accounts.anna.password: the password {words}. {remedy}"
     assert got.warnings == (f"{warning} (test.yaml, line 4)",)
     (warning,) = read(ANNA, {"DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD": text}).warnings
     assert warning.endswith("(from the environment variable DEXCOM2MQTT_ACCOUNTS__ANNA__PASSWORD)")
@@ -72,12 +73,15 @@ def test_what_is_not_odd(text: str) -> None:
     [("abc", "def", True), ("'abc'", "def", False), ('"abc"', "def", False), ("abc", "", False)],
 )
 def test_a_comment_that_may_be_part_of_the_password(password: str, comment: str, *, warned: bool) -> None:
-    """A # after a space begins a comment unless there are quotes, and would cut the password short."""
-    got = read(f"accounts:\n  anna:\n    username: a\n    password: {password} {f'#{comment}' if comment else ''}\n")
-    assert got.accounts["anna"].password.get_secret_value() == "abc"
-    words = "accounts.anna.password: the password is not in quotes and ends where # begins a comment. "
-    assert [each.startswith(words) and "(test.yaml, line 4)" in each for each in got.warnings] == [True] * warned
-    assert comment not in "".join(got.warnings) or not comment
+    """A # after a space begins a comment unless there are quotes, and would cut either password short."""
+    line = f"    password: {password} {f'#{comment}' if comment else ''}\n"
+    got = read(f"accounts:\n  anna:\n    username: a\n{line}mqtt:\n    username: u # of the daemon\n{line}")
+    assert got.mqtt.password is not None
+    assert {each.password.get_secret_value() for each in (got.accounts["anna"], got.mqtt)} == {"abc"}
+    words = 'the password is not in quotes, so everything after " #" is cut off: put the password in single quotes'
+    lines = {"accounts.anna": 4, "mqtt": 7}
+    warnings = tuple(f"{place}.password: {words} (test.yaml, line {at})" for place, at in lines.items())
+    assert got.warnings == (warnings if warned else ())
 
 
 def test_the_example_unchanged_is_a_problem() -> None:
