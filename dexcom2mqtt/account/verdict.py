@@ -83,9 +83,9 @@ def of_error(error: ShareError, *, untried: bool = False) -> Verdict:
     share = STATES[type(error)]
     if isinstance(error, UnavailableError):
         if_it_lasts = status.NO_NAME_FOR_LONG if error.missing == "name" else ""
-        return Verdict(share, status.tell(str(error), _remedy(error)), if_it_lasts)
+        return Verdict(share, status.with_remedy(str(error), _remedy(error)), if_it_lasts)
     untried = untried and isinstance(error, CredentialsRejectedError)
-    return Verdict(share, status.tell(str(error), status.UNTRIED if untried else status.REMEDIES[share]))
+    return Verdict(share, status.with_remedy(str(error), status.UNTRIED if untried else status.REMEDIES[share]))
 
 
 def _remedy(error: UnavailableError) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from dexcom2mqtt.daemon.asking import HEALTHY
 from dexcom2mqtt.web import page
 from dexcom2mqtt.web.access import Access
-from dexcom2mqtt.web.accounts import Person
+from dexcom2mqtt.web.accounts import PageAccount
 from dexcom2mqtt.web.server import Server
 from dexcom2mqtt.web.site import Site
 
@@ -69,10 +69,10 @@ def serve(
     health: Callable[[], str],
 ) -> None:
     """Serve the page at ``place`` until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
-    people = {key: Person(accounts[key], poller.seen, poller.time.now) for key, poller in pollers.items()}
+    shown = {key: PageAccount(accounts[key], poller.seen, poller.time.now) for key, poller in pollers.items()}
 
     def health_now() -> tuple[bool, str]:
         answer = health()
         return answer == HEALTHY, answer
 
-    Server(place.host, place.port, Site(people, clock, health_now, place.access, page.load()), clock).run()
+    Server(place.host, place.port, Site(shown, clock, health_now, place.access, page.load()), clock).run()

@@ -154,7 +154,7 @@ class Status:
         return self.share in _WELL
 
 
-def tell(happened: str, remedy: str = "") -> str:
+def with_remedy(happened: str, remedy: str = "") -> str:
     """Join what happened and what to do, if there is more to say."""
     end = "" if happened.endswith("?") else "."
     return f"{happened[:1].upper()}{happened[1:]}{end} {remedy}".rstrip()

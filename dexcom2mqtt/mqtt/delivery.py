@@ -57,7 +57,7 @@ class Delivery:
         self._stream.fit(connection.limits.most_bytes)
         self._mirror.send_all()
         if not connection.limits.retains:
-            say(self._trouble.keeps_nothing())
+            say(self._trouble.no_retained_messages())
 
     def send(self, connection: Connection, now: float) -> None:
         """Send all messages that may be sent now."""

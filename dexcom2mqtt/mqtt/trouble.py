@@ -102,7 +102,7 @@ class Trouble:
         cases = self._cases.items()
         return frozenset(place.topic for place, case in cases if place.kind == "subscribe" and case.until <= now)
 
-    def keeps_nothing(self) -> Line | None:
+    def no_retained_messages(self) -> Line | None:
         """Record that the broker keeps no retained messages; return what to log."""
         return self._name(("", "other"), Place(""), logging.ERROR, f"{self.broker} {_KEEPS_NOTHING}")
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class PageAccount:
     """An account on the page: its configuration, what it shows now, and its time in Unix seconds."""
 
-    account: Account
+    settings: Account
     seen: Callable[[], tuple[Overview, Status]]
     unix: Callable[[], float | None]
 

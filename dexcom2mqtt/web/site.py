@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.web.access import Access
-    from dexcom2mqtt.web.accounts import Person
+    from dexcom2mqtt.web.accounts import PageAccount
     from dexcom2mqtt.web.page import Page
 
 _log = logging.getLogger(__name__)
@@ -82,13 +82,13 @@ class Site:
 
     def __init__(
         self,
-        people: Mapping[str, Person],
+        accounts: Mapping[str, PageAccount],
         clock: Clock,
         health: Callable[[], tuple[bool, str]],
         access: Access,
         page: Page,
     ) -> None:
-        self._people = people
+        self._accounts = accounts
         self._clock = clock
         self._health = health
         self._access = access
@@ -140,8 +140,8 @@ class Site:
 
     def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
         """Answer a client that may read. Paths below an account's key are about that account only."""
-        found = self._at("/".join(parts), next(iter(self._people)), list(self._people), environ, given)
-        if found is None and parts and parts[0] in self._people:
+        found = self._at("/".join(parts), next(iter(self._accounts)), list(self._accounts), environ, given)
+        if found is None and parts and parts[0] in self._accounts:
             if len(parts) == 1 and not environ["PATH_INFO"].endswith("/"):
                 # The page uses relative paths, and so does this, because a proxy may add a path in front.
                 query = environ.get("QUERY_STRING", "")
@@ -159,33 +159,33 @@ class Site:
             case "":
                 return Answer(200, self._page.html, _HTML, {"Content-Security-Policy": self._page.policy})
             case "api/accounts":
-                return self._accounts(keys, environ.get("HTTP_IF_NONE_MATCH", ""))
+                return self._page_data(keys, environ.get("HTTP_IF_NONE_MATCH", ""))
             case "health":
                 return self._healthy()
             case "pebble" | "api/v1/status" | "api/v1/entries" | "api/v1/entries/sgv" | "api/v1/entries/current":
-                return _json(self._of_nightscout(path, self._people[key], given))
+                return _json(self._of_nightscout(path, self._accounts[key], given))
         return _json([]) if path in _EMPTY else None
 
     def _healthy(self) -> Answer:
         well, words = self._health()
         return Answer(200 if well else 503, f"{words}\n".encode())
 
-    def _of_nightscout(self, path: str, person: Person, given: Mapping[str, str]) -> object:
-        readings, now = person.seen()[0].readings, person.unix() or system_time()
+    def _of_nightscout(self, path: str, account: PageAccount, given: Mapping[str, str]) -> object:
+        readings, now = account.seen()[0].readings, account.unix() or system_time()
         match path.rpartition("/")[2]:
             case "status":
-                return nightscout.status(person.account, version(), now, needs_token=self._access.token is not None)
+                return nightscout.status(account.settings, version(), now, needs_token=self._access.token is not None)
             case "pebble":
-                mmol = given.get("units", "mmol" if person.account.unit == "mmol/L" else "") == "mmol"
+                mmol = given.get("units", "mmol" if account.settings.unit == "mmol/L" else "") == "mmol"
                 return nightscout.pebble(readings, wanted(given, 1), now, mmol=mmol)
             case "current":
                 return nightscout.entries(readings, wanted({**given, "count": "1"}, 1))
         return nightscout.entries(readings, wanted(given, 10))
 
-    def _accounts(self, keys: list[str], known: str) -> Answer:
+    def _page_data(self, keys: list[str], known: str) -> Answer:
         """Answer with the page's data. ``now`` is not in the ETag: a header has it with each answer."""
         now = self._clock.now()
-        seen = {key: self._people[key].seen() for key in keys}
+        seen = {key: self._accounts[key].seen() for key in keys}
         fresh = {key: overview.fresh_until > now for key, (overview, _) in seen.items()}
         made = [
             (key, overview.number, fresh[key], status.share, status.message, status.since)
@@ -195,8 +195,9 @@ class Site:
         headers = {"ETag": tag, "Daemon-Clock": str(round(now * 1000))}
         if tag in known.replace(",", " ").split():
             return Answer(304, b"", _JSON, headers)
+        day = len(keys) <= _MOST_DAYS
         accounts = [
-            described(key, self._people[key].account, overview, status, fresh=fresh[key], day=len(keys) <= _MOST_DAYS)
+            described(key, self._accounts[key].settings, overview, status, fresh=fresh[key], day=day)
             for key, (overview, status) in seen.items()
         ]
         return _json({"version": 1, "now": round(now * 1000), "accounts": accounts}, headers)

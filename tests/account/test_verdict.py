@@ -95,16 +95,16 @@ def test_nothing_at_all() -> None:
 )
 def test_each_error_is_a_state(error: ShareError, share: ShareState) -> None:
     """What happened comes first, then what to do; untried credentials matter only if they were rejected."""
-    assert of_error(error) == Verdict(share, status.tell(str(error), status.REMEDIES[share]))
+    assert of_error(error) == Verdict(share, status.with_remedy(str(error), status.REMEDIES[share]))
     untried = share == "credentials_rejected"
     remedy = status.UNTRIED if untried else status.REMEDIES[share]
-    assert of_error(error, untried=True) == Verdict(share, status.tell(str(error), remedy))
+    assert of_error(error, untried=True) == Verdict(share, status.with_remedy(str(error), remedy))
 
 
 def test_a_wrong_clock_is_reported() -> None:
     """If this machine's clock makes TLS fail, the message says so."""
     error = UnavailableError("share.example has a certificate that is not valid yet", wrong_clock=True)
-    assert of_error(error) == Verdict("unavailable", status.tell(str(error), status.WRONG_CLOCK))
+    assert of_error(error) == Verdict("unavailable", status.with_remedy(str(error), status.WRONG_CLOCK))
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ def states(subscriber: Subscriber, account: str) -> list[dict[str, Any]]:
     return [state for state in heard if state["value"] is not None]
 
 
-def current(picture: dict[str, str], account: str = "anna") -> bool:
+def current(latest: dict[str, str], account: str = "anna") -> bool:
     """Return whether a subscriber may take the account's value as current."""
     return (
-        picture.get("dexcom2mqtt/bridge/state") == "online"
-        and picture.get(f"dexcom2mqtt/{account}/availability") == "online"
+        latest.get("dexcom2mqtt/bridge/state") == "online"
+        and latest.get(f"dexcom2mqtt/{account}/availability") == "online"
     )
 
 
@@ -147,11 +147,11 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
     stack.enter_context(daemon(write_config(tmp_path / "c.yaml", config), tmp_path / "daemon.log", speed=speed))
     time.sleep(hours * 3600 / speed)
     whole_until = now() - 60
-    picture = subscriber.picture()
+    latest = subscriber.latest()
 
     bridge = {f"dexcom2mqtt/bridge/{leaf}" for leaf in ("state", "info", "sync/dexcom2mqtt")}
     devices = {f"homeassistant/device/dexcom2mqtt_{key}/config" for key in accounts}
-    assert set(picture) == bridge | topics_of("anna") | topics_of("ben") | devices
+    assert set(latest) == bridge | topics_of("anna") | topics_of("ben") | devices
     for key, account, low in (("anna", ANNA, 70), ("ben", BEN, 100)):
         taken = {record.taken: record for record in share.series(account, began - 700, whole_until)}
         seen = states(subscriber, key)
@@ -167,7 +167,7 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
         for name, value in last.items():
             bare = "unknown" if value is None else value if isinstance(value, str) else json.dumps(value)
             assert subscriber.payloads(f"dexcom2mqtt/{key}/{name}")[-1] == bare
-        status = json.loads(picture[f"dexcom2mqtt/{key}/status"])
+        status = json.loads(latest[f"dexcom2mqtt/{key}/status"])
         assert list(status) == list(STATUS_TYPES)
         assert all(isinstance(status[name], kinds) for name, kinds in STATUS_TYPES.items())
         assert status["share"] == "ok"
@@ -175,7 +175,7 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
         assert status["rejected"] == []
         for name in ("since", "last_reading_at", "last_success_at", "next_poll_at"):
             assert datetime.fromisoformat(status[name]).utcoffset() is not None
-    info = json.loads(picture["dexcom2mqtt/bridge/info"])
+    info = json.loads(latest["dexcom2mqtt/bridge/info"])
     assert list(info) == ["version", "schema_version", "started_at", "protocol", "accounts", "days"]
     assert info["days"] is True
     assert (info["schema_version"], info["protocol"], info["accounts"]) == (1, "5", ["anna", "ben"])
@@ -222,7 +222,7 @@ def test_a_stop_publishes_that_nothing_is_current(
     """SIGTERM and SIGINT: first availability, then bridge/state become offline; exit 0, within 2 s, no will."""
     running = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         running.signal(number)
         code, seconds = ended(running)
         assert (code, seconds < 2) == (0, True)
@@ -278,7 +278,7 @@ def test_a_broker_that_comes_later_gets_everything(
     time.sleep(0.5)
     start_mosquitto(port=port)
     with Subscriber(port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
     eventually(lambda: topics_of("anna") - {"dexcom2mqtt/anna/reading"} <= set(retained(port)))
 
 
@@ -306,12 +306,12 @@ def test_nothing_is_current_until_a_reading_is_known_to_be(
         assert topics[0] == "dexcom2mqtt/anna/availability"
         assert topics[1] == "dexcom2mqtt/anna/state"
         assert topics[-1] == "dexcom2mqtt/bridge/state"
-        picture = subscriber.picture()
-        assert picture["dexcom2mqtt/anna/availability"] == "offline"
-        state = json.loads(picture["dexcom2mqtt/anna/state"])
+        latest = subscriber.latest()
+        assert latest["dexcom2mqtt/anna/availability"] == "offline"
+        state = json.loads(latest["dexcom2mqtt/anna/state"])
         assert list(state) == list(STATE_TYPES)
         assert {name for name, value in state.items() if value is not None} == {"unit"}
-        assert picture["dexcom2mqtt/anna/value"] == "unknown"
+        assert latest["dexcom2mqtt/anna/value"] == "unknown"
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -321,7 +321,7 @@ def test_a_reading_becomes_stale_and_readings_return(
     """Stale: first unavailable, then the nulls, which never expire. Recovered: first the state, then available."""
     start(mosquitto.port, mqtt={"protocol": protocol}, stale_after=10)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         service.distort(share_faults.missing)
         newest = json.loads(subscriber.wait_for("dexcom2mqtt/anna/state").payload)
         subscriber.forget()
@@ -330,12 +330,12 @@ def test_a_reading_becomes_stale_and_readings_return(
         gone = [heard for heard in subscriber.heard if heard.topic in topics_of("anna") - {"dexcom2mqtt/anna/status"}]
         assert [heard.topic.rpartition("/")[2] for heard in gone][-16:-13] == ["availability", "state", "value"]
         assert all(heard.expiry is None for heard in gone[-16:])
-        state = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
+        state = json.loads(subscriber.latest()["dexcom2mqtt/anna/state"])
         kept = {name: value for name, value in state.items() if value is not None}
         assert set(kept) == {"measurement_timestamp", "date", "unit"}
         assert kept["date"] >= newest["date"]
         subscriber.wait_for("dexcom2mqtt/anna/range", "unknown")
-        eventually(lambda: json.loads(subscriber.picture()["dexcom2mqtt/anna/status"])["share"] == "no_readings", 20)
+        eventually(lambda: json.loads(subscriber.latest()["dexcom2mqtt/anna/status"])["share"] == "no_readings", 20)
         service.distort(share.unchanged)
         subscriber.forget()
         available = subscriber.wait_for("dexcom2mqtt/anna/availability", "online", 20)
@@ -373,7 +373,7 @@ def test_a_refresh_polls_now_but_not_too_often(
         subscriber.client.publish("dexcom2mqtt/anna/refresh", "x", qos=1, retain=True)
         subscriber.wait_for("dexcom2mqtt/anna/refresh")
         start(mosquitto.port, speed=10)
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         time.sleep(3.2)  # 32 s by its clock
         before = service.count(call="read")
         assert before <= 2  # the first, and perhaps one that was due
@@ -394,13 +394,13 @@ def test_one_account_with_a_wrong_password_leaves_the_other_alone(
     """Rejected credentials: named in the status, with what to do; few sign-ins; the other account works."""
     start(mosquitto.port, {"anna": anna(service), "ben": ben(service, password="wrong")})
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
-        eventually(lambda: "dexcom2mqtt/ben/status" in subscriber.picture())
-        status = json.loads(subscriber.picture()["dexcom2mqtt/ben/status"])
+        eventually(lambda: current(subscriber.latest()))
+        eventually(lambda: "dexcom2mqtt/ben/status" in subscriber.latest())
+        status = json.loads(subscriber.latest()["dexcom2mqtt/ben/status"])
         assert status["share"] == "credentials_rejected"
         assert "region" in status["message"]
         assert len(status["rejected"]) == status["logins_24h"]
-        assert not current(subscriber.picture(), "ben")
+        assert not current(subscriber.latest(), "ben")
         time.sleep(900 / SPEED)  # a quarter of an hour: the second try comes after two minutes, the third after 20 more
         assert service.count(account=BEN.username, password=True) == 2
 
@@ -411,7 +411,7 @@ def test_a_pause_of_the_whole_process_does_no_harm(
     """A daemon that is paused and continued, as by a suspend or a container's pause, keeps running."""
     running = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         for _ in range(3):
             running.signal(signal.SIGSTOP)
             time.sleep(1.3)
@@ -420,7 +420,7 @@ def test_a_pause_of_the_whole_process_does_no_harm(
         assert running.running
         before = service.count(call="read")
         eventually(lambda: service.count(call="read") > before)
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
 
 
 def test_a_stop_in_time_while_nobody_reads_the_log(
@@ -480,7 +480,7 @@ def test_a_poll_signs_in_once(mosquitto: Mosquitto, stack: ExitStack, start: Cal
     service = stack.enter_context(SimulatedShare([ANNA], accelerated(10)))
     start(mosquitto.port, {"anna": anna(service)}, speed=10)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         time.sleep(3)  # the least time between two refreshes
         service.fault = share_faults.only(share_faults.error("SessionIdNotFound"), call="read")
         began = service.requests[-1].time
@@ -526,12 +526,12 @@ def test_a_restart_does_not_prolong_a_lock_out(
     service.fault = share_faults.error("SSO_AuthenticateMaxAttemptsExceeded")
     first = start(mosquitto.port)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: '"locked_out"' in subscriber.latest().get("dexcom2mqtt/anna/status", ""))
         first.kill()
         service.close()  # a start while Share cannot be reached forgets nothing either
         subscriber.forget()
         second = start(mosquitto.port)
-        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: '"locked_out"' in subscriber.latest().get("dexcom2mqtt/anna/status", ""))
         eventually(lambda: "anna: unavailable: " in second.text())
         second.kill()
         service.start()
@@ -539,8 +539,8 @@ def test_a_restart_does_not_prolong_a_lock_out(
         subscriber.forget()
         (attempt,) = (entry.time for entry in service.requests if entry.password)
         start(mosquitto.port)
-        eventually(lambda: '"locked_out"' in subscriber.picture().get("dexcom2mqtt/anna/status", ""))
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: '"locked_out"' in subscriber.latest().get("dexcom2mqtt/anna/status", ""))
+        eventually(lambda: current(subscriber.latest()))
     again = next(entry.time for entry in service.requests if entry.password and entry.time > attempt)
     assert again - attempt >= 20 * 60
 
@@ -568,15 +568,15 @@ def test_each_failure_has_its_status_and_passes(
     with Subscriber(mosquitto.port) as subscriber:
 
         def status() -> dict[str, Any]:
-            return json.loads(subscriber.picture().get("dexcom2mqtt/anna/status", "{}"))  # type: ignore[no-any-return]
+            return json.loads(subscriber.latest().get("dexcom2mqtt/anna/status", "{}"))  # type: ignore[no-any-return]
 
         eventually(lambda: status().get("share") == share_says)
         assert len(status()["message"]) > 40
-        assert not current(subscriber.picture())
+        assert not current(subscriber.latest())
         time.sleep(0.5)
         service.fault = share.no_fault
         eventually(lambda: status().get("share") == "ok", 30)
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
     assert running.text().count(f"anna: {share_says}") == 1
     assert running.text().count("anna: recovered") == 1
 
@@ -610,7 +610,7 @@ def test_no_secret_reaches_a_log_or_a_topic(
     accounts = {"anna": anna(service), "ben": ben(service, password="a wrong password")}
     running = start(mosquitto.port, accounts, "--log-level", "debug", mqtt=secret_user)
     with Subscriber(mosquitto.port) as subscriber:
-        eventually(lambda: current(subscriber.picture()))
+        eventually(lambda: current(subscriber.latest()))
         for fault in faults:
             seen = len(service.requests)
             faults[0] = fault
@@ -659,7 +659,7 @@ def test_the_environment_alone_is_enough(
     stack.enter_context(Process([sys.executable, "-m", "dexcom2mqtt"], tmp_path / "log", environ))
     with Subscriber(mosquitto.port) as subscriber:
         subscriber.wait_for("home/glucose/bridge/state", "online")
-        assert subscriber.picture()["home/glucose/anna/availability"] == "online"
+        assert subscriber.latest()["home/glucose/anna/availability"] == "online"
     assert "as home_glucose " in mosquitto.log()
 
 

@@ -132,7 +132,7 @@ def test_arm32_daemon(arm32: tuple[Debian, str], mosquitto: Mosquitto, tmp_path:
             topic = "dexcom2mqtt/anna/availability"
             eventually(lambda: "online" in subscriber.payloads(topic) or not daemon.running, 60)
             assert daemon.running, daemon.text()
-            newest = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
+            newest = json.loads(subscriber.latest()["dexcom2mqtt/anna/state"])
             given = {record.taken: record.value for record in series(ANNA, time.time() - 900, time.time())}
             assert newest["mg_dl"] == given[newest["date"]]
             health = debian.command(DEXCOM2MQTT, "healthcheck", "--config", CONFIG)

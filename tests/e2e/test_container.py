@@ -242,7 +242,7 @@ def test_version(machine: Machine, runtime: Podman | Chroot, image: str) -> None
 def test_readings_arrive_with_passwords_from_secrets(daemon: Container, services: Services) -> None:
     """With both passwords in /run/secrets, the last day is published, and no password is in the log."""
     with services.subscriber() as subscriber:
-        eventually(lambda: subscriber.picture().get("dexcom2mqtt/anna/history", "").count("mg_dl") > 250, 60)
+        eventually(lambda: subscriber.latest().get("dexcom2mqtt/anna/history", "").count("mg_dl") > 250, 60)
     for secret in (ANNA.password, ANNA.username, BROKERS_PASSWORD):
         assert secret not in daemon.process.text()
 

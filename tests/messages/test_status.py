@@ -23,7 +23,7 @@ from dexcom2mqtt.messages.status import (
     Status,
     parse_status,
     status_message,
-    tell,
+    with_remedy,
 )
 from tests.support.builders import NOON, any_text, property_of
 from tests.support.payloads import TOPICS, any_payload, parsed, typed
@@ -106,7 +106,7 @@ def test_a_bug_is_reported_as_one() -> None:
 @pytest.mark.parametrize("share", STATES)
 def test_says_what_happened_and_what_to_do(share: ShareState) -> None:
     """What happened comes first, as a sentence, and then what to do."""
-    assert tell("share.example answered with status 502", REMEDIES[share]) == (
+    assert with_remedy("share.example answered with status 502", REMEDIES[share]) == (
         f"Share.example answered with status 502. {REMEDIES[share]}"
     )
 
@@ -116,7 +116,7 @@ def test_says_what_happened_and_what_to_do(share: ShareState) -> None:
 )
 def test_says_only_what_happened_if_that_includes_what_to_do(happened: str, told: str) -> None:
     """Without a remedy nothing follows, and the text ends with one punctuation mark."""
-    assert tell(happened) == told
+    assert with_remedy(happened) == told
 
 
 def test_the_first_status_is_starting() -> None:

@@ -106,7 +106,7 @@ def test_reconnecting_on_request(mosquitto: Mosquitto, start: Callable[..., Runn
         running.link.reconnect()
         eventually(lambda: len(running.protocols) == 2)
         subscriber.wait_for("test/bridge/state", "online")
-        assert subscriber.picture().keys() >= {"test/a", "test/b"}
+        assert subscriber.latest().keys() >= {"test/a", "test/b"}
         assert subscriber.payloads("test/bridge/state") == ["online"]
     running.stop()
     assert len(running.protocols) == 2

@@ -29,9 +29,9 @@ def leave(mosquitto: Mosquitto) -> None:
             subscriber.wait_for(topic, payload)
 
 
-def is_current(picture: dict[str, str]) -> bool:
+def is_current(latest: dict[str, str]) -> bool:
     """Return whether a subscriber that follows the rule would see the old value as current."""
-    return all(picture.get(topic) == payload for topic, payload in (OLD | {STATE: "online"}).items())
+    return all(latest.get(topic) == payload for topic, payload in (OLD | {STATE: "online"}).items())
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_if_the_broker_refuses_the_value_and_its_availability_the_daemon_is_offl
         running.mirror.put([Message(AVAILABILITY, "offline"), Message(VALUE, "unknown")])
         until = time.monotonic() + 6  # minutes of its clock
         while time.monotonic() < until:
-            assert not is_current(subscriber.picture())
+            assert not is_current(subscriber.latest())
             time.sleep(0.01)
         assert relay.connections < 24  # two per minute, once it is known
         relay.rule = lambda _: PASS
         subscriber.wait_for(AVAILABILITY, "offline", 30)
         subscriber.wait_for(STATE, "online", 30)
-        assert not is_current(subscriber.picture())
+        assert not is_current(subscriber.latest())
 
 
 def test_online_vouches_for_what_is_acknowledged(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 both = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 
 
-def picture(port: int) -> dict[str, str]:
+def retained_below_test(port: int) -> dict[str, str]:
     return {topic: payload for topic, payload in retained(port).items() if topic.startswith("test/")}
 
 
@@ -43,11 +43,11 @@ def test_a_hang_up_at_one_topic_affects_only_that_topic(
         running = start(relay.port, protocol=protocol, speed=60)
         running.mirror.put([Message(f"test/many/{number}", "x") for number in range(30)])
         eventually(lambda: retained(mosquitto.port).get(STATE) == "online", 30)
-        assert picture(mosquitto.port).keys() == {"test/b", STATE, *(f"test/many/{n}" for n in range(30))}
+        assert retained_below_test(mosquitto.port).keys() == {"test/b", STATE, *(f"test/many/{n}" for n in range(30))}
         assert caplog.text.count("hangs up whenever something is published to test/a") == 1
         assert relay.connections == 6
         relay.rule = lambda _: PASS
-        eventually(lambda: picture(mosquitto.port).get("test/a") == "1", 30)
+        eventually(lambda: retained_below_test(mosquitto.port).get("test/a") == "1", 30)
         assert relay.connections == 6
     assert caplog.text.count("hangs up whenever") == 1
 
@@ -84,7 +84,7 @@ def test_a_refused_topic_is_tried_again(
         time.sleep(0.25)  # 15 s
         assert len(relay.came("PUBLISH", "test/a")) == 3
         relay.rule = lambda _: PASS
-        eventually(lambda: picture(mosquitto.port).get("test/a") == "1", 30)
+        eventually(lambda: retained_below_test(mosquitto.port).get("test/a") == "1", 30)
         eventually(lambda: "now accepts messages on test/a" in caplog.text)
     assert caplog.text.count("refuses messages on test/a") == 1
     assert relay.connections == 1
@@ -108,7 +108,7 @@ def test_a_quota_is_kept_to(
         running = start(relay.port)
         running.mirror.put([Message(f"test/many/{number}", "x") for number in range(30)])
         subscriber.wait_for(STATE, "online", 30)
-        eventually(lambda: len(picture(mosquitto.port)) == 33, 30)
+        eventually(lambda: len(retained_below_test(mosquitto.port)) == 33, 30)
         assert relay.connections == 1
         assert len([packet for packet in relay.came("PUBLISH") if packet.from_client]) < 33 + 20 + 10
     assert "quota" not in caplog.text.replace("Quota exceeded", "")
@@ -128,7 +128,7 @@ def test_packets_are_no_larger_than_the_broker_allows(
     running = start(broker.port, protocol=protocol, speed=60)
     running.mirror.put([Message("test/large", "x" * 5000), Message("test/small", "x" * 1900)])
     eventually(lambda: retained(broker.port).get(STATE) == "online", 30)
-    eventually(lambda: picture(broker.port).keys() == {"test/a", "test/b", "test/small", STATE}, 30)
+    eventually(lambda: retained_below_test(broker.port).keys() == {"test/a", "test/b", "test/small", STATE}, 30)
     assert "test/large" in caplog.text
     assert ("too large" if protocol == "5" else "hangs up whenever") in caplog.text
     assert "access control" not in caplog.text or protocol == "3.1.1"
@@ -223,7 +223,7 @@ def test_the_limits_in_connack_are_respected(
         running = start(relay.port)
         subscriber.wait_for(STATE, "online")
         assert {heard.topic for heard in subscriber.heard} >= {"test/a", "test/b"}
-        assert picture(mosquitto.port).keys() == left
+        assert retained_below_test(mosquitto.port).keys() == left
         assert ("keeps no retained messages" in caplog.text) == (not left)
         assert running.stop() < 1
         subscriber.wait_for(STATE, "offline")

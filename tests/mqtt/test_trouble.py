@@ -222,10 +222,10 @@ def test_an_unprotected_topic_is_tried_again_carefully() -> None:
 def test_a_broker_without_retained_messages_is_reported_once() -> None:
     """It is the same on every connection."""
     at_home = trouble()
-    line = at_home.keeps_nothing()
+    line = at_home.no_retained_messages()
     assert line
     assert "keeps no retained messages" in line.text
-    assert at_home.keeps_nothing() is None
+    assert at_home.no_retained_messages() is None
 
 
 @pytest.mark.parametrize("account", ["ben", "cleo"])

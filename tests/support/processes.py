@@ -264,8 +264,8 @@ class Subscriber:
     def payloads(self, topic: str) -> list[str]:
         return [heard.payload for heard in self.heard if heard.topic == topic]
 
-    def picture(self) -> dict[str, str]:
-        """Return the last payload of each topic."""
+    def latest(self) -> dict[str, str]:
+        """Return the latest payload of each topic."""
         return {heard.topic: heard.payload for heard in self.heard}
 
     def wait_for(self, topic: str, payload: str | None = None, seconds: float = 15.0) -> Heard:

@@ -11,7 +11,7 @@ from dexcom2mqtt.messages.overview import Overview, overview_of
 from dexcom2mqtt.messages.state import without_reading
 from dexcom2mqtt.messages.status import Status
 from dexcom2mqtt.web.access import Access
-from dexcom2mqtt.web.accounts import Person
+from dexcom2mqtt.web.accounts import PageAccount
 from dexcom2mqtt.web.page import Page, load
 from dexcom2mqtt.web.site import Site
 from tests.support.builders import NOON, account
@@ -47,7 +47,7 @@ class Shown:
         self.status = Status()
         self.overviews = {key: Overview(without_reading(account())) for key in self.keys}
         self.site = Site(
-            {key: Person(account(), self._seen(key), lambda: float(NOON)) for key in self.keys},
+            {key: PageAccount(account(), self._seen(key), lambda: float(NOON)) for key in self.keys},
             self.clock,
             lambda: (self.well, "healthy" if self.well else "overdue: account anna"),
             self.access,

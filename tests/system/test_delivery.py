@@ -407,7 +407,7 @@ def test_two_daemons_do_not_disturb_each_other(system: System, mosquitto: Mosqui
     for base in bases:
         eventually(lambda base=base: whole(base))  # type: ignore[misc]
         assert once_each(subscriber, base=base)
-    assert subscriber.picture()["other/bridge/state"] == "online"
+    assert subscriber.latest()["other/bridge/state"] == "online"
     assert not any("offline" in heard.payload for heard in subscriber.heard if heard.topic == "other/anna/availability")
     assert all("WARNING" not in each.text() for each in (*running, restarted))
 

@@ -301,7 +301,7 @@ def test_a_daemon_that_is_killed_between_reading_and_history(world: Build, recor
         here.wait(lambda: max(owed) in saved(), 20 * MINUTE, "the history does not follow")
 
     def saved() -> list[int]:
-        history = json.loads(here.subscriber.picture()["dexcom2mqtt/anna/history"])
+        history = json.loads(here.subscriber.latest()["dexcom2mqtt/anna/history"])
         return [entry["date"] for entry in history["readings"]]
 
     for _ in range(10):

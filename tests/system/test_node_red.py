@@ -254,7 +254,7 @@ def test_the_page_shows_what_the_daemon_publishes(node_red: NodeRed, mosquitto: 
     daemon = system.start(mosquitto.port)
 
     def agrees() -> bool:
-        picture = subscriber.picture()
+        picture = subscriber.latest()
         state, history = (json.loads(picture.get(f"dexcom2mqtt/anna/{leaf}", "{}")) for leaf in ("state", "history"))
         page = node_red.page()
         shown = (page.number, page.arrow, page.colour, page.points)
@@ -262,8 +262,8 @@ def test_the_page_shows_what_the_daemon_publishes(node_red: NodeRed, mosquitto: 
         return len(entries) > 240 and shown == (str(state["value"]), state["arrow"], state["range"], len(entries))
 
     eventually(agrees)
-    first = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])["date"]
-    eventually(lambda: json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])["date"] > first)
+    first = json.loads(subscriber.latest()["dexcom2mqtt/anna/state"])["date"]
+    eventually(lambda: json.loads(subscriber.latest()["dexcom2mqtt/anna/state"])["date"] > first)
     eventually(agrees)
     daemon.signal(signal.SIGKILL)
     eventually(lambda: not node_red.page().shows_a_value)

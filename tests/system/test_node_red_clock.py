@@ -86,13 +86,13 @@ def test_the_clock_shows_what_the_daemon_publishes(clock: Clock, mosquitto: Mosq
     eventually(lambda: clock.shows() is not None)
 
     def agrees() -> bool:
-        state = json.loads(subscriber.picture()["dexcom2mqtt/anna/state"])
+        state = json.loads(subscriber.latest()["dexcom2mqtt/anna/state"])
         shown = clock.shows()
         return shown is not None and shown["text"] == str(state["value"]) and 1 <= shown["lifetime"] <= 900
 
     eventually(agrees)
-    first = subscriber.picture()["dexcom2mqtt/anna/state"]
-    eventually(lambda: subscriber.picture()["dexcom2mqtt/anna/state"] != first)
+    first = subscriber.latest()["dexcom2mqtt/anna/state"]
+    eventually(lambda: subscriber.latest()["dexcom2mqtt/anna/state"] != first)
     eventually(agrees)
     daemon.signal(signal.SIGKILL)
     eventually(lambda: clock.sent[-1] == "")

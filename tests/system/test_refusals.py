@@ -87,10 +87,10 @@ class Trial:
 
     def end(self) -> dict[str, str]:
         """End the fault; return what the subscriber has then."""
-        picture = self.here.subscriber.picture()
+        latest = self.here.subscriber.latest()
         self.fault.on = False
         self.here.end()
-        return picture
+        return latest
 
     def log(self) -> str:
         """Return what the daemon has logged."""
@@ -183,17 +183,17 @@ def is_whole_again(each: Trial, within: float) -> None:
 
 def holds(each: Trial, owed: set[int]) -> bool:
     """Return whether the topic of the fault has the right message now."""
-    topic, picture = each.fault.where, each.here.subscriber.picture()
+    topic, latest = each.fault.where, each.here.subscriber.latest()
     if topic == DISCOVERY:
-        return bool(picture.get(topic))
+        return bool(latest.get(topic))
     if topic == f"{ANNA}/value":
-        return picture[topic] == str(json.loads(picture[f"{ANNA}/state"])["value"])
+        return latest[topic] == str(json.loads(latest[f"{ANNA}/state"])["value"])
     if topic == f"{ANNA}/history":
         recent = {date for date in owed if date > max(owed) - 23 * HOUR * 1000}
-        return recent <= {entry["date"] for entry in json.loads(picture.get(topic, '{"readings": []}'))["readings"]}
+        return recent <= {entry["date"] for entry in json.loads(latest.get(topic, '{"readings": []}'))["readings"]}
     if topic.startswith(ANNA) and topic != f"{ANNA}/availability":
         return each.newest(topic, each.here.now()) >= max(owed) - 1000
-    return picture[topic] == "online"
+    return latest[topic] == "online"
 
 
 @pytest.mark.parametrize("kind", ["hang-up", "silence", "refusal"])
@@ -204,8 +204,8 @@ def test_one_topic_of_each_kind(trial: Callable[..., Any], kind: Kind) -> None:
         each.begin_with_it()
         here.wait(lambda: NAMED[kind].format(f"{ANNA}/value") in each.log(), 10 * MINUTE, "it is not named")
         here.wait(lambda: len(set(here.received())) > 280, 10 * MINUTE, "the readings do not come")
-        here.wait(lambda: here.subscriber.picture().get(BRIDGE) == "online", 10 * MINUTE, "it is not online")
-        assert here.subscriber.picture().get(f"{ANNA}/availability", "offline") == "offline"
+        here.wait(lambda: here.subscriber.latest().get(BRIDGE) == "online", 10 * MINUTE, "it is not online")
+        assert here.subscriber.latest().get(f"{ANNA}/availability", "offline") == "offline"
         each.fault.on = False
         owed = here.owed(here.now())
         here.wait(lambda: here.has_all(owed), 15 * MINUTE, "it has not recovered")
@@ -220,11 +220,11 @@ def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: K
     with trial(kind, where, protocol) as each:
         each.begin_with_it()
         each.here.live(12 * MINUTE)
-        picture = each.end()
+        latest = each.end()
         goes_on(each, where)
         is_calm(each)
-        assert (picture[BRIDGE], picture[f"{ANNA}/availability"]) == ("online", "online")
-        assert json.loads(picture[f"{ANNA}/state"])["value"] is not None
+        assert (latest[BRIDGE], latest[f"{ANNA}/availability"]) == ("online", "online")
+        assert json.loads(latest[f"{ANNA}/state"])["value"] is not None
         is_whole_again(each, 25 * MINUTE)
 
 
@@ -239,17 +239,17 @@ def test_a_topic_that_makes_a_value_current(
     with trial(kind, where, protocol, expires=expires) as each:
         each.begin()
         each.here.live(24 * MINUTE)
-        picture = each.end()
+        latest = each.end()
         is_calm(each)
-        assert picture[BRIDGE] == "online"
+        assert latest[BRIDGE] == "online"
         if leaf == "availability":
-            assert json.loads(picture[f"{ANNA}/state"])["value"] is None
-            assert picture[f"{ANNA}/value"] == "unknown"
+            assert json.loads(latest[f"{ANNA}/state"])["value"] is None
+            assert latest[f"{ANNA}/value"] == "unknown"
         else:
-            assert picture.get(f"{ANNA}/availability", "offline") == "offline"
+            assert latest.get(f"{ANNA}/availability", "offline") == "offline"
         goes_on(each, where)
         is_whole_again(each, 25 * MINUTE)
-        assert json.loads(each.here.subscriber.picture()[f"{ANNA}/state"])["value"] is not None
+        assert json.loads(each.here.subscriber.latest()[f"{ANNA}/state"])["value"] is not None
         if leaf == "state" and protocol == "5" and expires:
             record(ROWS[kind], each.here.row(FAULTS[ROWS[kind]], times=each.relay.connections))
 
@@ -261,10 +261,10 @@ def test_a_bridge_that_cannot_say_online(trial: Callable[..., Any], kind: Kind, 
     with trial(kind, BRIDGE, protocol) as each:
         each.begin()
         each.here.live(22 * MINUTE)
-        picture = each.end()
+        latest = each.end()
         goes_on(each)
         is_calm(each, first_most=16, later_most=14)  # each minute
-        assert picture[BRIDGE] == "offline"
+        assert latest[BRIDGE] == "offline"
         assert not each.relay.came("DISCONNECT")
         is_whole_again(each, 25 * MINUTE)
 
@@ -281,7 +281,7 @@ def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, proto
         here = each.here
         each.begin_with_it()
         here.live(12 * MINUTE)
-        picture = each.end()
+        latest = each.end()
         goes_on(each)
         first, later = each.connects(-HOUR, 10 * MINUTE), each.connects(10 * MINUTE, 12 * MINUTE)
         print(f"connects: {first}, then {later}; hits: {len(each.fault.hits)}")  # noqa: T201
@@ -290,7 +290,7 @@ def test_a_subscription(trial: Callable[..., Any], where: str, kind: Kind, proto
         assert each.log().count("has acknowledged nothing for") <= 2
         assert first <= 12
         assert later <= 2
-        assert (picture[BRIDGE], picture[f"{ANNA}/availability"]) == ("online", "online")
+        assert (latest[BRIDGE], latest[f"{ANNA}/availability"]) == ("online", "online")
         assert each.log().count(f"the subscription to {where}") == 1
         assert here.stale() == 0
         if where == f"{ANNA}/history":

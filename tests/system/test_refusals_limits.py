@@ -88,11 +88,11 @@ def test_a_quota_of_messages_a_second(world: Build, record: Record) -> None:
         here.live(MINUTE)
         here.end()
         record("quota", here.row(FAULTS["quota"]))
-        picture = here.subscriber.picture()
+        latest = here.subscriber.latest()
         assert quota.refused
         assert relay.connections == 1
-    assert picture[f"{BRIDGE}/state"] == "online"
-    assert picture[DISCOVERY]
+    assert latest[f"{BRIDGE}/state"] == "online"
+    assert latest[DISCOVERY]
     assert "accepts no more messages for the moment (Quota exceeded)" in log(here)
     assert "access control list" not in log(here)
 
@@ -122,7 +122,7 @@ def test_a_broker_that_accepts_only_small_messages(world: Build, record: Record,
         assert here.process.wait() == 0
         go(here)
         here.live(2 * MINUTE)
-        assert here.subscriber.picture()[f"{BRIDGE}/state"] == "online"
+        assert here.subscriber.latest()[f"{BRIDGE}/state"] == "online"
     here.end()
     row = here.row(replace(FAULTS["small"], repeats=1000 if in_silence else FAULTS["small"].repeats), times=ends)
     print(log(here))  # noqa: T201  # shown if a test fails
@@ -156,12 +156,12 @@ def test_an_acl_that_is_corrected(world: Build, tmp_path: Path, protocol: str, w
     here.start()
     here.wait(lambda: here.first_read(since=since) < here.now(), 10 * MINUTE, "Share is not asked")
     here.live(8 * MINUTE)
-    assert not topics & here.subscriber.picture().keys()
+    assert not topics & here.subscriber.latest().keys()
     assert len(here.received()) > 280
     acl.write_text("topic readwrite #\n", encoding="utf-8")
     here.mosquitto.reload()
     here.end()
-    here.wait(lambda: topics <= here.subscriber.picture().keys(), within, "something does not come")
+    here.wait(lambda: topics <= here.subscriber.latest().keys(), within, "something does not come")
     print(here.now() - here.ended, log(here))  # noqa: T201
     owed = here.owed(here.now() - MINUTE)
     here.wait(lambda: here.has_all(owed), within, "it has not recovered")
