@@ -115,7 +115,7 @@ UNTRUSTED: Final = (
 )
 UNTRIED: Final = (
     "The current credentials have not been tried yet: after so many rejected sign-ins, one more might lock the "
-    "account. The daemon tries them when the next poll is due; restarting again won't speed this up. To know sooner, "
+    "account. The daemon tries them at the next poll; restarting again won't speed this up. To know sooner, "
     "try them once with dexcom2mqtt check."
 )
 BUG: Final = "Something went wrong inside dexcom2mqtt; its log says where. This account restarts after five minutes."
