@@ -36,8 +36,8 @@ _SECTIONS: Final = {
         "mqtt",
         "tls",
     ): "Encryption of the connection to the broker. `tls: true` is enough if its certificate comes from a "
-    "well-known authority. Whatever certificate `ca_file` holds is trusted as it is: a root, an intermediate, or the "
-    "broker's own. The files are read again for each connection, so renewing them needs no restart "
+    "well-known authority. Any certificate in `ca_file` is trusted: a root, an intermediate, or the broker's "
+    "own. The files are read again for each connection, so renewing them needs no restart "
     "([how to make and renew them](security.md#a-certificate-for-the-broker)).",
     ("home_assistant",): "How Home Assistant finds the accounts.",
     (
