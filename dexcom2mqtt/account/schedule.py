@@ -36,7 +36,7 @@ _ATTEMPTS_PER_POLL: Final = 3
 _DELAY_FIRST: Final = 15.0  # most readings are readable 8 to 25 s after they were taken
 _DELAY_BOUNDS: Final = (5 - INTERVAL, INTERVAL - 30)  # negative: stamped by a phone whose clock is ahead
 _SPREAD_FIRST: Final = 4.0
-_SPREAD_BOUNDS: Final = (1.0, 15.0)  # below: only the sensor's jitter; above: the quick polls would reach _EVERY
+_SPREAD_BOUNDS: Final = (1.0, 15.0)  # below: only the sensor's jitter; at most: quick polls 36 s apart, < _EVERY
 _REQUEST: Final = 8.5
 """How many seconds of waiting one more request must save. Smaller: asks earlier, waits less, needs more requests."""
 _QUICK_POLLS: Final = (0.0, 1.6, 4.0)
