@@ -20,7 +20,7 @@ from dexcom2mqtt.account.schedule import REFRESH_EVERY, WHOLE_DAY, Timetable
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.message import ForeignError
-from dexcom2mqtt.messages.status import PastSignIns, Status, parse_status
+from dexcom2mqtt.messages.status import Learned, PastSignIns, Status, parse_status
 from dexcom2mqtt.share import RateLimitedError, ShareError, UnavailableError
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Poller:
         self._last_poll = self._due - REFRESH_EVERY
         self._refresh_asked = False
         self._read_back = _ReadBack(clock)
+        self._learned: Learned | None = None  # before the start, and not yet used
 
     def refresh(self) -> None:
         """Request a poll as soon as the limits allow; from any thread."""
@@ -159,6 +160,7 @@ class Poller:
         self._client.restore(before)
         self._feed.restore(history, before.stamps)
         self._report.restore(before)
+        self._learned = before.learned
         self._read_back.is_over = True
         self._alarm.ring()
 
@@ -252,6 +254,9 @@ class Poller:
 
     def _resume(self) -> None:
         """Resume from what was published before the start, once that is possible."""
+        if self._learned is not None:
+            self._timetable.restore(*self._learned)
+            self._learned = None
         self._feed.resume()
         if self._feed.published_before:
             self._client.worked_before()
@@ -262,7 +267,7 @@ class Poller:
         self._report.publish(
             next_poll=self._due,
             last_success=self._timetable.last_success,
-            delay=self._timetable.learned_delay,
+            learned=None if self._timetable.learned is None else Learned(*self._timetable.learned),
             usage=self._client.usage(),
             kept=self._feed.kept(),
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.account.verdict import Verdict
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.messages.message import Message
+    from dexcom2mqtt.messages.status import Learned
     from dexcom2mqtt.share import Batch
     from dexcom2mqtt.share.server_time import ShareTime
     from dexcom2mqtt.topics import Topics
@@ -111,9 +112,9 @@ class StatusReport:
             _log.info("%s: recovered", self._key)
 
     def publish(
-        self, *, next_poll: float, last_success: float | None, delay: float | None, usage: Usage, kept: Kept
+        self, *, next_poll: float, last_success: float | None, learned: Learned | None, usage: Usage, kept: Kept
     ) -> None:
-        """Publish the status with these facts; times are by the clock, ``delay`` is in seconds."""
+        """Publish the status with these facts; times are by the clock."""
         unix = self._time.unix
         with self._lock:
             self._usage, self._kept = usage, kept
@@ -123,7 +124,8 @@ class StatusReport:
                 last_reading_at=kept.newest_at,
                 last_success_at=None if last_success is None else unix(last_success),
                 next_poll_at=unix(next_poll),
-                delay=None if delay is None else round(delay, 1),
+                delay=None if learned is None else round(learned.delay, 1),
+                spread=None if learned is None else round(learned.spread, 1),
                 requests_24h=usage.requests,
                 logins_24h=usage.logins,
                 rejected=usage.rejected,
@@ -150,6 +152,8 @@ class StatusReport:
             last_reading_at=full.last_reading_at or before.last_reading,
             last_success_at=full.last_success_at or before.stamps.last_success,
         )
+        if full.delay is None and before.learned is not None:
+            full = replace(full, delay=before.learned.delay, spread=before.learned.spread)
         if not self._kept.restored:
             full = replace(full, ahead_until=before.stamps.ahead_until)
         if not self._usage.restored:

@@ -98,9 +98,10 @@ class Rhythm:
     def __init__(self) -> None:
         self.delay = _DELAY_FIRST
         """The delay in use: when the first try comes, in seconds after the expected time."""
-        self.learned: float | None = None
-        """The same once a reading has revealed something about it; until then None."""
-        self._spread = _SPREAD_FIRST
+        self.has_learned = False
+        """Whether a reading has revealed something about it."""
+        self.spread = _SPREAD_FIRST
+        """The unit of the distances between the quick polls, in seconds."""
         self._hits = 0  # in a row
         self._late = 0  # in a row
         self._probe: float | None = _PROBE  # the offset to check next, once
@@ -121,13 +122,20 @@ class Rhythm:
             self._search(self._too_early, missed, found)
         elif not self._learn_from_polls(missed, found):
             return
-        self.delay = self.learned = _clamped(_DELAY_BOUNDS, self.delay)
-        self._spread = _clamped(_SPREAD_BOUNDS, self._spread)
+        self.has_learned = True
+        self.delay = _clamped(_DELAY_BOUNDS, self.delay)
+        self.spread = _clamped(_SPREAD_BOUNDS, self.spread)
+
+    def restore(self, delay: float, spread: float) -> None:
+        """Resume from what was learned before a restart, unless a reading has already revealed something since."""
+        if not self.has_learned:
+            self.has_learned, self._probe = True, None
+            self.delay, self.spread = _clamped(_DELAY_BOUNDS, delay), _clamped(_SPREAD_BOUNDS, spread)
 
     def _begin(self, delay: float, *, too_early: float | None) -> None:
         self.delay = delay
         self._too_early = too_early
-        self._spread = _SPREAD_FIRST
+        self.spread = _SPREAD_FIRST
         self._hits = self._late = 0
 
     def _search(self, too_early: float, missed: float, found: float) -> None:
@@ -152,18 +160,18 @@ class Rhythm:
         slack = (second - first) / 2  # neither the sensor nor the time of day is exact
         # Hits to a miss at the best delay: with exponential delays, asking t s later lets each hit wait t s longer, and
         # saves t / spread of the misses, each worth a request and a spread of waiting. Larger: asks later and less.
-        odds = 1 + _REQUEST / self._spread
+        odds = 1 + _REQUEST / self.spread
         if missed < first - slack:
             self._late = 0
             if found >= second:
                 return False  # no poll came in time
             self._hits += 1
-            self.delay -= self._spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
+            self.delay -= self.spread * (_STEP if self._hits <= _HITS_IN_A_ROW * odds else 1)
         elif missed < third - slack:
             self._late = self._hits = 0
-            self.delay += self._spread * _STEP * odds
+            self.delay += self.spread * _STEP * odds
             if found < third + slack:  # else a failure came between, so the second poll proves nothing
-                self._spread *= math.exp(_WIDEN * (_SECOND_FINDS - (found < third - slack)))
+                self.spread *= math.exp(_WIDEN * (_SECOND_FINDS - (found < third - slack)))
         else:
             self._late += 1
             if self._late < _LATE_IN_A_ROW:
@@ -197,7 +205,7 @@ class Rhythm:
 
     def _quick_polls(self) -> list[float]:
         """Return the first try and the two quick polls after it, in seconds after the expected time."""
-        return [self.delay + spreads * self._spread for spreads in _QUICK_POLLS]
+        return [self.delay + spreads * self.spread for spreads in _QUICK_POLLS]
 
     def _poll_times(self) -> list[float]:
         """Return when to poll for one reading, in seconds after the expected time, up to the successor's first try."""
@@ -236,9 +244,13 @@ class Timetable:
         """When the last successful poll ended."""
 
     @property
-    def learned_delay(self) -> float | None:
-        """How many seconds after it was taken a reading becomes readable; None until that is learned."""
-        return self._rhythm.learned
+    def learned(self) -> tuple[float, float] | None:
+        """The delay and the spread, in seconds; None until a reading has revealed something about them."""
+        return (self._rhythm.delay, self._rhythm.spread) if self._rhythm.has_learned else None
+
+    def restore(self, delay: float, spread: float) -> None:
+        """Resume from the delay and the spread learned before a restart."""
+        self._rhythm.restore(delay, spread)
 
     @property
     def attempts(self) -> int:

@@ -141,6 +141,8 @@ class Status:
     next_poll_at: float | None = None
     delay: float | None = None
     """How many seconds after it was taken a reading can be read from Share; None until that is learned."""
+    spread: float | None = None
+    """How many seconds lie between the first requests for a reading that is late, as learned with ``delay``."""
     requests_24h: int = 0
     logins_24h: int = 0
     rejected: tuple[int, ...] = ()
@@ -175,6 +177,7 @@ def status_message(topics: Topics, account: str, status: Status) -> Message:
         "last_success_at": iso(status.last_success_at),
         "next_poll_at": iso(status.next_poll_at),
         "delay": status.delay,
+        "spread": status.spread,
         "requests_24h": status.requests_24h,
         "logins_24h": status.logins_24h,
         "rejected": list(status.rejected),
@@ -194,12 +197,20 @@ class Past(NamedTuple):
     right: bool = False
 
 
+class Learned(NamedTuple):
+    """When readings become readable, as a status says after a restart. Both numbers are seconds, as in ``Status``."""
+
+    delay: float
+    spread: float
+
+
 class PastSignIns(NamedTuple):
     """What a status says after a restart: about sign-ins and readings, in Unix seconds, and about stamps."""
 
     rejected: tuple[int, ...] = ()
     locked_until: float | None = None
     last_reading: float | None = None
+    learned: Learned | None = None
     stamps: Past = Past()  # immutable
 
 
@@ -223,8 +234,19 @@ def parse_status(payload: bytes) -> PastSignIns:
         tuple(rejected),
         next_poll + _ROUNDING if share == "locked_out" and next_poll is not None else None,
         last_reading,
+        _parse_learned(status.get("delay"), status.get("spread")),
         Past(ahead_until, last_success, right=share in _CLOCK_IS_RIGHT or came_later),
     )
+
+
+def _parse_learned(delay: object, spread: object) -> Learned | None:
+    if delay is None or spread is None:  # not learned yet, or by a version that did not publish the spread
+        return None
+    if not isinstance(delay, int | float) or not isinstance(spread, int | float):
+        raise ForeignError("its delay or its spread is not a number")
+    if not math.isfinite(delay) or not math.isfinite(spread):
+        raise ForeignError("its delay or its spread is not a finite number")
+    return Learned(delay, spread)
 
 
 def _parse_time(text: object) -> float | None:

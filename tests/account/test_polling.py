@@ -211,6 +211,23 @@ def test_slow_statistics_do_not_delay_a_poll(make_world: Callable[..., World], m
     assert median(late) < 0.01
 
 
+def test_what_was_learned_survives_a_restart(make_world: Callable[..., World]) -> None:
+    """After a restart, readings come as soon as before it, and with as few requests, from the first one on."""
+    world = make_world(delay=share.usual_delay(40.0, 6.0))
+    world.live(DAY)
+    learned = {key: world.status[key] for key in ("delay", "spread")}
+    assert learned["delay"] > 40
+    began = world.unix
+    world.restart()
+    world.live(2 * MINUTE)
+    assert {key: world.status[key] for key in learned} == learned
+    world.live(HOUR)
+    delays = [delay for date, delay in world.delays(began).items() if date > (began + 5 * MINUTE) * 1000]
+    assert len(delays) >= 10
+    assert mean(delays) < 8
+    assert len(world.requests(began)) < 2 * len(delays) + 4
+
+
 def test_the_delay_is_null_until_it_is_learned(make_world: Callable[..., World]) -> None:
     """After the first poll the delay is still unknown."""
     world = make_world()

@@ -13,7 +13,7 @@ from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.account.report import Kept, StatusReport
 from dexcom2mqtt.account.verdict import Verdict
 from dexcom2mqtt.clock import iso, local
-from dexcom2mqtt.messages.status import REMEDIES, Past, PastSignIns
+from dexcom2mqtt.messages.status import REMEDIES, Learned, Past, PastSignIns
 from dexcom2mqtt.share.server_time import ShareTime
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import NOON
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BOOTED = 5000.0
 HTTP_NOON = "Sat, 19 Apr 2025 12:00:00 GMT"
-OF_THE_START = {"next_poll": BOOTED, "last_success": None, "delay": None, "usage": Usage(), "kept": Kept()}
+OF_THE_START = {"next_poll": BOOTED, "last_success": None, "learned": None, "usage": Usage(), "kept": Kept()}
 
 
 class Desk:
@@ -66,12 +66,12 @@ def verdict(share: ShareState, message: str | None = None) -> Verdict:
 
 
 def test_publishes_the_facts(desk: Desk) -> None:
-    """Each fact has its key; times are by Share's clock, the delay is in tenths of a second."""
+    """Each fact has its key; times are by Share's clock, delay and spread are in tenths of a second."""
     desk.report.become(verdict("ok"))
     desk.publish(
         next_poll=BOOTED + 315,
         last_success=BOOTED + 5,
-        delay=14.26,
+        learned=Learned(14.26, 3.14),
         usage=Usage(requests=7, logins=2, rejected=(NOON - 9, NOON - 5)),
         kept=Kept(newest_at=NOON + 1.0, ahead_until=NOON * 1000),
     )
@@ -83,6 +83,7 @@ def test_publishes_the_facts(desk: Desk) -> None:
         "last_success_at": iso(NOON + 5),
         "next_poll_at": iso(NOON + 315),
         "delay": 14.3,
+        "spread": 3.1,
         "requests_24h": 7,
         "logins_24h": 2,
         "rejected": [NOON - 9, NOON - 5],

@@ -165,9 +165,38 @@ def exponential(fixed: float, mean: float, count: int) -> list[float]:
 def test_nothing_is_learned_at_first() -> None:
     """Until a reading has revealed something, the delay is a guess and does not count as learned."""
     rhythm = Rhythm()
-    assert rhythm.learned is None
+    assert not rhythm.has_learned
     lived(rhythm, [10.0])
-    assert rhythm.learned == rhythm.delay
+    assert rhythm.has_learned
+
+
+def test_it_resumes_from_what_was_learned() -> None:
+    """After a restart, the first reading is asked for as before it, and nothing is probed again."""
+    before, after = Rhythm(), Rhythm()
+    lived(before, exponential(25, 8, 300))
+    after.restore(before.delay, before.spread)
+    assert after.has_learned
+    for now in (START + 1.0, START + INTERVAL + before.delay + 0.1, START + INTERVAL + before.delay + 60):
+        assert after.next_poll(START, now) == before.next_poll(START, now)
+    assert after.take_probe(START, START) == math.inf
+
+
+def test_what_was_learned_since_the_restart_is_newer() -> None:
+    """What is read back late changes nothing once a reading has revealed something."""
+    rhythm = Rhythm()
+    lived(rhythm, [10.0])
+    learned = rhythm.delay, rhythm.spread
+    rhythm.restore(100.0, 12.0)
+    assert (rhythm.delay, rhythm.spread) == learned
+
+
+@pytest.mark.parametrize(("delay", "spread"), [(1e300, -1e300), (-1e300, 1e300), (0.0, 0.0)])
+def test_impossible_numbers_from_before_a_restart_do_no_harm(delay: float, spread: float) -> None:
+    """Whatever the broker retained, the next poll is in the future and not too late."""
+    rhythm = Rhythm()
+    rhythm.restore(delay, spread)
+    for now in range(0, 1200, 7):
+        assert START + now < rhythm.next_poll(START, START + now) <= START + now + 2 * INTERVAL
 
 
 @pytest.mark.parametrize("delay", [5.0, 8.0, 12.0, 25.0, 40.0, 80.0])
@@ -282,7 +311,7 @@ def test_a_poll_that_came_late_teaches_nothing() -> None:
     """If no poll came near the first try, nothing is known, and nothing counts as learned."""
     rhythm = Rhythm()
     rhythm.learn(missed=-200.0, found=200.0)
-    assert rhythm.learned is None
+    assert not rhythm.has_learned
     lived(rhythm, [8.0] * 288)
     learned = rhythm.delay
     for _ in range(100):
@@ -294,7 +323,7 @@ def test_a_single_late_reading_teaches_nothing() -> None:
     """A first reading that arrived minutes late teaches nothing."""
     rhythm = Rhythm()
     rhythm.learn(missed=76.0, found=121.0)
-    assert rhythm.learned is None
+    assert not rhythm.has_learned
 
 
 # --- failures ----------------------------------------------------------------------------------------------
@@ -396,11 +425,11 @@ def test_it_learns_from_new_readings_alone() -> None:
     """The delay is learned once a new reading follows a successful poll, not from one that was there before."""
     timetable = always()
     polled(timetable, START, newest=START - 100, new=True)
-    assert timetable.learned_delay is None  # no poll came before it
+    assert timetable.learned is None  # no poll came before it
     polled(timetable, START + 220, newest=START - 100)
-    assert [timetable.learned_delay] == [None]
+    assert [timetable.learned] == [None]
     polled(timetable, START + 216, newest=START + 200, new=True)
-    assert timetable.learned_delay == pytest.approx(DELAY, abs=1)
+    assert timetable.learned == pytest.approx((DELAY, 4), abs=1)
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 5), (2, 10), (3, 20), (20, 300)])

@@ -66,6 +66,7 @@ STATUS_TYPES: dict[str, tuple[type, ...]] = {
     "last_success_at": (str, type(None)),
     "next_poll_at": (str, type(None)),
     "delay": (float, int, type(None)),
+    "spread": (float, int, type(None)),
     "requests_24h": (int,),
     "logins_24h": (int,),
     "rejected": (list,),

@@ -17,6 +17,7 @@ from dexcom2mqtt.messages.status import (
     NEWEST_MALFORMED,
     NOTHING_SHARED,
     REMEDIES,
+    Learned,
     Past,
     PastSignIns,
     ShareState,
@@ -129,6 +130,7 @@ def test_the_first_status_is_starting() -> None:
         last_success_at=None,
         next_poll_at=None,
         delay=None,
+        spread=None,
         requests_24h=0,
         logins_24h=0,
         rejected=(),
@@ -149,6 +151,7 @@ STATUS = Status(
     last_success_at=NOON + 2.0,
     next_poll_at=NOON + 3.0,
     delay=12.5,
+    spread=3.5,
     requests_24h=290,
     logins_24h=3,
     rejected=(NOON - 60, NOON),
@@ -168,6 +171,7 @@ def test_status_is_as_promised() -> None:
             "last_success_at": "2025-04-19T12:00:02+00:00",
             "next_poll_at": "2025-04-19T12:00:03+00:00",
             "delay": 12.5,
+            "spread": 3.5,
             "requests_24h": 290,
             "logins_24h": 3,
             "rejected": [NOON - 60, NOON],
@@ -177,7 +181,7 @@ def test_status_is_as_promised() -> None:
 
 
 def test_status_of_the_beginning() -> None:
-    """Before anything is known, times, delay and future stamps are null, and there are no rejected sign-ins."""
+    """Before anything is known, times, delay, spread and future stamps are null, and there are no rejected sign-ins."""
     payload = parsed(status_message(TOPICS, "anna", Status()))
     assert [key for key, value in payload.items() if value is None] == [
         "since",
@@ -185,6 +189,7 @@ def test_status_of_the_beginning() -> None:
         "last_success_at",
         "next_poll_at",
         "delay",
+        "spread",
         "ahead_until",
     ]
     assert payload["rejected"] == []
@@ -226,6 +231,15 @@ def test_the_times_of_readings_are_read_back() -> None:
     assert before.stamps == Past(last_success=NOON)
 
 
+def test_what_was_learned_is_read_back() -> None:
+    """A restart reads back delay and spread; it starts over if one is missing, as an older version leaves it."""
+    message = status_message(TOPICS, "anna", replace(STATUS, delay=-120.5, spread=4))
+    assert parse_status(message.payload.encode()).learned == Learned(-120.5, 4)
+    for delay, spread in ((None, 4.0), (12.5, None), (None, None)):
+        message = status_message(TOPICS, "anna", replace(STATUS, delay=delay, spread=spread))
+        assert parse_status(message.payload.encode()).learned is None
+
+
 @pytest.mark.parametrize(
     ("share", "last_reading", "right"),
     [
@@ -252,6 +266,15 @@ def test_a_senseless_time_is_rejected(key: str, time: str) -> None:
     payload = parsed(status_message(TOPICS, "anna", STATUS)) | {key: time}
     with pytest.raises(ForeignError, match="times"):
         parse_status(json.dumps(payload).encode())
+
+
+@pytest.mark.parametrize(
+    "pair", ['"12", "spread": 3', '12, "spread": [3]', '1e999, "spread": 3', '12, "spread": -1e999']
+)
+def test_what_was_learned_must_be_numbers(pair: str) -> None:
+    """A delay or spread that is no finite number was not published by us."""
+    with pytest.raises(ForeignError, match="its delay or its spread"):
+        parse_status(f'{{"rejected": [], "delay": {pair}}}'.encode())
 
 
 @pytest.mark.parametrize("ahead_until", ["soon", 1.5, -1, True, 10**16, [1]])
