@@ -42,6 +42,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -54,7 +55,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bench.counting import measure_counting
 from dexcom2mqtt import version
 from dexcom2mqtt.config.settings import Ranges
-from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, series
+from dexcom2mqtt.demo.share_service import Response, SimulatedAccount, SimulatedShare, series
 from dexcom2mqtt.messages.bridge import bridge_info
 from dexcom2mqtt.messages.days import counted, days_message, limits_of
 from dexcom2mqtt.messages.history import history_message, source_of
@@ -66,6 +67,8 @@ from tests.support.processes import Mosquitto
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.connection import Connection
+
+    from dexcom2mqtt.demo.share_service import Request, Respond
 
 BENCH: Final = Path(__file__).parent
 MANY: Final = 1000
@@ -81,6 +84,7 @@ import paho.mqtt.client, requests, tenacity, yaml
 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 signal.pause()
 """
+NOTHING: Final = (0.0, 0.0)
 HEALTHCHECK: Final = """
 import sys, time
 from dexcom2mqtt.cli import main
@@ -103,6 +107,8 @@ class Plan:
     first_start: bool
     above_bare: float = 12.0  # MiB, of one account
     growth: float = 1.0  # MiB
+    cpu_a_day: float = 12.0  # seconds, of one account
+    wakeups: float = 0.4  # a second, of one account
     start_ratio: float = 3.0  # to the bare import
     resident: float = 38.0  # MiB, of one account
     start_cpu_ratio: float = 1.5  # to the plain script
@@ -114,10 +120,10 @@ class Plan:
     counting_kb: float = 100.0  # of an account
 
 
-FULL: Final = Plan(9, 8, 60, (1, 10, 100), 40, 300, first_start=True)
+FULL: Final = Plan(9, 8, 600, (1, 10, 100), 40, 300, first_start=True)
 QUICK: Final = Plan(
-    5, 3, 15, (), 45, 40, first_start=False,
-    above_bare=14, growth=1.5, start_ratio=4, late=2, core=0.60,
+    5, 3, 60, (), 45, 40, first_start=False,
+    above_bare=14, growth=1.5, cpu_a_day=24, wakeups=0.8, start_ratio=4, late=2, core=0.60,
     resident=42, start_cpu_ratio=4, healthcheck_cpu=0.4, healthcheck_peak=24, counting_ms=4,
 )  # fmt: skip
 
@@ -172,6 +178,12 @@ class Watched:
         return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3): to the nanosecond, unlike /proc
 
     @property
+    def wakeups(self) -> int:
+        """How often its threads have waited for something and then gone on: their voluntary context switches."""
+        texts = [(task / "status").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+        return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
+
+    @property
     def resident(self) -> float:
         """Its resident memory in MiB; shared memory counts in full."""
         return self._memory("Rss")
@@ -210,8 +222,15 @@ def serve(count: int, offset: float, speed: float, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with SimulatedShare(simulated(count), lambda: boot_time() * speed + offset) as service:
         pipe.send(service.base_url)
-        while pipe.recv() == "requests":
+        while (asked := pipe.recv()) != "end":
+            if asked == "limit":
+                service.fault = too_many
             pipe.send([(request.account, request.time) for request in service.requests])
+
+
+def too_many(_request: Request, _respond: Respond) -> Response:
+    """Answer that there were too many requests, as Share does; whoever follows that asks again in five minutes."""
+    return Response(HTTPStatus.TOO_MANY_REQUESTS, b"", "too_many", {"Retry-After": "300"})
 
 
 class World:
@@ -250,6 +269,11 @@ class World:
         """Return the user name and time of each request."""
         self._pipe.send("requests")
         return list(self._pipe.recv())
+
+    def limit(self) -> None:
+        """Let the service answer every request with 429 from now on."""
+        self._pipe.send("limit")
+        self._pipe.recv()
 
     def daemon(self, program: Sequence[str | Path] = (BENCH / "launch.py",)) -> Watched:
         """Start the daemon for all accounts, by default with this world's clock."""
@@ -342,6 +366,8 @@ class Life:
     proportional: float
     growth: float
     cpu_a_day: float
+    wakeups: float
+    """A second, when nothing happens."""
 
 
 def measure_lives(plan: Plan) -> dict[str, Life]:
@@ -355,16 +381,21 @@ def measure_lives(plan: Plan) -> dict[str, Life]:
         time.sleep(DAY / SPEED)  # the first day, in which the slow daemon also publishes its backfill
         first = {name: (process.resident, process.cpu) for name, process in living.items()}
         memory = {name: (process.resident, process.proportional) for name, process in living.items()}
-        before, began = {name: process.cpu for name, process in idle.items()}, time.monotonic()
+        slow.limit()
+        before = {name: (process.cpu, process.wakeups) for name, process in idle.items()}
         time.sleep(plan.idle_seconds)
-        waking = {name: (process.cpu - before[name]) / (time.monotonic() - began) for name, process in idle.items()}
+        idling = {
+            name: ((process.cpu - cpu) / plan.idle_seconds, (process.wakeups - wakeups) / plan.idle_seconds)
+            for (name, process), (cpu, wakeups) in zip(idle.items(), before.values(), strict=True)
+        }
         days = plan.days - 1
         time.sleep(max(days * DAY / SPEED - plan.idle_seconds, 0))
         return {
             name: Life(
                 *memory[name],
                 growth=process.resident - first[name][0],
-                cpu_a_day=(process.cpu - first[name][1]) / days + waking.get(name, 0) * (DAY - DAY / SPEED),
+                cpu_a_day=(process.cpu - first[name][1]) / days + idling.get(name, NOTHING)[0] * (DAY - DAY / SPEED),
+                wakeups=idling.get(name, NOTHING)[1],
             )
             for name, process in living.items()
         }
@@ -446,13 +477,15 @@ def main() -> int:
     print(f"a healthcheck takes {asked[0]:.3f} s of CPU and {asked[1]:.1f} MiB at most")
     print(f"statistics take {counting[0]:.2f} ms of CPU a reading and {counting[1]:.0f} kB an account\n")
     days = plan.days - 1
-    print(f"| one account | resident (proportional) | growth in {days} days | CPU a day | start | CPU of the start |")
-    print("|---|---|---|---|---|---|")
+    print(
+        f"| one account | resident (proportional) | growth in {days} days | CPU a day | wake-ups a second | start | "
+        "CPU of the start |\n|---|---|---|---|---|---|---|"
+    )
     for name, words in NAMES.items():
         life, (seconds, cpu) = lives[name], starts[name]
         print(
             f"| {words} | {life.resident:.1f} ({life.proportional:.1f}) MiB | {life.growth:+.2f} MiB | "
-            f"{life.cpu_a_day:.1f} s | {seconds:.2f} s | {cpu:.2f} s |",
+            f"{life.cpu_a_day:.1f} s | {life.wakeups:.2f} | {seconds:.2f} s | {cpu:.2f} s |",
             flush=True,
         )
     print(
@@ -483,6 +516,8 @@ def judge(  # noqa: PLR0913, PLR0917  # each was measured separately
     found: dict[str, tuple[float, float]] = {
         "MiB above the bare import": (daemon.resident - bare.resident, plan.above_bare),
         "MiB with one account": (daemon.resident, plan.resident),
+        "seconds of CPU a day": (daemon.cpu_a_day, plan.cpu_a_day),
+        "wake-ups a second when nothing happens": (daemon.wakeups, plan.wakeups),
         "MiB of growth": (daemon.growth, plan.growth),
         "times the start of the bare import": (starts["daemon"][0] / starts["bare"][0], plan.start_ratio),
         "times the plain script's CPU at the start": (starts["daemon"][1] / starts["plain"][1], plan.start_cpu_ratio),

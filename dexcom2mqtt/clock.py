@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DAY: Final = 24 * 3600
 """Seconds in a day, which is also how long Share keeps readings."""
 
-_SLICE: Final = 10.0
+LOOK_SECONDS: Final = 60.0
 """Real seconds after which a wait checks the clock again: a wait of the system does not count suspended time."""
 
 
@@ -38,7 +38,7 @@ class Clock:
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
         self._stopped = False
-        self._alarms: list[Alarm] = []
+        self._at_stop: list[Callable[[], None]] = []
 
     def now(self) -> float:
         """Return the seconds since the machine started, times ``speed``."""
@@ -55,10 +55,14 @@ class Clock:
         that to notice a thread that hangs.
         """
         alarm = Alarm(self, back_by)
-        self._alarms.append(alarm)
-        if self._stopped:
-            alarm.ring()
+        self.at_stop(alarm.ring)
         return alarm
+
+    def at_stop(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when the program should end, for a thread that waits for something other than an alarm."""
+        self._at_stop.append(wake)
+        if self._stopped:
+            wake()
 
     @property
     def stopped(self) -> bool:
@@ -68,8 +72,8 @@ class Clock:
     def stop(self) -> None:
         """End every wait, now and from now on, with ``Stopped``."""
         self._stopped = True
-        for alarm in self._alarms:
-            alarm.ring()
+        for wake in self._at_stop:
+            wake()
 
 
 class Alarm:
@@ -90,7 +94,7 @@ class Alarm:
         self._back_by(end)
         rung = self._rung.is_set()
         while not rung and (left := self._clock.real(end - self._clock.now())) > 0:
-            rung = self._rung.wait(min(left, _SLICE))
+            rung = self._rung.wait(min(left, LOOK_SECONDS))
         if self._clock.stopped:
             raise Stopped
         if rung:

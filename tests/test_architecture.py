@@ -221,7 +221,7 @@ WINGS = {
     "commands": {"commands"},
 }
 """Which modules or folders belong together. All others may be used by all."""
-COMMON = {"readings", "clock", "topics", "logs", "threads"}
+COMMON = {"readings", "clock", "topics", "logs", "threads", "waker"}
 NEVER = {
     "share": {"account", "messages", "mqtt", "web", "config", "daemon", "commands"},
     "messages": {"account", "mqtt", "web", "share", "daemon", "commands"},

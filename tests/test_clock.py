@@ -115,7 +115,7 @@ def test_an_alarm_announces_when_its_wait_will_be_over(kind: str) -> None:
 
 def test_wait_notices_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait checks the clock in between, so that hours of suspension end it."""
-    monkeypatch.setattr("dexcom2mqtt.clock._SLICE", SOON)
+    monkeypatch.setattr("dexcom2mqtt.clock.LOOK_SECONDS", SOON)
     clock = SetClock()
     before = time.monotonic()
 
@@ -154,6 +154,16 @@ def test_stop_ends_every_wait_from_then_on() -> None:
         with pytest.raises(Stopped):
             waiting.sleep(LONG)
     assert clock.now() < before + LONG / 2
+
+
+def test_stop_wakes_what_waits_otherwise() -> None:
+    """A function is called at the stop, or at once if the program is already stopping."""
+    clock, woken = Clock(), list[str]()
+    clock.at_stop(lambda: woken.append("before"))
+    assert woken == []
+    clock.stop()
+    clock.at_stop(lambda: woken.append("after"))
+    assert woken == ["before", "after"]
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -71,11 +71,13 @@ class Daemon:
         self._settings = settings
         self._mirror = Mirror(self._topics.bridge_state, self._wake, functools.partial(guarded, self._topics))
         self._stream = Stream(self._topics, changed=self._wake)
-        self._health = Health(self._clock, settings.mqtt.client_id, self._summary, broker=settings.mqtt.place)
+        self._pollers: dict[str, Poller] = {}
+        summary = functools.partial(_summary, self._pollers)
+        self._health = Health(self._clock, settings.mqtt.client_id, summary, broker=settings.mqtt.place)
         self._rate_limits = RateLimits()
         clients = {key: client_of(account, self._clock) for key, account in settings.accounts.items()}
         self._proxies = dict.fromkeys(client.proxy for client in clients.values() if client.proxy)
-        self._pollers = {key: self._poller(key, account, clients[key]) for key, account in settings.accounts.items()}
+        self._pollers |= {key: self._poller(key, account, clients[key]) for key, account in settings.accounts.items()}
         self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
         self._discovery = Discovery(settings, self._topics, self._clock, self._mirror)
         self._kept_days = KeptDays(
@@ -101,8 +103,20 @@ class Daemon:
             stale_after=self._settings.stale_after_seconds,
             rate_limits=self._rate_limits,
             statistics=self._settings.statistics,
-            back_by=self._health.loop(f"account {key}"),
+            back_by=self._account_loop(key),
         )
+
+    def _account_loop(self, key: str) -> Callable[[float], None]:
+        """Watch the loop of an account. Each wait of it may be the end of a poll, which others wait for."""
+        watched = self._health.loop(f"account {key}")
+
+        def back_by(at: float) -> None:
+            watched(at)
+            self._health.changed()
+            if self._heartbeat.awaits_share:
+                self._alarm.ring()
+
+        return back_by
 
     def _broker_link(self) -> BrokerLink:
         left_behind = [self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")]
@@ -187,6 +201,7 @@ class Daemon:
         self._discovery.connected()  # everything is sent after connecting, discovery too
         self._heartbeat.connected(protocol)
         self._kept_days.connected()
+        self._alarm.ring()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
         info = self._read_info(found)
@@ -225,12 +240,6 @@ class Daemon:
             self._discovery.born()
             self._alarm.ring()
 
-    def _summary(self) -> str:
-        """Return how the accounts are doing; if there are many, those in trouble come first."""
-        pollers = sorted(self._pollers.values(), key=lambda poller: poller.well)
-        more = [f"and {len(pollers) - _SUMMARIES} more"] if len(pollers) > _SUMMARIES else []
-        return "; ".join([*(poller.summary() for poller in pollers[:_SUMMARIES]), *more])
-
     def _wake(self) -> None:
         self._link.wake()
 
@@ -249,3 +258,10 @@ class Daemon:
             _log.critical("a thread stopped unexpectedly; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _summary(pollers: Mapping[str, Poller]) -> str:
+    """Return how the accounts are doing; if there are many, those in trouble come first."""
+    ordered = sorted(pollers.values(), key=lambda poller: poller.well)
+    more = [f"and {len(ordered) - _SUMMARIES} more"] if len(ordered) > _SUMMARIES else []
+    return "; ".join([*(poller.summary() for poller in ordered[:_SUMMARIES]), *more])

@@ -6,6 +6,7 @@ too long.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import version
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 _WAIT_FOR_SHARE: Final = 10.0
 _EVERY: Final = 60.0
 _EXPIRY: Final = 180.0
-_TICK: Final = 1.0
-_FIRST_TICKS: Final = 0.05
 
 
 class Heartbeat:
@@ -73,25 +72,32 @@ class Heartbeat:
         self.has_read_back = True
         self._may_poll_since = self._clock.now()
 
+    @property
+    def awaits_share(self) -> bool:
+        """Whether an answer of Share, or its time, may be the reason for a ``tick``; for any thread."""
+        return not self._online or self._started_at is None
+
     def tick(self) -> float:
-        """Publish what is due now; return after how many seconds to call again."""
+        """Do what is due now; return in how many seconds to call again, if nothing happens before that."""
         now = self._clock.now()
         if not self._online:
-            if not self._may_be_online(now):
-                return (_FIRST_TICKS if self.has_read_back else _TICK) * self._clock.speed
+            if (left := self._until_online(now)) > 0:
+                return left
             self._online = True
             self._put_missing()
         self._put_info()
         if now >= self._next:
             self._next = now + _EVERY
             self._mirror.put([bridge_online(self._topics, now + _EXPIRY)])
-        return min(_TICK * self._clock.speed, _EVERY / 4)
+        return self._next - now
 
-    def _may_be_online(self, now: float) -> bool:
-        """Return whether the retained messages have been read back, and Share has answered or taken too long."""
-        answered = all(poller.answered.is_set() for poller in self._pollers.values())
-        waited = self._clock.real(now - max(self._started, self._may_poll_since))
-        return self.has_read_back and (answered or waited >= _WAIT_FOR_SHARE)
+    def _until_online(self, now: float) -> float:
+        """Return for how many seconds to wait for Share; infinity before the retained messages are read back."""
+        if not self.has_read_back:
+            return math.inf
+        if all(poller.answered.is_set() for poller in self._pollers.values()):
+            return 0.0
+        return max(self._started, self._may_poll_since) + _WAIT_FOR_SHARE * self._clock.speed - now
 
     def _put_missing(self) -> None:
         """Publish every account without a current reading as stale: the broker's retained messages may be old."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
 
 _PATIENCE: Final = 600.0
-_TICK: Final = 1.0
 
 
 class KeptDays:
@@ -104,7 +103,7 @@ class KeptDays:
         return poller is not None
 
     def tick(self) -> float:
-        """Reconnect or stop waiting if that is due; return after how many seconds to call again."""
+        """Do what is due now; return after how many seconds to call again, if nothing happens before that."""
         now = self._clock.now()
         if not self._awaited:
             return math.inf
@@ -114,7 +113,7 @@ class KeptDays:
             if not self._asked:
                 self._asked = True
                 self._reconnect()
-            return _TICK * self._clock.speed
+            return math.inf  # until ``connected``
         left = self._connected_at + READ_BACK_SECONDS * self._clock.speed - now
         if left > 0:
             return left

@@ -78,6 +78,11 @@ class Attempts:
             self._falls_back = True
         return None if self._recurs else self._connected_line()
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something to say once what ended the last connection has stayed away for long enough."""
+        return self._recurs is not None
+
     def lasts(self, seconds: float, real_seconds: float, *, idle: bool) -> Line | None:
         """Record how long a connection has lasted, and whether everything is acknowledged; return what to log.
 

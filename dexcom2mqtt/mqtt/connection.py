@@ -20,13 +20,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.clock import LOOK_SECONDS, Stopped
 from dexcom2mqtt.mqtt import codes, dialling, patience
 from dexcom2mqtt.mqtt.outcome import Failure, Place
 from dexcom2mqtt.mqtt.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable, Sequence
 
     from paho.mqtt.reasoncodes import ReasonCode
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.settings import Mqtt
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.outcome import Protocol, Refusal
+    from dexcom2mqtt.waker import Waker
 
 _CONNACK_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = dialling.CONNECT_SECONDS + _CONNACK_SECONDS
@@ -43,8 +43,8 @@ _WINDOW: Final = 20
 """The most unacknowledged messages at once. paho would queue the rest, but not count down their expiry."""
 _OVERHEAD: Final = 16
 """Bytes of a PUBLISH besides its topic and payload: header, length, packet identifier and our only property."""
-_POLL_SECONDS: Final = 1.0
-"""The longest wait before paho checks its keep-alive."""
+_ROUND: Final = 1.0
+"""The longest wait, in real seconds, while the broker owes an answer; ``patience`` counts in such steps."""
 _SILENT: Final = "{} accepts connections but does not answer; is it overloaded or frozen?"
 _JAMMED: Final = (
     "{} answers, but has acknowledged nothing for {:.0f} s. The daemon disconnects, so that no old value is shown as "
@@ -141,19 +141,27 @@ class _Client(paho.Client):
             return self.subscribe([(topic, SubscribeOptions(qos=0)) for topic in filters])[1]
         return self.subscribe([(topic, 0) for topic in filters])[1]
 
-    def wait(self, seconds: float, wake: socket.socket | None) -> tuple[bool, bool]:
-        """Wait for the broker or ``wake``; return whether there is something to read, and whether we may write."""
+    @property
+    def rest(self) -> float:
+        """Real seconds until paho sends its next ping, or ends the connection because a ping was not answered."""
+        if not self._keepalive:
+            return math.inf
+        since = min(self._last_msg_out, self._last_bytes_received, self._ping_t or math.inf)
+        return since + self._keepalive - paho.time_func()
+
+    def wait(self, seconds: float, waker: Waker | None) -> tuple[bool, bool]:
+        """Wait for the broker or ``waker``; return whether there is something to read, and whether we may write."""
         sock = self.socket()
         if sock is None:
             return False, False
         poll = select.poll()  # unlike select, it works with any number of open files
         poll.register(sock, select.POLLIN | (select.POLLOUT if self.want_write() else 0))
-        if wake is not None:
-            poll.register(wake, select.POLLIN)
+        if waker is not None:
+            poll.register(waker, select.POLLIN)
         pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        ready = dict(poll.poll(0 if pending else math.ceil(min(max(seconds, 0), _POLL_SECONDS) * 1000)))
-        if wake is not None and wake.fileno() in ready:
-            wake.recv(4096)
+        ready = dict(poll.poll(0 if pending else math.ceil(max(seconds, 0) * 1000)))
+        if waker is not None and waker.fileno() in ready:
+            waker.clear()
         events = ready.get(sock.fileno(), 0)
         return pending or bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
 
@@ -284,17 +292,19 @@ class Connection:
             self.subscriptions.probe = topic
         return self.subscribed
 
-    def gave_up_probe(self) -> None:
-        """Stop waiting for the probe."""
-        self.subscriptions.probe = ""
+    @property
+    def rest(self) -> float:
+        """The longest wait, in real seconds, if nothing happens."""
+        busy = not self._answered or self._answers or self._unacknowledged() or not self.subscribed
+        return _ROUND if busy else min(self._client.rest, LOOK_SECONDS)
 
-    def work(self, seconds: float, wake: socket.socket | None = None) -> None:
-        """Let paho read and write for up to ``seconds``, at most one second; return early if something happens."""
+    def work(self, seconds: float, waker: Waker | None = None) -> None:
+        """Let paho read and write for up to ``seconds``, at most ``rest``; return early if something happens."""
         if self._client.socket() is None:
             self._end(Failure(f"the connection to {self._place} was lost", dialling.BROKE_OFF))
             return
         self._send_subscriptions()
-        may_read, may_write = self._client.wait(0 if self._answers else seconds, wake)
+        may_read, may_write = self._client.wait(0 if self._answers else min(seconds, self.rest), waker)
         try:
             if may_read:
                 self._client.loop_read()

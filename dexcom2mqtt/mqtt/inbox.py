@@ -89,7 +89,7 @@ class Gathering:
         """Unsubscribe from all topics except these."""
         unwanted = [topic for topic in self._batches[0] if topic not in but]
         self._connection.unsubscribe([*unwanted, self._probe] if self._probe else unwanted)
-        self._connection.gave_up_probe()
+        self._connection.subscriptions.gave_up_probe()
 
     def _begin(self) -> None:
         self._connection.subscribe(self._batches[0])

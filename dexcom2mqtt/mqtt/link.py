@@ -6,10 +6,8 @@ first attempt to the farewell, and knows nothing about glucose or the meaning of
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
-import socket
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -22,6 +20,7 @@ from dexcom2mqtt.mqtt.inbox import Inbox
 from dexcom2mqtt.mqtt.outcome import Place
 from dexcom2mqtt.mqtt.tls_files import TlsFiles
 from dexcom2mqtt.mqtt.trouble import Trouble
+from dexcom2mqtt.waker import Waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.mqtt.outcome import Failure, Protocol
 
 _FAREWELL_SECONDS: Final = 1.2
+_CUT_AFTER: Final = 1.5
+"""A broker ends a connection on which it has heard nothing for so many times the keep-alive (MQTT 5, 3.1.2.10)."""
 _NO_READ_BACK: Final = (
     "the daemon cannot read back what it published before a restart, so it publishes readings again, forgets rejected "
     "sign-ins and starts the counts of days over"
@@ -82,9 +83,8 @@ class BrokerLink:
         self._back_by = back_by
         self._tls = TlsFiles(mqtt.tls)
         self._alarm = clock.alarm(back_by)
-        self._wake_out, self._wake_in = socket.socketpair()
-        for end in (self._wake_out, self._wake_in):
-            end.settimeout(0)
+        self._waker = Waker()
+        clock.at_stop(self._waker.wake)
         self._ended = threading.Event()
         self._renewal = threading.Event()  # whether a new connection is wanted
         place = f"the broker at {mqtt.host}:{mqtt.port}"
@@ -95,8 +95,7 @@ class BrokerLink:
 
     def wake(self) -> None:
         """Make the link look at the mirror now; may be called from any thread."""
-        with contextlib.suppress(OSError):  # the pipe is already full, or the link has ended
-            self._wake_in.send(b".")
+        self._waker.wake()
 
     def reconnect(self) -> None:
         """Disconnect and connect again once everything is acknowledged; may be called from any thread."""
@@ -117,13 +116,11 @@ class BrokerLink:
         except Stopped:
             pass
         finally:
-            self._wake_in.close()
-            self._wake_out.close()
+            self._waker.close()
             self._ended.set()
 
     def join(self) -> None:
         """Wait for the end of the farewell, at most as long as one may take."""
-        self.wake()
         self._ended.wait(_FAREWELL_SECONDS + 0.2)
 
     def _connect_and_serve(self) -> Failure | None:
@@ -142,7 +139,7 @@ class BrokerLink:
             failure = self._serve(connection)
         self._stream.lost()
         if failure is not None and self._means_taken_over(failure):
-            return self._taken_over(failure)
+            return _taken_over(failure, self._mqtt)
         if failure is not None and failure.ending in {"closed_busy", "jammed"}:
             reason = "silence" if failure.ending == "jammed" else failure.reason
             ruling = self._trouble.ended(failure.at, reason, self._clock.now())
@@ -181,20 +178,11 @@ class BrokerLink:
             connection.leave()
             return True
 
-    def _taken_over(self, failure: Failure) -> Failure:
-        text = (
-            f"the broker at {self._mqtt.host}:{self._mqtt.port} ended the connection: most likely another "
-            f"program has connected as {self._mqtt.client_id}. Stop that program, or give this daemon a different "
-            "mqtt.client_id. The next attempt is in 1 to 10 minutes"
-        )
-        return replace(failure, text=text, ending="taken_over")
-
     def _serve(self, connection: Connection) -> Failure | None:
         farewell_until = math.inf
         began = now = self._clock.now()
         while connection.failure is None:
             now = self._clock.now()
-            self._back_by(now)
             connection.careful = self._trouble.careful(now)
             if connection.subscribed and not self._clock.stopped:  # try refused filters again when they are due
                 connection.subscribe(self._trouble.overdue(now) & self._subscriptions)
@@ -215,15 +203,25 @@ class BrokerLink:
                     self._renewal.clear()
                     connection.leave()
                     return None
-            until = min(self._delivery.next_at(connection, now), self._inbox.due, farewell_until)
-            connection.work(self._clock.real(until - now), self._wake_out)
+            self._rest(connection, now, farewell_until)
             self._take_from(connection)
             if not self._clock.stopped:  # the farewell has its own limit
                 connection.bear_with(self._clock.real(self._clock.now() - now))
-        slept = self._clock.real(self._clock.now() - now) > self._attempts.keepalive
+        slept = self._clock.real(self._clock.now() - now) > _CUT_AFTER * self._attempts.keepalive
         if slept and connection.failure.ending in {"closed_idle", "closed_busy"}:  # the broker heard nothing from us
             return replace(connection.failure, ending=None, idle=None)
         return connection.failure
+
+    def _rest(self, connection: Connection, now: float, until: float) -> None:
+        """Wait for the broker, for news, and for what is due next, but not beyond ``until``."""
+        until = min(until, self._delivery.next_at(connection, now), self._inbox.due)
+        if connection.subscribed:
+            until = min(until, self._trouble.resubscribe_at(self._subscriptions))
+        if self._attempts.unsettled:
+            until = min(until, now + self._clock.speed)
+        seconds = min(self._clock.real(until - now), connection.rest)
+        self._back_by(now + seconds * self._clock.speed)
+        connection.work(seconds, self._waker)
 
     def _take_from(self, connection: Connection) -> None:
         self._inbox.take(connection)
@@ -241,3 +239,12 @@ class BrokerLink:
                 f"the broker at {self._mqtt.host}:{self._mqtt.port} refuses the topics that say whether a value is "
                 "current. The daemon disconnects, so that no old value is shown as current, and tries again in a minute"
             )
+
+
+def _taken_over(failure: Failure, mqtt: Mqtt) -> Failure:
+    text = (
+        f"the broker at {mqtt.host}:{mqtt.port} ended the connection: most likely another program has connected as "
+        f"{mqtt.client_id}. Stop that program, or give this daemon a different mqtt.client_id. The next attempt is in "
+        "1 to 10 minutes"
+    )
+    return replace(failure, text=text, ending="taken_over")

@@ -83,6 +83,10 @@ class Subscriptions:
         if topic == self.probe:
             self.probe = ""
 
+    def gave_up_probe(self) -> None:
+        """Stop waiting for the probe."""
+        self.probe = ""
+
     def take_answers(self) -> list[tuple[str, Refusal | None]]:
         """Return the filters that the broker answered since the last call, each with the reason if it refused it."""
         taken, self._answers = self._answers, []

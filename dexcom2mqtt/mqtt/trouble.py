@@ -102,6 +102,11 @@ class Trouble:
         cases = self._cases.items()
         return frozenset(place.topic for place, case in cases if place.kind == "subscribe" and case.until <= now)
 
+    def resubscribe_at(self, filters: frozenset[str]) -> float:
+        """Return when the next of these filters is ``overdue``; infinity if none of them was refused."""
+        cases = [self._cases.get(Place(topic, "subscribe")) for topic in filters]
+        return min((case.until for case in cases if case is not None), default=math.inf)
+
     def no_retained_messages(self) -> Line | None:
         """Record that the broker keeps no retained messages; return what to log."""
         return self._name(("", "other"), Place(""), logging.ERROR, f"{self.broker} {_KEEPS_NOTHING}")

@@ -229,8 +229,10 @@ def test_the_end_of_a_take_over_is_logged_after_five_minutes(seconds: float, idl
     told = story()
     told.ends(TAKEN_OVER)
     told.connects()
+    assert bool(told.attempts.unsettled)
     for _ in range(2):
         told.lasts(seconds, idle=idle)
+    assert told.attempts.unsettled is not well
     assert told.said == [WELL, TAKEN_OVER.text, *[WELL] * well]
     told.ends(TAKEN_OVER, seconds)
     assert told.said[2:] == ([WELL, WELL, TAKEN_OVER.text] if well else [])

@@ -10,6 +10,7 @@ import pytest
 from dexcom2mqtt.config.settings import Mqtt
 from dexcom2mqtt.mqtt.connection import Connection, Received
 from dexcom2mqtt.mqtt.inbox import Gathering, Inbox, ReadBack
+from dexcom2mqtt.mqtt.subscriptions import Subscriptions
 from tests.mqtt.conftest import STATE, SUBACKS_LATE, is_late
 from tests.support.jumping import JumpingClock
 from tests.support.processes import Mosquitto, Subscriber, eventually
@@ -61,6 +62,7 @@ class Script(Connection):
         self.probes = 0
         self.confirmed = True
         self.coming: list[Received] = []
+        self.subscriptions = Subscriptions()
 
     def subscribe(self, filters: Iterable[str]) -> None:
         self.filters |= {*filters}
@@ -72,9 +74,6 @@ class Script(Connection):
         assert topic == "probe"
         self.probes += self.confirmed
         return self.confirmed
-
-    def gave_up_probe(self) -> None:
-        pass
 
     @property
     def subscribed(self) -> bool:

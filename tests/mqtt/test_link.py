@@ -304,7 +304,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the patience with a broker run out quickly."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", PATIENCE)
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience._QUESTION_EVERY", PATIENCE / 2)
-    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 1 / HASTE)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._ROUND", 1 / HASTE)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -46,7 +46,7 @@ def test_if_the_broker_refuses_the_value_and_its_availability_the_daemon_is_offl
 ) -> None:
     """Nothing else marks an old value as not current: so it never says online, and tries again every minute."""
     monkeypatch.setattr("dexcom2mqtt.mqtt.patience.SECONDS", 0.5)
-    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("dexcom2mqtt.mqtt.connection._ROUND", 0.05)
     leave(mosquitto)
 
     def rule(packet: Packet) -> Fate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -202,8 +203,11 @@ def test_a_refused_subscription_is_named_with_its_consequence() -> None:
     assert at_home.unsubscribed(NOW + 312) == frozenset()
     assert at_home.overdue(NOW + 311) == frozenset()
     assert at_home.overdue(NOW + 312) == {REFRESH.topic}
+    assert at_home.resubscribe_at(frozenset({REFRESH.topic, "other"})) == NOW + 312
+    assert at_home.resubscribe_at(frozenset({"other"})) == math.inf
     at_home.taken(REFRESH, NOW)
     assert at_home.overdue(NOW + 312) == frozenset()
+    assert at_home.resubscribe_at(frozenset({REFRESH.topic})) == math.inf
     assert at_home.aside == frozenset()
 
 
