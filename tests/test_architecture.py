@@ -245,7 +245,7 @@ def test_every_module_has_a_place() -> None:
     assert places == {place for place in places if wing_of(place)} | COMMON | {"cli", "__main__", "__init__"}
 
 
-def test_no_wing_imports_what_it_must_not() -> None:
+def test_no_wing_has_a_forbidden_import() -> None:
     """Data flows one way, including imports for type checkers."""
     known = {(place_of(path), other) for path in MODULES for other in all_imports(path.read_text())}
     broken = {
@@ -337,7 +337,7 @@ def test_finds_clocks(source: str, *, found: bool) -> None:
     assert reads_the_clock(source) is found
 
 
-def test_finds_what_is_too_long() -> None:
+def test_finds_modules_classes_and_functions_that_are_too_long() -> None:
     """Decorators count, and a method is a function."""
     method = "class A:\n    @one\n    def f(self):\n" + 43 * "        pass\n"
     assert too_long(method) == set()

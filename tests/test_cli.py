@@ -31,7 +31,7 @@ print(json.dumps(sorted(sys.modules)))
 def loaded(folder: Path, *arguments: str) -> set[str]:
     """Run a command and return all modules loaded at its end."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    # Not what this machine has: a run that finds a configuration goes on.
+    # Never a configuration of this machine: with one, run would not end.
     environ = {"PYTHONPATH": str(ROOT), "DEXCOM2MQTT_CONFIG": str(folder / "missing.yaml")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environ, timeout=60)
     return set(json.loads(done.stdout.splitlines()[-1]))

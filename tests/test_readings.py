@@ -207,7 +207,7 @@ def test_no_millisecond_is_lost(date: int, offset_min: int) -> None:
         *({**TODAYS, "Value": value} for value in [*NO_VALUES, *NO_TEXTS]),
     ],
 )
-def test_rejects_what_is_not_a_reading(record: object) -> None:
+def test_rejects_a_record_that_is_not_a_reading(record: object) -> None:
     """A record without an instant or a whole number of mg/dL is malformed."""
     with pytest.raises(MalformedRecordError):
         parse_record(record)
@@ -380,7 +380,7 @@ def test_every_parsed_reading_can_be_restored(record: object) -> None:
         Reading(100, "\ud800", 1745081013817),
     ],
 )
-def test_rejects_what_share_could_not_have_sent(impossible: Reading) -> None:
+def test_rejects_readings_that_share_could_not_have_sent(impossible: Reading) -> None:
     """A reading with a value, time, zone or word that cannot be Share's is malformed."""
     with pytest.raises(MalformedRecordError):
         impossible.checked()

@@ -83,7 +83,7 @@ _NO_PLACE: Final = (
     "This machine has no such address: `ip address` lists the ones it has, and 0.0.0.0 means all of them.",
     "Ports below 1024 need privileges that the daemon does not have.",
 )
-_MAYBE_READING: Final = "Perhaps only reading is denied there, which does no harm: MQTT 3.1.1 does not say which."
+_MAYBE_READING: Final = "If only reading is denied there, that is harmless; MQTT 3.1.1 does not say whether it is."
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def _clocks(key: str, client: ShareClient) -> Step:
     direction = "ahead of" if ahead > 0 else "behind"
     return Step(
         key,
-        f"This machine's clock is {_span(abs(ahead))} {direction} Share's. The daemon goes by Share's, but encrypted "
+        f"This machine's clock is {_span(abs(ahead))} {direction} Share's. The daemon uses Share's, but encrypted "
         "connections and other programs need a correct clock.",
         "note",
         ("Make sure this machine can reach a time server: `timedatectl` shows whether its clock is synchronized.",),

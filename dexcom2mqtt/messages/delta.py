@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NEAREST: Final = 150
 """Seconds; a reading taken less than this before another says nothing about the change."""
 FURTHEST: Final = 600
-"""Seconds; nor does one taken longer before."""
+"""Seconds; neither does a reading taken more than this before."""
 _BEST: Final = 300
 
 

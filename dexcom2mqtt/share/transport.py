@@ -247,7 +247,7 @@ def _trusting_context() -> ssl.SSLContext:
     named = authorities(os.environ)
     for variable, path in named:
         _trust(context, variable, path)
-    if named:  # a private authority is accepted as it is, by every Python version
+    if named:  # every Python version then accepts a private authority without further checks
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

@@ -58,7 +58,7 @@ def test_knows_nothing_at_first() -> None:
     assert ledger.add([], NOON) == []
 
 
-def test_returns_what_is_new_oldest_first() -> None:
+def test_returns_new_readings_oldest_first() -> None:
     """Whatever order they arrive in, new readings are returned and kept in order of time."""
     one, two, three = (reading(100 + n, seconds=n * 300 - 900) for n in range(3))
     ledger = Ledger()
@@ -141,7 +141,7 @@ def test_reaches_back_24_hours(age: float, is_kept: bool) -> None:
     assert bool(Ledger().add([reading(100, seconds=-age)], NOON)) is is_kept
 
 
-def test_forgets_what_is_older_than_a_day() -> None:
+def test_forgets_readings_older_than_a_day() -> None:
     """Over a month, no more than a day's readings are kept, so memory does not grow."""
     ledger = Ledger()
     for slot in range(30 * 288):
@@ -302,7 +302,7 @@ def test_reads_everything_if_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("since", [0, 1, 299, 300, 330, 1800])
-def test_reads_what_came_since_the_newest(since: float) -> None:
+def test_reads_back_to_the_newest_reading(since: float) -> None:
     """Without a gap, the read goes back to the newest reading, and little further."""
     ledger = ledger_of(regular(-DAY, 1))
     assert since <= ledger.minutes_to_read(NOON + since) * 60 <= since + 180
@@ -338,7 +338,7 @@ def test_never_reads_more_than_a_day() -> None:
 
 @given(st.lists(any_time, max_size=20), st.integers(0, 30 * HOUR))
 @property_of
-def test_reads_only_what_share_can_return(readings: list[Reading], later: int) -> None:
+def test_reads_no_more_than_share_can_return(readings: list[Reading], later: int) -> None:
     """Whatever is known, the read covers 1 to 1440 whole minutes, at least back to the newest reading."""
     ledger = ledger_of(readings)
     minutes = ledger.minutes_to_read(NOON + later)

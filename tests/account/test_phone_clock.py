@@ -242,7 +242,7 @@ def test_a_restart_remembers_that_the_phone_was_ahead(
 
 
 @pytest.mark.parametrize("readings", ["some are right", "all are false"])
-def test_a_broker_that_connects_later_corrects_what_is_old(watched: Callable[..., Watched], readings: str) -> None:
+def test_a_broker_that_connects_later_corrects_old_values(watched: Callable[..., Watched], readings: str) -> None:
     """If Share answers before the broker, the retained messages later correct what only seemed current."""
     world = watched()
     if readings == "some are right":

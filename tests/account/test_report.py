@@ -229,7 +229,7 @@ def test_resumes_from_the_last_status() -> None:
         assert published["ahead_until"] == NOON * 1000 + 7
 
 
-def test_what_the_account_counts_itself_is_not_added_again() -> None:
+def test_facts_that_the_account_counts_itself_are_not_added_again() -> None:
     """From then on only the account's own facts count; the time of the last reading stays until there is another."""
     desk = Desk()
     desk.time.update(HTTP_NOON, BOOTED)

@@ -159,7 +159,7 @@ def rejected(**credentials: str) -> list[str]:
         (" USER NAME", [EXAMPLE, EDGE]),
     ],
 )
-def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -> None:
+def test_oddities_of_a_user_name_come_first(name: str, seen: list[str]) -> None:
     """Placeholders, spaces at the ends and invisible characters are named, and nothing else."""
     said = rejected(username=name, password="correct horse")
     assert [next(text for text in SEEN if cause.startswith(text)) for cause in said[: len(seen)]] == seen
@@ -186,7 +186,7 @@ def test_what_is_odd_about_a_user_name_comes_first(name: str, seen: list[str]) -
     ],
 )
 @pytest.mark.parametrize("who", [{"username": "ben"}, {"account_id": ANNA.account_id}])
-def test_what_is_odd_about_a_password_comes_first(who: dict[str, str], password: str, seen: list[str]) -> None:
+def test_oddities_of_a_password_come_first(who: dict[str, str], password: str, seen: list[str]) -> None:
     """Placeholders, only digits, too many characters and spaces at the ends are named, also with an account id."""
     said = rejected(**who, password=password)
     assert [next(text for text in SEEN if cause.startswith(text)) for cause in said[: len(seen)]] == seen
@@ -208,7 +208,7 @@ def test_placeholders_are_those_of_the_examples() -> None:
         assert said[1].startswith(PASSWORD_EXAMPLE)
 
 
-def test_what_is_odd_is_printed_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
+def test_oddities_are_printed_by_the_command(bench: Bench, mosquitto: Mosquitto) -> None:
     """Whatever looks wrong with the credentials heads the list, the user name first, without being shown."""
     bench.accounts = {
         "anna": bench.account(ANNA, username="0170/1234567", password="12345678901234567890123456789012 ")

@@ -240,7 +240,7 @@ def test_a_broker_that_refuses_the_credentials(
         ),
     ],
 )
-def test_what_access_control_denies_is_reported(
+def test_denials_by_access_control_are_reported(
     bench: Bench,
     start_mosquitto: Callable[..., Mosquitto],
     tmp_path: Path,
@@ -271,7 +271,7 @@ def test_the_discovery_need_not_be_readable(
     done = bench.check(broker.port, protocol=protocol)
     assert done.returncode == (0 if protocol == "5" else 1)
     if protocol == "3.1.1":
-        assert "which does no harm: MQTT 3.1.1 does not say" in remedies(done.stdout)[1]
+        assert "that is harmless; MQTT 3.1.1 does not say" in remedies(done.stdout)[1]
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -365,7 +365,7 @@ def test_a_broker_lost_in_the_middle(bench: Bench, mosquitto: Mosquitto) -> None
     assert "restarted" in remedies(output)[0]
 
 
-def test_a_broker_that_keeps_nothing(bench: Bench, start_mosquitto: Callable[..., Mosquitto]) -> None:
+def test_a_broker_without_retained_messages(bench: Bench, start_mosquitto: Callable[..., Mosquitto]) -> None:
     """A broker without retained messages cannot be used, and check says so."""
     broker = start_mosquitto("allow_anonymous true", "retain_available false")
     done = bench.check(broker.port)

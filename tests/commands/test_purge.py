@@ -182,7 +182,7 @@ class Guarded:
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_what_may_not_be_removed_is_reported(
+def test_messages_that_may_not_be_removed_are_reported(
     start_mosquitto: Callable[..., Mosquitto],
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
@@ -199,7 +199,7 @@ def test_what_may_not_be_removed_is_reported(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_what_may_only_be_written_is_removed(
+def test_messages_that_may_only_be_written_are_removed(
     start_mosquitto: Callable[..., Mosquitto],
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
@@ -212,7 +212,7 @@ def test_what_may_only_be_written_is_removed(
     assert guarded.retained() == set()
 
 
-def test_a_second_try_finds_what_the_first_left(
+def test_a_second_purge_removes_messages_that_the_first_left(
     start_mosquitto: Callable[..., Mosquitto],
     purge: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,

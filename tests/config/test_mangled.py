@@ -63,7 +63,7 @@ def test_a_password_of_the_examples_is_a_problem(password: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", FINE)
-def test_what_is_not_odd(text: str) -> None:
+def test_ordinary_values_are_not_odd(text: str) -> None:
     """Quotes, spaces and dollars in the middle are fine."""
     assert oddity(text) is None
 
@@ -132,7 +132,7 @@ def test_a_problem_has_its_line(text: str, line: int) -> None:
         ),
     ],
 )
-def test_what_only_looks_like_yaml(text: str, line: int, column: int, why: str) -> None:
+def test_characters_that_only_look_like_yaml(text: str, line: int, column: int, why: str) -> None:
     """A space or dash copied from a web page is named with its line and column."""
     (only,) = problems_with_lines(text)
     assert only.startswith(f"test.yaml, line {line}, column {column}: {why}")

@@ -256,7 +256,7 @@ def test_a_named_file_must_be_valid(
     assert caught.value.problems == (f"{file}: {problem}",)
 
 
-def test_what_systemd_did_not_hand_over_is_reported_as_that() -> None:
+def test_a_missing_credential_is_reported_as_systemds() -> None:
     """Users do not know that path: the cause is the unit, or the container around it."""
     with pytest.raises(ConfigError, match=r"No such file or directory; systemd did not hand it over .*lxc\.conf"):
         load(Path("/run/credentials/dexcom2mqtt.service/config.yaml"), environ={})

@@ -309,7 +309,7 @@ def test_a_question_without_an_address_does_no_harm(run: Callable[..., str]) -> 
     assert asking.ask(client_id) == HEALTHY
 
 
-def test_what_systemd_did_not_get_is_sent_again(run: Callable[..., str], tmp_path: Path) -> None:
+def test_a_notification_that_failed_is_sent_again(run: Callable[..., str], tmp_path: Path) -> None:
     """A notification that cannot be sent does no harm, and is sent later."""
     words = ["first"]
     client_id = run(lambda: words[0], NOTIFY_SOCKET=str(tmp_path / "late"), WATCHDOG_USEC="1000000")

@@ -79,7 +79,7 @@ class World:
         (Info(), {}, set()),  # not ours, so it does not count
     ],
 )
-def test_days_in_the_info_that_did_not_come_are_awaited(
+def test_days_in_the_info_that_did_not_arrive_are_awaited(
     info: Info | None, found: dict[str, bytes], awaited: set[str]
 ) -> None:
     """Accounts whose days neither arrived nor are awaited begin with empty ones."""

@@ -138,7 +138,7 @@ def test_only_the_person_and_where_to_show_it_must_be_chosen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_form_offers_what_fits_and_nothing_else(name: str) -> None:
+def test_the_form_offers_only_entities_and_phones_that_fit(name: str) -> None:
     """The entity is one of MQTT with the class that discovery gives it; phones have the Companion app."""
     inputs = inputs_of(load(name))
     platform, device_class = {"glucose_missing": ("binary_sensor", "problem")}.get(

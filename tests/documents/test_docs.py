@@ -197,7 +197,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedShare]:
 
 
 @pytest.mark.parametrize("block", every_block("python"), ids=str)
-def test_python_runs_as_it_stands(block: Block, service: SimulatedShare) -> None:
+def test_python_examples_run_unchanged(block: Block, service: SimulatedShare) -> None:
     """A Python block runs, asks Share, and prints a reading; only the server is a different one."""
     said = run_python(block)
     assert service.count(call="read", outcome="ok") == 1
@@ -261,7 +261,7 @@ def test_the_library_is_documented() -> None:
     )
 
 
-def test_the_client_package_has_what_it_exports() -> None:
+def test_the_client_package_has_every_name_it_exports() -> None:
     """Every name of ``__all__`` can be imported, and hides no module of the package."""
     modules = {path.stem for path in Path(str(share.__file__)).parent.glob("*.py")}
     assert all(hasattr(share, name) for name in share.__all__)
@@ -428,7 +428,7 @@ def world(tmp_path: Path, mosquitto: Mosquitto, service: SimulatedShare) -> Worl
 
 
 @pytest.mark.parametrize("document", sorted({block.document for block in every_block(*SHELL)}))
-def test_commands_do_what_they_should(document: str, world: World) -> None:
+def test_commands_work(document: str, world: World) -> None:
     """The commands of a document, run in order with its configurations, succeed and print what is shown."""
     for block in blocks_of(document):
         if not block.runs:
@@ -441,7 +441,7 @@ def test_commands_do_what_they_should(document: str, world: World) -> None:
             world.say(block)
 
 
-def test_run_prints_what_is_shown(world: World) -> None:
+def test_run_prints_the_lines_in_the_documents(world: World) -> None:
     """With the README's configuration, ``run`` logs the lines shown on the page for troubleshooting."""
     page = section_of(text_of("docs/troubleshooting.md"), "## What run prints")
     (configuration,) = [block for block in blocks_of("README.md") if block.language == "yaml"]

@@ -248,7 +248,7 @@ def test_the_starter_is_root_and_the_daemon_nobody(app: App) -> None:
     assert ANNA.password not in app.run("cat", f"/proc/{daemon['Pid']}/cmdline")
 
 
-def test_only_the_daemon_may_read_what_it_gets(app: App) -> None:
+def test_only_the_daemon_may_read_its_configuration(app: App) -> None:
     """Only root can read the options, and the configuration is in memory, readable only by the daemon."""
     of = ("stat", "--format=%u %a %n")
     assert app.run(*of, "/data/options.json").strip() == "0 600 /data/options.json"

@@ -134,7 +134,7 @@ def test_sdist_builds_the_same_wheel(built: Built) -> None:
     assert built.wheel.read_bytes() == built.straight.read_bytes()
 
 
-def test_metadata_says_what_the_project_says(built: Built) -> None:
+def test_metadata_matches_the_project(built: Built) -> None:
     """Version, Python, licence, extras and description match pyproject.toml and the README, and there is no URL."""
     metadata = Parser().parsestr(zipfile.ZipFile(built.wheel).read(f"{NAME}.dist-info/METADATA").decode())
     assert (metadata["Name"], metadata["Version"]) == ("dexcom2mqtt", VERSION)

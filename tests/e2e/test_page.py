@@ -401,7 +401,7 @@ def test_old_browsers_support_everything_used() -> None:
         ("x.css", "a { aspect-ratio: 1; }", "aspect-ratio"),
     ],
 )
-def test_the_linters_find_what_old_browsers_lack(name: str, line: str, word: str) -> None:
+def test_the_linters_find_features_that_old_browsers_lack(name: str, line: str, word: str) -> None:
     """The linters find such faults."""
     assert word in lint(name, f"{line}\n")
 

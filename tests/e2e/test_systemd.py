@@ -300,7 +300,9 @@ def test_a_problem_in_the_configuration_ends_it(
     start()
 
 
-def test_it_waits_for_nobody(start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto) -> None:
+def test_it_starts_without_share_and_broker(
+    start: Callable[..., Booted], share: SimulatedShare, broker: Mosquitto
+) -> None:
     """Without broker and Share it becomes active, and is healthy; once both are there it continues by itself."""
     broker.kill()
     share.close()

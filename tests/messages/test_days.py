@@ -107,7 +107,7 @@ def test_a_late_reading_is_counted_by_the_ranges_of_its_day() -> None:
     ]
 
 
-# --- going on after a restart ------------------------------------------------------------------------------
+# --- continuing after a restart ----------------------------------------------------------------------------
 
 
 def test_a_restart_continues_counting() -> None:

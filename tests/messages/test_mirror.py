@@ -75,7 +75,7 @@ def test_sends_at_most_as_many_as_asked() -> None:
     assert not is_waiting(mirror)
 
 
-def test_sends_only_what_is_different() -> None:
+def test_sends_only_changed_messages() -> None:
     """A message that the broker already has is not sent again; one with another payload is."""
     mirror = mirror_of(Message("a", "1"), Message("b", "1"))
     mirror.put([Message("a", "1"), Message("b", "2")])

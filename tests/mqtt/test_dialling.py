@@ -112,7 +112,7 @@ DAY: Final = timedelta(days=1)
 
 @pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl:pytest.PytestUnraisableExceptionWarning")
-def test_a_renewed_authority_lets_us_in_again(
+def test_a_renewed_authority_restores_the_connection(
     start_mosquitto: Callable[..., Mosquitto],
     start: Callable[..., Running],
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_a_renewed_authority_lets_us_in_again(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_a_renewed_client_certificate_lets_us_in_again(
+def test_a_renewed_client_certificate_restores_the_connection(
     start_mosquitto: Callable[..., Mosquitto],
     start: Callable[..., Running],
     tmp_path: Path,

@@ -91,7 +91,9 @@ def test_a_broker_that_lost_everything_gets_everything_again(
         assert subscriber.heard[-1].topic == STATE
 
 
-def test_a_broker_that_was_frozen_gets_what_it_missed(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+def test_a_broker_that_was_frozen_gets_every_missed_message(
+    mosquitto: Mosquitto, start: Callable[..., Running]
+) -> None:
     """A broker that is frozen for a while still gets the whole mirror."""
     running = start(mosquitto.port)
     eventually(lambda: retained(mosquitto.port).get(STATE) == "online")

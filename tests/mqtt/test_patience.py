@@ -72,7 +72,7 @@ def ends_after(broker: Broker, seconds: float = 600.0) -> float | None:
         pytest.param(Broker(frozen=(10, 50)), 50 + 15, id="was frozen, and then acknowledges nothing"),
         pytest.param(Broker(acknowledges=tuple(range(20, 700, 20))), None, id="takes 20 s for each"),
         pytest.param(Broker(acknowledges=tuple(range(29, 700, 29))), None, id="takes 29 s for each"),
-        pytest.param(Broker(frozen=(0, ALWAYS)), None, id="is frozen for ever: that is for the keep-alive"),
+        pytest.param(Broker(frozen=(0, ALWAYS)), None, id="stays frozen: the keepalive detects that"),
         pytest.param(Broker(frozen=(20, ALWAYS)), None, id="froze after it had answered a ping"),
         pytest.param(Broker(frozen=(29, ALWAYS)), None, id="froze just before the end"),
         pytest.param(

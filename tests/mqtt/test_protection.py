@@ -68,7 +68,7 @@ def test_if_the_broker_refuses_the_value_and_its_availability_the_daemon_is_offl
         assert not is_current(subscriber.latest())
 
 
-def test_online_vouches_for_what_is_acknowledged(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
+def test_online_is_sent_only_after_every_acknowledgement(mosquitto: Mosquitto, start: Callable[..., Running]) -> None:
     """It is not sent while earlier messages are unacknowledged."""
     leave(mosquitto)
     with Relay(mosquitto.port, lambda packet: DROP if packet.topic == AVAILABILITY else PASS) as relay:

@@ -245,7 +245,7 @@ def test_raises_why_a_session_could_not_be_renewed(
 
 
 @pytest.mark.parametrize("name", ["minutes", "max_count"])
-def test_refuses_what_share_cannot_return(service: SimulatedShare, name: str) -> None:
+def test_refuses_numbers_beyond_what_share_returns(service: SimulatedShare, name: str) -> None:
     """Anything but a whole number within Share's bounds is refused, as a ValueError too, and nothing is sent."""
     client = client_of(service)
     too_many = {"minutes": 1441, "max_count": 289}[name]

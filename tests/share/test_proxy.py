@@ -284,7 +284,7 @@ def test_reports_wrong_credentials_for_the_proxy(proxy: ConnectProxy) -> None:
     ],
     ids=["hangs up", "other protocol", "other HTTP"],
 )
-def test_reports_what_is_not_a_proxy(proxy: ConnectProxy, trouble: Trouble, words: str) -> None:
+def test_reports_an_answer_that_is_not_a_proxys(proxy: ConnectProxy, trouble: Trouble, words: str) -> None:
     """If something else accepts the connection, the error says that it is not a proxy."""
     proxy.trouble = trouble
     assert str(failure(UnavailableError, far().fetch)) == f"{words.format(proxy.name)} HTTPS_PROXY right?"

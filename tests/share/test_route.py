@@ -93,7 +93,7 @@ def test_http_has_no_proxy() -> None:
         *("fd00::1", "http://user:pa55@"),
     ],
 )
-def test_refuses_what_is_not_a_proxy(value: str) -> None:
+def test_refuses_an_invalid_proxy(value: str) -> None:
     """The error names the variable and what is allowed, and quotes nothing: any part of it may be a password."""
     with pytest.raises(VariableError) as error:
         proxy_for(SHARE, {"ALL_PROXY": value})

@@ -256,7 +256,7 @@ def test_follows_a_clock_that_drifts() -> None:
 
 
 @pytest.mark.parametrize("date", IGNORED)
-def test_ignores_what_cannot_be_the_time(date: str | None) -> None:
+def test_ignores_impossible_times(date: str | None) -> None:
     """A header that is missing, makes no sense, or is not in this century changes nothing."""
     world = World(NOON)
     world.share.update(date, world.clock.at)

@@ -33,7 +33,7 @@ def broker(start_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Mosquit
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_everybody_can_do_what_they_need_and_no_more(broker: Mosquitto, tmp_path: Path, protocol: str) -> None:
+def test_each_user_has_exactly_the_access_it_needs(broker: Mosquitto, tmp_path: Path, protocol: str) -> None:
     """The daemon works fully, Home Assistant reads and refreshes, readers read, a display sees only the value."""
     account = SimulatedAccount("anna@example.com", "password", seed=1)
 

@@ -120,7 +120,7 @@ def test_a_broker_that_starts_empty_gets_the_days_again(system: System, mosquitt
     settled(system, mosquitto, 0)
 
 
-def test_a_power_cut_of_both_counts_again_what_was_not_saved(
+def test_a_power_cut_of_both_counts_unsaved_readings_again(
     system: System, start_mosquitto: Callable[..., Mosquitto]
 ) -> None:
     """The broker comes back with its messages of half an hour ago: history and days are from the same moment."""

@@ -14,7 +14,7 @@ SHA1 = hashlib.sha1(TOKEN.encode(), usedforsecurity=False).hexdigest()
 
 
 @pytest.mark.parametrize("given_", [TOKEN, f"token={TOKEN}", SHA1, SHA1.upper()])
-def test_the_token_lets_in(given_: str) -> None:
+def test_the_token_gives_access(given_: str) -> None:
     """The token is accepted in plain, as Nightscout clients name it, and as the SHA-1 that most of them send."""
     assert Access(TOKEN).knows_token([given_])
     assert Access(TOKEN).knows_token(["wrong", given_])
@@ -24,7 +24,7 @@ def test_the_token_lets_in(given_: str) -> None:
     "given_",
     [[], [""], ["geheim&42"], [TOKEN[:-1]], [f"{TOKEN} "], [f"token={SHA1}"], [SHA1[:-1]], ["ü"], ["\udcff"]],
 )
-def test_nothing_else_lets_in(given_: list[str]) -> None:
+def test_nothing_else_gives_access(given_: list[str]) -> None:
     """A part of the token, another case, or text that cannot be encoded is not accepted."""
     assert not Access(TOKEN).knows_token(given_)
 
@@ -36,7 +36,7 @@ def test_without_a_token_everybody_may_read() -> None:
 
 @property_of
 @given(any_text, any_text)
-def test_only_the_token_lets_in(token: str, given_: str) -> None:
+def test_only_the_token_gives_access(token: str, given_: str) -> None:
     """For any two texts, only an equal one is accepted; the token itself is ASCII."""
     token = token.encode("ascii", "ignore").decode() or "x"
     sha1 = hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()
