@@ -51,7 +51,7 @@ _NO_READINGS: Final = (
 )
 _PHONE_CLOCK: Final = (
     "The clock of the phone that uploads the readings was set by hand: set its date and time to automatic.",
-    "If it was corrected just now, the daemon shows the next reading, whatever wrong times lie ahead of it.",
+    "If you have just corrected it, the daemon shows the next reading, even if earlier ones have later times.",
     "If the phone's clock is right, Share's clock is currently wrong. Check again in an hour.",
 )
 _OLD_READINGS: Final = (
@@ -307,8 +307,8 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
     else:
         yield Step(
             "broker",
-            "No status message from Home Assistant yet; that is normal, as by default it is not retained on "
-            f"{status_topic}. Home Assistant finds the accounts when it connects.",
+            f"No status message from Home Assistant on {status_topic} yet. That is normal: by default it is not "
+            "retained. Home Assistant finds the accounts when it connects.",
             "note",
         )
 

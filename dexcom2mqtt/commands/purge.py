@@ -72,7 +72,7 @@ def purge(
     removed = sorted(found.keys() & set(ours))
     if removed:
         names = ", ".join(sorted(known))
-        only = "" if lists else f"; this broker does not list them, so only those of accounts known: {names}"
+        only = "" if lists else f"; this broker does not list them; accounts looked for: {names}"
         return f"removed {len(removed)} retained messages: {_some(removed)}{only}"
     return _nothing(f"of {account}" if account else "of dexcom2mqtt", topics, known)
 

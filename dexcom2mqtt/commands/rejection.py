@@ -40,11 +40,11 @@ def causes_of_rejection(account: Account) -> Iterator[str]:
         yield from _odd_in_name(name)
     yield from _odd_in_password(account.password.get_secret_value(), page)
     yield (
-        "They must be those of the person who wears the sensor, as in the Dexcom app that shows the readings; not a "
-        "follower's, nor those of someone who manages a child's account."
+        "The credentials must be those of the person who wears the sensor, as in the Dexcom app that shows the "
+        "readings; not a follower's, nor those of someone who manages a child's account."
     )
     yield (
-        f"The region must be the account's. For {account.region}, they must work at {page}. If they work at "
+        f"The region may be wrong. With region {account.region}, the credentials must work at {page}. If they work at "
         f"{'; at '.join(others)}."
     )
     if name is not None and not seems_phone:

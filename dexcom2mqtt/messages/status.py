@@ -95,8 +95,8 @@ MALFORMED: Final = (
 )
 """For the log, with the number of records; so is ``DRIFTED``."""
 DRIFTED: Final = (
-    "Share sends readings in a new form: the value as text, or only DT as the time ({} in the last answer). They are "
-    "read. Please report it."
+    "Share sends readings in a new form: the value as text, or only DT as the time ({} in the last answer). They still "
+    "count. Please report it."
 )
 
 WRONG_CLOCK: Final = (
@@ -110,8 +110,8 @@ NO_NAME_FOR_LONG: Final = "In a container: restart it; it only knows the name se
 """What else to do after an hour without names."""
 UNTRUSTED: Final = (
     "Something on this machine's network answers in place of Share: a filter, a virus scanner, or the sign-in page of "
-    "a guest network. Use another network. If it is intended, name its authority's file in SSL_CERT_FILE. The password "
-    "was not sent. The daemon keeps trying."
+    "a guest network. Use another network. If that is intended, name the file of its certificate authority in "
+    "SSL_CERT_FILE. The password was not sent. The daemon keeps trying."
 )
 UNTRIED: Final = (
     "The current credentials have not been tried yet: after so many rejected sign-ins, one more might lock the "

@@ -76,7 +76,7 @@ def test_a_wrong_password(bench: Bench, mosquitto: Mosquitto, region: str, page:
     causes = remedies(done.stdout)
     assert [cause[:3] for cause in causes] == [f"{number}. " for number in range(1, 8)]
     assert "those of the person who wears the sensor" in causes[0]
-    assert f"For {region}, they must work at {page}. If they work at {others}." in causes[1]
+    assert f"With region {region}, the credentials must work at {page}. If they work at {others}." in causes[1]
     assert "'+11234567890'" in causes[2]
     assert page in causes[3]
     assert "new terms" in causes[4]
@@ -215,7 +215,13 @@ def test_oddities_are_printed_by_the_command(bench: Bench, mosquitto: Mosquitto)
     }
     done = bench.check(mosquitto.port)
     assert done.returncode == 1
-    heads = ("The user name looks like a phone number.", PASSWORD_EDGE, DIGITS, LONG, "They must be those of")
+    heads = (
+        "The user name looks like a phone number.",
+        PASSWORD_EDGE,
+        DIGITS,
+        LONG,
+        "The credentials must be those of",
+    )
     for number, (cause, head) in enumerate(zip(remedies(done.stdout), heads, strict=False), 1):
         assert cause.startswith(f"{number}. {head}")
     assert "0170" not in done.stdout

@@ -386,7 +386,9 @@ def test_no_status_message_from_home_assistant(bench: Bench, mosquitto: Mosquitt
     done = bench.check(mosquitto.port)
     assert done.returncode == 0
     assert steps(done.stdout)[-1][0] == "note"
-    assert "No status message from Home Assistant yet; that is normal" in steps(done.stdout)[-1][1]
+    assert (
+        "No status message from Home Assistant on homeassistant/status yet. That is normal" in steps(done.stdout)[-1][1]
+    )
 
 
 def test_configured_names(bench: Bench, mosquitto: Mosquitto) -> None:
