@@ -230,7 +230,7 @@ def serve(count: int, offset: float, speed: float, pipe: Connection) -> None:
 
 def too_many(_request: Request, _respond: Respond) -> Response:
     """Answer that there were too many requests, as Share does; whoever follows that asks again in five minutes."""
-    return Response(HTTPStatus.TOO_MANY_REQUESTS, b"", "too_many", {"Retry-After": "300"})
+    return Response(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "300"}, outcome="too_many")
 
 
 class World:
