@@ -118,7 +118,9 @@ class Health:
                 )
             while not self._clock.stopped:
                 health = self.look()
-                seconds = 0.0 if self._answer(sock, health) else self._report(health)
+                seconds = self._report(health)
+                if self._answer(sock, health):
+                    seconds = 0.0  # there may be more questions
                 if _readable(seconds, sock, self._waker) & {self._waker.fileno()}:
                     self._waker.clear()
                     _readable(self._clock.real(self._reported_at - self._clock.now()) + _AGAIN, sock)
