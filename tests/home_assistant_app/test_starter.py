@@ -5,6 +5,7 @@ As root, as in the app, it starts the daemon as another user.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,7 +79,9 @@ class App:
         log = self.folder / "log"
         with_groups = ["setpriv", "--groups=4,27"] if os.geteuid() == 0 else []
         command = [*with_groups, sys.executable, "-m", "tests.support.app_launcher"]
-        return self.stack.enter_context(Process(command, log, environ | urls))
+        process = self.stack.enter_context(Process(command, log, environ | urls))
+        self.stack.callback(_end_daemon, process)  # before the starter is killed, which would leave it behind
+        return process
 
     @staticmethod
     def _keys(accounts: tuple[Mapping[str, object], ...]) -> list[str]:
@@ -111,6 +114,12 @@ def _ours(process: Process) -> int:
     """Return the process id of the daemon."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     return int(found[0]) if found else 0
+
+
+def _end_daemon(process: Process) -> None:
+    with contextlib.suppress(OSError):  # both have ended already
+        if found := _ours(process):
+            os.kill(found, signal.SIGKILL)
 
 
 def _said(process: Process, words: str) -> None:
