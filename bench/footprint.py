@@ -9,7 +9,8 @@ daemon is measured, and for comparison the bare import of its libraries and a pl
 
 *One account*: the time until each is ready (the plain script: until it has published its first value), by turns. Then
 all run at once for a simulated week, on clocks that run 3000 times too fast. The CPU time of waiting is measured at
-real speed, where the daemon wakes up once a second. A day's CPU time is that of a simulated day plus a real day's
+real speed, while the service answers every request with 429: how often the processes wake up (the voluntary context
+switches of all their threads), and the CPU time of it. A day's CPU time is that of a simulated day plus a real day's
 waiting.
 
 *Statistics*: what a reading adds to a poll, and what an account keeps for them (``counting.py``).
