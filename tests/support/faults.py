@@ -590,7 +590,7 @@ class Page:
 
 
 _HEAD: Final = """\
-# What happens when something fails
+# Failures it recovers from by itself
 
 The tests cause each fault in this table. They run the real daemon with a real broker (mosquitto), a real network
 connection between them, and a simulated Share service, on a clock that runs 20 to 1200 times too fast, so that an hour
