@@ -165,7 +165,7 @@ class Poller:
         self._alarm.ring()
 
     def take_days(self, days: bytes | None) -> None:
-        """Hand over the days of before the start that arrived late; None if they are given up.
+        """Hand over the days from before the start that arrived late; None if they are given up.
 
         From any thread, once.
         """

@@ -45,7 +45,7 @@ class Usage(NamedTuple):
     rejected: tuple[int, ...] = ()
     """When sign-ins were rejected, in Unix seconds."""
     restored: bool = False
-    """Whether the status of before the start, if there was one, is included."""
+    """Whether the status from before the start, if there was one, is included."""
 
 
 def worth_a_quick_retry(error: BaseException) -> bool:
@@ -130,7 +130,7 @@ class RationedClient:
         return batch
 
     def restore(self, before: PastSignIns) -> None:
-        """Count the sign-ins of before a restart, as soon as Share has sent the time; from any thread, once."""
+        """Count the sign-ins from before a restart, as soon as Share has sent the time; from any thread, once."""
         self._before = before
 
     def worked_before(self) -> None:

@@ -47,8 +47,8 @@ class StatusReport:
     """The status of one account. The account's thread changes it; any thread may read it, and restore it once.
 
     Facts that must survive a restart, such as rejected sign-ins, go into the first status after it. So nothing is
-    published until the last status of before the start has been read. Its facts are added until ``Usage`` and ``Kept``
-    include them.
+    published until the last status from before the start has been read. Its facts are added until ``Usage`` and
+    ``Kept`` include them.
     """
 
     def __init__(

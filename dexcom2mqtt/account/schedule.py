@@ -180,7 +180,7 @@ class Rhythm:
         return True
 
     def take_probe(self, newest: float, now: float) -> float:
-        """Return when to check whether readings arrive before their stamps; infinity if there is no need.
+        """Return when to check whether readings arrive before their stamps; infinity if that is not needed.
 
         There is at the start, and when a phone's clock that was ahead looks right again. Calling this clears the need.
         """

@@ -177,7 +177,7 @@ def _is_doubtful(reading: Reading, now: float, ahead: float) -> bool:
 
 
 def _was_doubtful(reading: Reading, past: Past | None) -> bool:
-    """Return whether a reading may be a doubtful one of before the restart that was not yet published.
+    """Return whether a reading may be from before the restart, doubtful, and not yet published.
 
     That is any reading stamped after the last answer before the restart. If the phone's clock was known to be right by
     then, it is only those up to the latest false stamp.

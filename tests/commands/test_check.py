@@ -134,7 +134,7 @@ def test_an_interruption_is_no_traceback(bench: Bench, mosquitto: Mosquitto, num
     with bench.start(mosquitto.port) as process:
         eventually(lambda: bench.share.count(call="authenticate"))
         process.send_signal(number)
-        _, said = process.communicate(timeout=40)
+        _, said = process.communicate(timeout=19)  # less than the 20 s of a call
     assert (process.returncode, said) == (1, "dexcom2mqtt: interrupted\n")
 
 

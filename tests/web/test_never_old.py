@@ -125,7 +125,8 @@ STEPS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=8, database=None)
+@pytest.mark.timeout(600)  # each example takes up to 10 s when ten workers share two cores
+@settings(deadline=None, max_examples=15, database=None)
 @given(st.lists(STEPS, min_size=2, max_size=9))
 def test_whatever_happens(steps: list[tuple[str, int, bool]]) -> None:
     """Whatever phone, broker and machine do, no reading shown is too old, and no entry looks newer than it is."""
