@@ -64,6 +64,12 @@ class Clock:
         if self._stopped:
             wake()
 
+    def branch(self) -> Clock:
+        """Return a clock with the same time that ends with this one, and may be stopped before: a part may end."""
+        branch = Clock(self.speed)
+        self.at_stop(branch.stop)
+        return branch
+
     @property
     def stopped(self) -> bool:
         """Whether the program should end."""

@@ -57,3 +57,9 @@ class Topics(NamedTuple):
     def of(self, account: str, leaf: str) -> str:
         """Return the topic of one account."""
         return f"{self.base}/{account}/{leaf}"
+
+    def split(self, topic: str) -> tuple[str, str]:
+        """Return the account and the leaf of an account's topic; two empty texts for any other topic."""
+        levels = topic.removeprefix(f"{self.base}/").split("/")
+        ours = len(levels) == 2 and topic.startswith(f"{self.base}/")  # noqa: PLR2004  # the account and the leaf
+        return (levels[0], levels[1]) if ours else ("", "")

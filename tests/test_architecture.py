@@ -48,6 +48,7 @@ PURE = {
     "messages/homeassistant",
     "messages/mirror",
     "messages/stream",
+    "messages/unpublished",
     "messages/delta",
     "messages/overview",
     "messages/percent",

@@ -166,6 +166,20 @@ def test_stop_wakes_what_waits_otherwise() -> None:
     assert woken == ["before", "after"]
 
 
+def test_a_part_can_end_before_the_whole() -> None:
+    """Stopping a branch ends only its own waits; stopping the clock ends those of every branch."""
+    clock = Clock(FAST)
+    anna, ben = clock.branch(), clock.branch()
+    assert abs(anna.now() - clock.now()) < FAST
+    anna.stop()
+    with pytest.raises(Stopped):
+        anna.alarm().wait(LONG)
+    assert (anna.stopped, ben.stopped, clock.stopped) == (True, False, False)
+    clock.stop()
+    with pytest.raises(Stopped):
+        ben.alarm().wait(LONG)
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_knows_whether_it_was_stopped(*, stopped: bool) -> None:
     """Code that does not wait can check whether the program should end."""

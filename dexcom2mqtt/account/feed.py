@@ -20,7 +20,7 @@ from dexcom2mqtt.clock import DAY, local
 from dexcom2mqtt.messages.history import History, parse_history
 from dexcom2mqtt.messages.overview import Overview, overview_of
 from dexcom2mqtt.messages.state import fresh_messages, stale_messages, state_of, summary, without_reading
-from dexcom2mqtt.messages.stream import Offer
+from dexcom2mqtt.messages.unpublished import Offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -46,6 +46,7 @@ class Mirror:
         self._unsent: dict[str, None] = {}  # topics, in the order of sending
         self._held: dict[str, float] = {}  # topics that must not be sent before that time
         self._aside: frozenset[str] = frozenset()
+        self._withheld: frozenset[str] = frozenset()  # the levels above the topics that are not ours to send now
         self._closed = False
         self._next_expiry = math.inf  # no message expires before that
 
@@ -64,7 +65,7 @@ class Mirror:
     def unsent(self) -> bool:
         """Whether something is left to send that is not held back."""
         with self._lock:
-            return bool(self._unsent.keys() - self._held.keys())
+            return bool(self._unsent.keys() - self._held.keys() - self._withheld_unsent())
 
     def hold(self, topic: str, until: float) -> None:
         """Send this topic again, but not before ``until``: the broker refused it."""
@@ -107,21 +108,35 @@ class Mirror:
             for topic in topics:
                 self._held.pop(topic, None)
 
+    def withhold(self, levels: frozenset[str]) -> None:
+        """Send nothing on the topics right below these levels, such as ``dexcom2mqtt/anna``, until the next call."""
+        with self._lock:
+            less, self._withheld = self._withheld - levels, levels
+        if less:
+            self._changed()
+
+    def forget(self, levels: Collection[str]) -> None:
+        """Remove the topics right below these levels from the picture, and send nothing there: another sends it."""
+        with self._lock:
+            for topic in [topic for topic in self._announced.keys() | self._picture if _level(topic) in levels]:
+                for topics in (self._picture, self._announced, self._unsent, self._held):
+                    topics.pop(topic, None)
+
     @property
     def only_last_is_left(self) -> bool:
         """Whether the last topic is all that is left to send, apart from held ones."""
         with self._lock:
-            return self._unsent.keys() - self._held.keys() == {self._last}
+            return self._unsent.keys() - self._held.keys() - self._withheld_unsent() == {self._last}
 
     def take(self, now: float, most: int, *, last: bool = True) -> list[Message]:
         """Return at most that many messages to send now, the last topic only with ``last``, and count them as sent."""
         with self._lock:
             self._expire(now)
-            held = self._still_held(now)
+            held = self._still_held(now).keys() | self._withheld_unsent()
             ready = (topic for topic in self._unsent if topic != self._last and topic not in held)
             topics = list(islice(ready, most))
             if last and self._last in self._unsent and self._last not in held:
-                waiting = len(self._unsent) - len(self._unsent.keys() & held.keys()) - 1
+                waiting = len(self._unsent) - len(self._unsent.keys() & held) - 1
                 if len(topics) == waiting < most:
                     topics.append(self._last)
             for topic in topics:
@@ -139,6 +154,9 @@ class Mirror:
         if self._held:
             self._held = {topic: until for topic, until in self._held.items() if until > now}
         return self._held
+
+    def _withheld_unsent(self) -> set[str]:
+        return {topic for topic in self._unsent if _level(topic) in self._withheld} if self._withheld else set()
 
     def _put(self, messages: Iterable[Message], *, only_missing: bool, last: bool) -> None:
         changed = False
@@ -181,6 +199,10 @@ class Mirror:
                 else:
                     for topics in (self._picture, self._announced, self._unsent):
                         topics.pop(message.topic, None)
+
+
+def _level(topic: str) -> str:
+    return topic.rpartition("/")[0]
 
 
 def _same(a: Message | None, b: Message) -> bool:

@@ -107,7 +107,7 @@ def guarded(topics: Topics, message: Message, aside: Collection[str]) -> Message
     A value is current only if ``availability`` says so. If one of the two may hold something old, the other says that
     nothing is current.
     """
-    account, leaf = _account_and_leaf(topics, message.topic) if aside else ("", "")
+    account, leaf = topics.split(message.topic) if aside else ("", "")
     if leaf == "availability" and _values_of(topics, account) & set(aside):
         return unavailable(topics, account)
     if leaf in {"state", *STATE_KEYS} and topics.of(account, "availability") in aside:
@@ -117,14 +117,8 @@ def guarded(topics: Topics, message: Message, aside: Collection[str]) -> Message
 
 def unprotected(topics: Topics, aside: Collection[str]) -> bool:
     """Return whether only the last will on ``bridge/state`` can still say that nothing is current."""
-    accounts = {_account_and_leaf(topics, topic)[0] for topic in aside if topic.endswith("/availability")}
+    accounts = {topics.split(topic)[0] for topic in aside if topic.endswith("/availability")}
     return topics.bridge_state in aside or any(_values_of(topics, account) & set(aside) for account in accounts)
-
-
-def _account_and_leaf(topics: Topics, topic: str) -> tuple[str, str]:
-    """Return the two levels below the base of an account's topic, two empty texts for other topics."""
-    levels = topic.removeprefix(f"{topics.base}/").split("/")
-    return (levels[0], levels[1]) if len(levels) == 2 and topic.startswith(f"{topics.base}/") else ("", "")  # noqa: PLR2004
 
 
 def _values_of(topics: Topics, account: str) -> set[str]:

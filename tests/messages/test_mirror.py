@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -432,3 +432,45 @@ def test_any_thread_may_put() -> None:
         payloads = [int(message.payload) for message in sent if message.topic == topic]
         assert payloads == sorted(set(payloads))
         assert payloads[-1] == 299
+
+
+OURS, THEIRS = Message("d/anna/state", "1"), Message("d/ben/state", "2")
+
+
+def test_withholds_the_topics_of_another() -> None:
+    """What is withheld is neither sent nor waited for; once it is released, its newest form is sent."""
+    woken = []
+    mirror = Mirror(last=LAST, changed=lambda: woken.append(True))
+    mirror.withhold(frozenset({"d/ben"}))
+    mirror.put([OURS, THEIRS, Message(LAST, "3")])
+    assert mirror.take(0.0, EVERYTHING) == [OURS, Message(LAST, "3")]
+    assert not mirror.unsent
+    mirror.put([replace(THEIRS, payload="4")])
+    assert not is_waiting(mirror)
+    woken.clear()
+    mirror.withhold(frozenset())
+    assert woken == [True]
+    assert mirror.take(0.0, EVERYTHING) == [replace(THEIRS, payload="4")]
+
+
+def test_only_the_last_topic_is_left_beside_withheld_ones() -> None:
+    """The last topic does not wait for what is withheld, after a connect either."""
+    mirror = Mirror(last=LAST)
+    mirror.put([THEIRS, Message(LAST, "3")])
+    mirror.withhold(frozenset({"d/ben"}))
+    for _ in range(2):
+        assert mirror.only_last_is_left
+        assert mirror.take(0.0, EVERYTHING) == [Message(LAST, "3")]
+        mirror.send_all()
+
+
+def test_forgets_what_another_sends_from_now_on() -> None:
+    """Forgotten topics are never sent again, not even when they expire; the others are."""
+    mirror = Mirror(last=LAST)
+    mirror.put([OURS, replace(THEIRS, expires_at=10.0, successor=THEIRS)])
+    mirror.forget({"d/ben"})
+    assert mirror.take(0.0, EVERYTHING) == [OURS]
+    mirror.send_all()
+    assert mirror.take(20.0, EVERYTHING) == [OURS]
+    mirror.put([THEIRS])
+    assert mirror.take(20.0, EVERYTHING) == [THEIRS]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dexcom2mqtt.messages.bridge import awaited, bridge_info
 from dexcom2mqtt.messages.history import history_message, parse_history, shortened
 from dexcom2mqtt.messages.message import ForeignError, FutureError
-from dexcom2mqtt.messages.stream import Offer, Stream
+from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.messages.unpublished import Offer
 from tests.support.builders import NOON, account, reading
 from tests.support.payloads import SOURCE, TOPICS
 

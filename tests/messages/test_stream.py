@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dexcom2mqtt.messages.history import parse_history
 from dexcom2mqtt.messages.state import unavailable
-from dexcom2mqtt.messages.stream import BACKFILL_A_SECOND, Offer, Stream
+from dexcom2mqtt.messages.stream import BACKFILL_A_SECOND, Stream
+from dexcom2mqtt.messages.unpublished import Offer
 from dexcom2mqtt.topics import Topics
 from tests.support.builders import NOON, account, property_of, reading
 
@@ -626,3 +627,32 @@ class Delivery(RuleBasedStateMachine):
 
 TestDelivery = Delivery.TestCase
 TestDelivery.settings = settings(deadline=None, database=None, stateful_step_count=40)
+
+
+def test_readings_of_a_withheld_account_wait() -> None:
+    """Those of other accounts are sent, and once it is no longer withheld, they are, too."""
+    stream = opened(ANNA, BEN)
+    stream.withhold(frozenset({ANNA}))
+    for key in (ANNA, BEN):
+        stream.offer(key, [offer(reading())])
+    assert [message.topic for message in stream.take(NOON, EVERYTHING)] == [TOPICS.of(BEN, "reading")]
+    assert stream.next_at(NOON) == math.inf
+    stream.withhold(frozenset())
+    assert [message.topic for message in stream.take(NOON, EVERYTHING)] == [TOPICS.of(ANNA, "reading")]
+
+
+def test_a_forgotten_account_leaves_nothing_behind() -> None:
+    """Its readings are no longer sent, and acknowledgements of those already sent do not matter."""
+    stream = opened(ANNA, BEN)
+    for key in (ANNA, BEN):
+        stream.offer(key, [offer(reading()), offer(reading(seconds=300))])
+    sent = stream.take(NOON, 2)
+    stream.forget(ANNA)
+    for message in sent:
+        stream.acknowledged(message)
+    rest = stream.take(NOON, EVERYTHING)
+    assert {message.topic for message in rest} <= {TOPICS.of(BEN, "reading")}
+    assert {message.topic for message in stream.histories(math.inf)} <= {TOPICS.of(BEN, "history")}
+    stream.open(ANNA, SOURCE, [])
+    stream.offer(ANNA, [offer(reading())])
+    assert [message.topic for message in stream.take(NOON, EVERYTHING)] == [TOPICS.of(ANNA, "reading")]

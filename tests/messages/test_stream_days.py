@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dexcom2mqtt.messages.days import Tally, counted, day_of, resumed
-from dexcom2mqtt.messages.stream import Offer, Stream
+from dexcom2mqtt.messages.stream import Stream
+from dexcom2mqtt.messages.unpublished import Offer
 from tests.support.builders import NOON, account, property_of, reading
 from tests.support.payloads import SOURCE, TOPICS
 
