@@ -39,16 +39,23 @@ class Topics(NamedTuple):
     """The topics below one ``base_topic``."""
 
     base: str
+    bridge: str = "bridge"
+    """The level of this process's messages about itself; with several processes it has a number."""
 
     @property
     def bridge_state(self) -> str:
         """``online`` or ``offline``: whether the daemon is connected and alive."""
-        return f"{self.base}/bridge/state"
+        return f"{self.base}/{self.bridge}/state"
 
     @property
     def bridge_info(self) -> str:
         """Facts about the running daemon."""
-        return f"{self.base}/bridge/info"
+        return f"{self.base}/{self.bridge}/info"
+
+    @property
+    def claims(self) -> str:
+        """The topic on which several processes agree who serves an account."""
+        return f"{self.base}/bridge/claims"
 
     def sync(self, client_id: str) -> str:
         """Return the topic of the probe that ends the read-back: it arrives after all retained messages."""

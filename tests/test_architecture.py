@@ -32,6 +32,7 @@ THIRD_PARTY = {
 }
 PURE = {
     "readings",
+    "shards",
     "mqtt/attempts",
     "mqtt/outcome",
     "mqtt/subscriptions",
@@ -222,7 +223,7 @@ WINGS = {
     "commands": {"commands"},
 }
 """Which modules or folders belong together. All others may be used by all."""
-COMMON = {"readings", "clock", "topics", "logs", "threads", "waker"}
+COMMON = {"readings", "clock", "topics", "shards", "logs", "threads", "waker"}
 NEVER = {
     "share": {"account", "messages", "mqtt", "web", "config", "daemon", "commands"},
     "messages": {"account", "mqtt", "web", "share", "daemon", "commands"},

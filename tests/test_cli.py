@@ -103,7 +103,17 @@ def test_small_commands_work_without_a_configuration() -> None:
     """`--version`, `schema` and all help need no configuration."""
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
     schema = json.loads(run("schema").stdout)
-    known = {"accounts", "mqtt", "home_assistant", "statistics", "web", "stale_after", "log_level"}
+    known = {
+        "accounts",
+        "mqtt",
+        "home_assistant",
+        "statistics",
+        "web",
+        "shard",
+        "accounts_dir",
+        "stale_after",
+        "log_level",
+    }
     assert known == set(schema["properties"])
     for arguments in (["--help"], ["run", "--help"], ["demo", "--help"], ["schema", "--help"]):
         done = run(*arguments)

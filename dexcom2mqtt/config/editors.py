@@ -33,6 +33,6 @@ def _property(key: Key) -> dict[str, Any]:
     either = {"description": key.description, "anyOf": [value, *switch, {"type": "null"}]}
     if key.default is None:
         return either | {"default": None}
-    if key.kind and key.default not in {"", 0}:  # otherwise it depends on other keys, and the description says so
+    if key.kind and "; default: " not in key.description:  # otherwise it depends on other keys
         value["default"] = key.default
     return either

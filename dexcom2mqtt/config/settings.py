@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import MISSING, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dexcom2mqtt.config import values as v
 from dexcom2mqtt.config.values import LOCAL, Kind, LogLevel, Protocol, Region, Secret, Statistics, Unit, safe
+from dexcom2mqtt.shards import bridge_name, shard_of
+from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -203,6 +206,22 @@ class Web(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard(Section):
+    """Which part of the accounts this process serves, if several processes share one configuration."""
+
+    index: int = _key(v.SHARD_INDEX, 0, "number of this process; the first is 0")
+    count: int = _key(v.SHARD_COUNT, 1, "how many processes share the accounts; 1: no others")
+
+    @classmethod
+    def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield an index that is not less than the count."""
+        if any(_invalid(key, given, valid) for key in keys_of(cls)):
+            return
+        if allowed := v.shard_conflict(valid.get("index", 0), valid.get("count", 1)):
+            yield "index", allowed
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings(Section):
     """The whole configuration, complete and consistent."""
 
@@ -215,10 +234,16 @@ class Settings(Section):
         v.STATISTICS, "90d", "how far back they go: 90d, 24h (no daily counts at the broker), or off"
     )
     web: Web | None = _section(Web, None, "the page and Nightscout's API; true: for this machine only", switch=True)
+    shard: Shard = _section(Shard, Shard(), "which of several processes this is; a single one needs no such section")
+    accounts_dir: Path | None = _key(
+        v.FOLDER, None, "folder of further accounts: one file each, KEY.yaml, with that account's keys"
+    )
     stale_after: int = _key(v.MINUTES, 15, "minutes (10 to 60) for which a reading is current")
     log_level: LogLevel = _key(v.LOG_LEVEL, "info", "least severe level that is logged")
     source_warnings: tuple[str, ...] = field(default=(), compare=False)
     """Warnings about the sources. This is not a key."""
+    broken: tuple[str, ...] = field(default=(), compare=False)
+    """The keys of accounts that are missing here because their files cannot be used. This is not a key."""
 
     def __post_init__(self) -> None:
         """Name each account without a name after its key."""
@@ -233,7 +258,7 @@ class Settings(Section):
         """Yield accounts if there are none, and for each two that are the same person; each may itself be invalid."""
         del valid
         accounts = given.get("accounts")
-        if accounts is None or accounts == {}:
+        if (accounts is None or accounts == {}) and not _given("accounts_dir", given):
             example = "\n  anna:\n    username: anna@example.com\n    password: 'her password at Dexcom'"
             yield "accounts", f"at least one account; for example, below accounts:{example}"
         known: dict[tuple[str, str], str] = {}
@@ -243,6 +268,26 @@ class Settings(Section):
             region = str(written.get("region") or keys_of(Account)["region"].default)
             if isinstance(user, str) and (first := known.setdefault((region, user.casefold()), key)) != key:
                 yield "accounts", f"{safe(first)} and {safe(key)} are the same person; keep only one"
+
+    @cached_property
+    def own_accounts(self) -> Mapping[str, Account]:
+        """The accounts that this process serves; ``accounts`` has those of all processes."""
+        index, count = self.shard.index, self.shard.count
+        if count == 1:
+            return self.accounts
+        return {key: account for key, account in self.accounts.items() if shard_of(key, count) == index}
+
+    @cached_property
+    def connection(self) -> Mqtt:
+        """The broker as this process connects to it: each of several has a client id of its own."""
+        if self.shard.count == 1:
+            return self.mqtt
+        return replace(self.mqtt, client_id=v.sharded(self.mqtt.client_id, self.shard.index, self.shard.count))
+
+    @property
+    def topics(self) -> Topics:
+        """The topics, with those of this process about itself."""
+        return Topics(self.mqtt.base_topic, bridge_name(self.shard.index, self.shard.count))
 
     @property
     def stale_after_seconds(self) -> int:

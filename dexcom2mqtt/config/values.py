@@ -170,16 +170,21 @@ def _read_address(given: object) -> str:
     return url.rstrip("/")
 
 
-def _read_file(given: object) -> Path:
-    if not isinstance(given, str):
-        raise ValueError(_SINGLE)  # noqa: TRY004  # wrong is what the user wrote, not our call
-    try:  # in this order: is_file raises if a folder on the way may not be searched
-        usable = os.access(given, os.R_OK) and Path(given).is_file()
-    except ValueError:  # such as a NUL in it
-        usable = False
-    if not usable:
-        raise ValueError("an existing file that this user may read")
-    return Path(given)
+def _path(allowed: str, access: int, right_kind: Callable[[str], bool]) -> Callable[[object], Path]:
+    """Make a reader for the path of something that exists and can be used."""
+
+    def read(given: object) -> Path:
+        if not isinstance(given, str):
+            raise ValueError(_SINGLE)  # noqa: TRY004  # wrong is what the user wrote, not our call
+        try:
+            usable = os.access(given, access) and right_kind(given)
+        except ValueError:  # such as a NUL in it
+            usable = False
+        if not usable:
+            raise ValueError(allowed)
+        return Path(given)
+
+    return read
 
 
 LOCAL: Final = r"localhost|127(\.[0-9]{1,3}){3}"
@@ -205,13 +210,18 @@ ADDRESS: Final = _text("an address or name of this machine, without http:// or p
 TOKEN: Final = _secret(_text("up to 128 ASCII letters, digits and symbols, without spaces", "[!-~]+", 128))
 CLIENT_ID: Final = _text("up to 128 characters, without + or #", "[^+#]*", 128)  # empty: the default
 SHARE_URL: Final = Kind(_read_address, _URL_TEXT.schema)
-FILE: Final = Kind(_read_file, {"type": "string", "format": "path"}, shown=True)
+_READ_FILE: Final = _path("an existing file that this user may read", os.R_OK, os.path.isfile)
+_READ_FOLDER: Final = _path("an existing folder that this user may read", os.R_OK | os.X_OK, os.path.isdir)
+FILE: Final = Kind(_READ_FILE, {"type": "string", "format": "path"}, shown=True)
+FOLDER: Final = Kind(_READ_FOLDER, {"type": "string", "format": "directory-path"}, shown=True)
 SWITCH: Final = Kind(_read_switch, {"type": "boolean"}, shown=True)
 GLUCOSE: Final = _whole(1, 1000)
 PORT: Final = _whole(1, 65535, empty=0)
 WEB_PORT: Final = _whole(1, 65535)
 SECONDS: Final = _whole(5, 65535)
 MINUTES: Final = _whole(10, 60)
+SHARD_INDEX: Final = _whole(0, 999)
+SHARD_COUNT: Final = _whole(1, 1000)
 REGION: Final = _choice(*get_args(Region))
 UNIT: Final = _choice(*get_args(Unit))
 PROTOCOL: Final = _choice(*get_args(Protocol), also=(5,))
@@ -225,6 +235,16 @@ BASE_TOPIC: Final = "dexcom2mqtt"
 def client_id_of(base_topic: str, client_id: str) -> str:
     """Return the client id that was given, or else the one derived from the topic."""
     return client_id or base_topic.replace("/", "_")
+
+
+def sharded(client_id: str, index: int, count: int) -> str:
+    """Return the client id of one of several processes; of a single process it stays as it is."""
+    return client_id if count == 1 else f"{client_id}-{index}"
+
+
+def shard_conflict(index: int, count: int) -> str | None:
+    """Return what is allowed for the index, if it does not fit the count; else None."""
+    return None if index < count else f"less than {count}, the value of shard.count, because it begins at 0"
 
 
 def safe(name: str) -> str:

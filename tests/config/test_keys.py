@@ -1,13 +1,15 @@
 """What the keys of the configuration accept, their defaults, and what causes a warning."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.problems import ConfigError
-from dexcom2mqtt.config.settings import Account, Ranges, Settings, Tls, Web
+from dexcom2mqtt.config.settings import Account, Ranges, Settings, Shard, Tls, Web
 from dexcom2mqtt.config.values import Secret
+from dexcom2mqtt.shards import shard_of
+from dexcom2mqtt.topics import Topics
 from tests.support.configuration import ANNA, UUID, account, anna, dumped, read
 
 # --- values ------------------------------------------------------------------------------------------------
@@ -47,6 +49,8 @@ def test_two_lines_are_enough() -> None:
         },
         "statistics": "90d",
         "web": None,
+        "shard": {"index": 0, "count": 1},
+        "accounts_dir": None,
         "stale_after": 15,
         "log_level": "info",
     }
@@ -204,6 +208,40 @@ def test_the_page_can_be_switched_on_from_the_environment(web: str) -> None:
     got = read(ANNA, {"DEXCOM2MQTT_WEB": web, "DEXCOM2MQTT_WEB__HOST": "::1"}).web
     assert got is not None
     assert (got.host, got.port) == ("::1", 8017)
+
+
+# --- several processes -------------------------------------------------------------------------------------
+
+
+def test_a_single_process_serves_everything_under_its_own_name() -> None:
+    """Without shards, accounts, client id and topics are what they always were."""
+    got = read(ANNA)
+    assert got.own_accounts is got.accounts
+    assert got.connection is got.mqtt
+    assert got.topics == Topics("dexcom2mqtt") == Topics("dexcom2mqtt", "bridge")
+    assert got.topics.bridge_state == "dexcom2mqtt/bridge/state"
+    assert got.topics.bridge_info == "dexcom2mqtt/bridge/info"
+
+
+def test_each_of_several_processes_serves_its_part_under_its_own_name() -> None:
+    """The parts make up the whole, each account has one process, and no two processes share a client id or bridge."""
+    people = ", ".join(f"a{number}: {{username: u{number}, password: p}}" for number in range(30))
+    text = f"accounts: {{{people}}}\nmqtt: {{base_topic: home/cgm}}\n"
+    parts = [read(f"{text}shard: {{index: {index}, count: 3}}") for index in range(3)]
+    assert sorted(key for part in parts for key in part.own_accounts) == sorted(parts[0].accounts)
+    for index, part in enumerate(parts):
+        assert [*part.own_accounts] == [key for key in part.accounts if shard_of(key, 3) == index]
+        assert part.connection == replace(part.mqtt, client_id=f"home_cgm-{index}")
+        assert part.topics.bridge_state == f"home/cgm/bridge-{index}/state"
+        assert part.topics.bridge_info == f"home/cgm/bridge-{index}/info"
+        assert part.topics.sync("x") == "home/cgm/bridge/sync/x"
+        assert part.topics.claims == "home/cgm/bridge/claims"
+
+
+def test_the_shard_can_come_from_the_environment() -> None:
+    """A StatefulSet gives each pod its index in a variable."""
+    got = read(f"{ANNA}shard: {{count: 4}}", {"DEXCOM2MQTT_SHARD__INDEX": "3"})
+    assert got.shard == Shard(index=3, count=4)
 
 
 # --- warnings ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dexcom2mqtt.config import loading
 from dexcom2mqtt.config.loading import load
 from dexcom2mqtt.config.problems import ConfigError
-from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Settings, Tls, keys_of
+from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Settings, Shard, Tls, keys_of
 from tests.support.configuration import (
     ACCOUNT_KEYS,
     ANNA,
@@ -55,7 +55,8 @@ TOPIC = "letters, digits, _ and -, in levels separated by /"
 ANY_TOPIC = "a topic of up to 256 characters, without + or #"
 URL = "https://…, or http:// on localhost, without user, ? or #"
 FILE = "an existing file that this user may read"
-TOP_KEYS = "accounts, mqtt, home_assistant, statistics, web, stale_after, log_level"
+FOLDER = "an existing folder that this user may read"
+TOP_KEYS = "accounts, mqtt, home_assistant, statistics, web, shard, accounts_dir, stale_after, log_level"
 
 WRONG_KEYS = {
     "Anna": "Anna", "bridge": "bridge", "a__b": "a__b", "_a": "_a", "a_": "a_", "a-b": "a-b", "": "?", "a b": "?",
@@ -142,6 +143,19 @@ OTHERS = [
     ('accounts: {a: {username: a, password: "\\uD800"}}', f"accounts.a.password: {NOT_SHOWN}; allowed: {TEXT}"),
     *[(f"accounts: {{'{key}': {{username: a, password: p}}}}", f"accounts.{shown}: {KEY}")
       for key, shown in WRONG_KEYS.items()],
+    (f"{ANNA}shard: {{index: 3, count: 3}}",
+     "shard.index: found '3'; allowed: less than 3, the value of shard.count, because it begins at 0"),
+    (f"{ANNA}shard: {{index: 1}}",
+     "shard.index: found '1'; allowed: less than 1, the value of shard.count, because it begins at 0"),
+    (f"{ANNA}shard: {{index: -1, count: 2}}", "shard.index: found '-1'; allowed: a whole number from 0 to 999"),
+    (f"{ANNA}shard: {{index: 5, count: 0}}", "shard.count: found '0'; allowed: a whole number from 1 to 1000"),
+    (f"{ANNA}shard: {{count: 1001}}", "shard.count: found '1001'; allowed: a whole number from 1 to 1000"),
+    (f"{ANNA}shard: {{size: 2}}", "shard.size: unknown key; allowed: index, count"),
+    (f"{ANNA}shard: 2", f"shard: {NO_SECTION}"),
+    *[(f"{ANNA}accounts_dir: {place}", f"accounts_dir: found '{place}'; allowed: {FOLDER}")
+      for place in ("/missing", "/etc/hostname")],
+    ("accounts_dir: /missing", f"accounts_dir: found '/missing'; allowed: {FOLDER}"),
+    (f"{ANNA}accounts_dir: [a]", "accounts_dir: found keys or a list; allowed: text in quotes"),
     (f"{ANNA}foo: 1", f"foo: unknown key; allowed: {TOP_KEYS}"),
     (f"{ANNA}acounts: 1", f"acounts: unknown key; did you mean accounts? allowed: {TOP_KEYS}"),
     (f"{ANNA}home_assistant: {{discovery: 2}}", "home_assistant.discovery: found '2'; allowed: true or false"),
@@ -460,7 +474,7 @@ DISGUISES = [
 
 def hidden_places() -> list[tuple[str, ...]]:
     """Name every place whose value must be hidden, known or not."""
-    shown = {*keys_of(Ranges), *keys_of(HomeAssistant), *keys_of(Tls)} | {
+    shown = {*keys_of(Ranges), *keys_of(HomeAssistant), *keys_of(Tls), *keys_of(Shard), "accounts_dir"} | {
         *("region", "unit", "port", "protocol", "base_topic", "keepalive", "statistics", "stale_after", "log_level")
     }
     return [
@@ -489,7 +503,7 @@ def test_no_secret_in_any_problem(folder: Path, place: tuple[str, ...]) -> None:
 def test_only_listed_keys_show_their_value() -> None:
     """Only keys known to hold no secret show their value; each new key needs a decision."""
     everything = {key for model in MODELS for key in keys_of(model)}
-    sections = {"accounts", "mqtt", "home_assistant", "web", "ranges", "tls"}
+    sections = {"accounts", "mqtt", "home_assistant", "web", "shard", "ranges", "tls"}
     shown = {name for model in MODELS for name, key in keys_of(model).items() if key.kind and key.kind.shown}
     assert everything - shown - sections == {
         *("username", "password", "account_id", "client_id", "host", "share_url", "name", "token")

@@ -11,7 +11,7 @@ import yaml
 
 from dexcom2mqtt.config.loading import load
 from dexcom2mqtt.config.problems import ConfigError
-from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Tls, Web
+from dexcom2mqtt.config.settings import Account, HomeAssistant, Mqtt, Ranges, Section, Settings, Shard, Tls, Web
 
 ANNA = "accounts: {anna: {username: anna@example.com, password: pw}}\n"
 UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
@@ -25,6 +25,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("mqtt", "tls"): Tls,
     ("home_assistant",): HomeAssistant,
     ("web",): Web,
+    ("shard",): Shard,
 }
 MODELS = SECTIONS.values()
 NOT_SHOWN = "found a value (hidden, as it may be a secret)"
@@ -58,7 +59,8 @@ def account(**keys: object) -> str:
 def dumped(section: Section) -> dict[str, Any]:
     """Return the keys of a section and all below it, as a dictionary."""
     tree = asdict(section)
-    tree.pop("source_warnings", None)  # not a key
+    for not_a_key in ("source_warnings", "broken"):
+        tree.pop(not_a_key, None)
     return tree
 
 

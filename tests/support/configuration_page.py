@@ -44,7 +44,11 @@ _SECTIONS: Final = {
         "web",
     ): "The page and the API for Nightscout clients ([page.md](page.md)). Off unless configured; `web: true` turns it "
     "on with these defaults.",
-    (): "These three keys are at the top level, not indented.",
+    (
+        "shard",
+    ): "Only for several processes that share one configuration, such as thousands of accounts need. Families never "
+    "need it.",
+    (): "These four keys are at the top level, not indented.",
 }
 _NOTHING_FITS: Final = "\x01"
 
@@ -107,8 +111,8 @@ def _type(node: dict[str, Any]) -> str:
     """Name the type in words; to an editor a text may look like a number, so it has several types there."""
     if "enum" in node:
         return "choice"
-    if node.get("format") == "path":
-        return "file"
+    if node.get("format") in {"path", "directory-path"}:
+        return "file" if node["format"] == "path" else "folder"
     return {"integer": "whole number", "boolean": "switch"}.get(str(node["type"]), "text")
 
 
