@@ -35,22 +35,34 @@ RETAINED: Final = ("availability", "state", "history", "status", "statistics", "
 """The retained topics of an account."""
 
 
+ALONE: Final = "bridge"
+"""The level of a process's messages about itself, if it serves all accounts."""
+
+
 class Topics(NamedTuple):
     """The topics below one ``base_topic``."""
 
     base: str
-    bridge: str = "bridge"
+    bridge: str = ALONE
     """The level of this process's messages about itself; with several processes it has a number."""
 
     @property
     def bridge_state(self) -> str:
         """``online`` or ``offline``: whether the daemon is connected and alive."""
-        return f"{self.base}/{self.bridge}/state"
+        return self.state_of(self.bridge)
 
     @property
     def bridge_info(self) -> str:
         """Facts about the running daemon."""
-        return f"{self.base}/{self.bridge}/info"
+        return self.info_of(self.bridge)
+
+    def state_of(self, bridge: str) -> str:
+        """Return the topic of a process's state."""
+        return f"{self.base}/{bridge}/state"
+
+    def info_of(self, bridge: str) -> str:
+        """Return the topic of the facts about a process."""
+        return f"{self.base}/{bridge}/info"
 
     @property
     def claims(self) -> str:

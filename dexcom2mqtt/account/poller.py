@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _WAIT_FOR_BROKER: Final = 10.0
+_LOOK: Final = 5.0
+"""Real seconds until it looks again whether it may ask Share, unless it is woken before."""
 _AFTER_A_BUG: Final = 300.0
 _BUGS_PER_HOUR: Final = 3
 
@@ -56,37 +58,33 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part that it connects
     rate_limits: RateLimits,
     statistics: Statistics = "90d",
     back_by: Callable[[float], None] = lambda _: None,
+    may_ask: Callable[[], bool] = lambda: True,
 ) -> Poller:
     """Make the poller of an account, and the parts that only it uses.
 
     ``client`` is for this account alone; all accounts share ``rate_limits``. ``stale_after`` is in seconds. ``put``
-    publishes messages. ``back_by`` is for the watchdog, see ``RationedClient``.
+    publishes messages. ``back_by`` is for the watchdog, see ``RationedClient``. ``may_ask`` says whether to ask Share
+    now: if several processes share the accounts, only while this one surely serves this account.
     """
     alarm = clock.alarm(back_by)
+    time = client.time
     counting = Counting(
-        key,
-        account,
-        statistics,
-        clock=clock,
-        time=client.time,
-        topics=topics,
-        put=put,
-        stream=stream,
-        counted=alarm.ring,
+        key, account, statistics, clock=clock, time=time, topics=topics, put=put, stream=stream, counted=alarm.ring
     )
     feed = Feed(
         key,
         account,
         clock=clock,
-        time=client.time,
+        time=time,
         topics=topics,
         put=put,
         stream=stream,
         stale_after=stale_after,
         counting=counting,
     )
-    report = StatusReport(key, clock, client.time, topics, put)
-    return Poller(key, clock, RationedClient(client, clock, rate_limits, back_by), feed, counting, report, alarm)
+    report = StatusReport(key, clock, time, topics, put)
+    rationed = RationedClient(client, clock, rate_limits, back_by)
+    return Poller(key, clock, rationed, feed, counting, report, alarm, may_ask)
 
 
 class Poller:
@@ -101,6 +99,7 @@ class Poller:
         counting: Counting,
         report: StatusReport,
         alarm: Alarm,
+        may_ask: Callable[[], bool],
     ) -> None:
         self.key = key
         self.time = client.time
@@ -108,6 +107,7 @@ class Poller:
         """Set once the first poll is over, whether it succeeded or failed."""
         self._clock = clock
         self._alarm = alarm
+        self._may_ask = may_ask
         self._client = client
         self._feed = feed
         self._counting = counting
@@ -137,6 +137,14 @@ class Poller:
     def seen(self) -> tuple[Overview, Status]:
         """Return what the page shows of the account, and its status; from any thread."""
         return self._feed.overview, self._report.status
+
+    def look(self) -> None:
+        """Look again whether it may ask Share; from any thread."""
+        self._alarm.ring()
+
+    def released(self) -> list[Message]:
+        """Return the message that nobody serves this account, if several processes share them; from any thread."""
+        return self._report.released()
 
     def expect_read_back(self) -> None:
         """Wait longer for the retained messages, since the broker is sending them now; from any thread."""
@@ -209,16 +217,21 @@ class Poller:
         return max(self._due, self._client.not_before())
 
     def _wait(self) -> None:
-        """Wait until the next poll is due, or a refresh is allowed."""
-        while self.due > self._clock.now():
+        """Wait until the next poll is due, or a refresh is allowed, and it may ask Share."""
+        while self._seconds_left() > 0:
             statistics_due = self._feed.publish_statistics()  # takes seconds when a thousand accounts start
-            self._alarm.wait(min(self.due - self._clock.now(), statistics_due))
+            self._alarm.wait(min(self._seconds_left(), statistics_due))
             if self._refresh_asked:
                 self._refresh_asked = False
                 self._due = min(self._due, self._last_poll + REFRESH_EVERY)
             if self._read_back.is_over and not self._feed.kept().restored:
                 self._resume()
                 self._plan(self._due)  # even if it cannot resume yet: there may be new limits
+
+    def _seconds_left(self) -> float:
+        """Return for how many seconds not to ask Share."""
+        left = self.due - self._clock.now()
+        return left if self._may_ask() else max(left, _LOOK * self._clock.speed)
 
     def poll(self) -> float:
         """Ask Share and publish the result. Return when the next poll is due, regardless of the limits."""

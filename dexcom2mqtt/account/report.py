@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from dexcom2mqtt.account.rationed import Usage
 from dexcom2mqtt.clock import local
 from dexcom2mqtt.messages.status import DRIFTED, MALFORMED, REMEDIES, PastSignIns, Status, status_message
+from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -141,6 +142,12 @@ class StatusReport:
         with self._lock:
             self._before = before
             self._put_status()
+
+    def released(self) -> list[Message]:
+        """Return the last status without an owner, if several processes share the accounts and there was one."""
+        with self._lock:
+            known = self._before is not None and self._topics.bridge != ALONE
+            return [status_message(self._topics, self._key, self._full, released=True)] if known else []
 
     def _put_status(self) -> None:
         before, full = self._before, self._status

@@ -268,7 +268,7 @@ def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[S
         )
     sizes = {"a day's history": _history_bytes(topics)}
     if settings.home_assistant.discovery:
-        discovery = discovery_messages(settings, topics, version())
+        discovery = discovery_messages(settings, topics, version(), settings.accounts)
         sizes["a discovery message"] = max(len(message.payload.encode()) for message in discovery)
     for what, size in sorted(sizes.items(), key=itemgetter(1)):
         try:

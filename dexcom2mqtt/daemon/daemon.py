@@ -16,32 +16,30 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from dexcom2mqtt import threads
-from dexcom2mqtt.account.limits import RateLimits
-from dexcom2mqtt.account.poller import poller_for
-from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Clock, Stopped
+from dexcom2mqtt.daemon.accounts import Accounts
 from dexcom2mqtt.daemon.discovery import Discovery
+from dexcom2mqtt.daemon.former import Former
 from dexcom2mqtt.daemon.health import Health
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.daemon.kept_days import KeptDays
+from dexcom2mqtt.daemon.ownership import Ownership
+from dexcom2mqtt.daemon.serving import Serving
 from dexcom2mqtt.logs import redacted_traceback
-from dexcom2mqtt.messages.bridge import Info, awaited, bridge_offline, parse_info
-from dexcom2mqtt.messages.message import ForeignError
+from dexcom2mqtt.messages.bridge import awaited, bridge_offline
 from dexcom2mqtt.messages.mirror import Mirror
-from dexcom2mqtt.messages.state import account_cleared, guarded, unavailable, unprotected
+from dexcom2mqtt.messages.state import guarded, unprotected
 from dexcom2mqtt.messages.stream import Stream
 from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS, ReadBack
 from dexcom2mqtt.mqtt.link import BrokerLink
-from dexcom2mqtt.topics import Topics
+from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from dexcom2mqtt.account.poller import Poller
-    from dexcom2mqtt.config.settings import Account, Settings, Web
+    from dexcom2mqtt.config.settings import Settings, Web
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.outcome import Protocol
-    from dexcom2mqtt.share import ShareClient
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +53,7 @@ ANYTHING_SECONDS: Final = 2.0
 """How many real seconds to wait, after the probe, for messages that an earlier daemon may have left."""
 
 _NO_REFRESH: Final = "asking for a reading by a message to refresh will not work"
-_SUMMARIES: Final = 10
-"""The most accounts in systemd's status line: it is limited to 4096 bytes, and people read less."""
+_NO_CLAIMS: Final = "this process cannot agree with the others who serves an account, and serves none"
 
 
 class Daemon:
@@ -67,74 +64,80 @@ class Daemon:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
-        self._topics = Topics(settings.mqtt.base_topic)
+        self._topics = topics = settings.topics
         self._settings = settings
-        self._mirror = Mirror(self._topics.bridge_state, self._wake, functools.partial(guarded, self._topics))
-        self._stream = Stream(self._topics, changed=self._wake)
-        self._pollers: dict[str, Poller] = {}
-        summary = functools.partial(_summary, self._pollers)
-        self._health = Health(self._clock, settings.mqtt.client_id, summary, broker=settings.mqtt.place)
-        self._rate_limits = RateLimits()
-        clients = {key: client_of(account, self._clock) for key, account in settings.accounts.items()}
-        self._proxies = dict.fromkeys(client.proxy for client in clients.values() if client.proxy)
-        self._pollers |= {key: self._poller(key, account, clients[key]) for key, account in settings.accounts.items()}
-        self._refreshes = {self._topics.of(key, "refresh"): poller for key, poller in self._pollers.items()}
-        self._discovery = Discovery(settings, self._topics, self._clock, self._mirror)
-        self._kept_days = KeptDays(
-            settings, self._topics, self._pollers, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
-        )
-        self._heartbeat = Heartbeat(
-            self._topics, self._clock, self._mirror, settings.accounts, self._pollers, self._kept_days
-        )
+        self._alone = topics.bridge == ALONE
+        self._mirror = Mirror(topics.bridge_state, self._wake, functools.partial(guarded, topics))
+        self._stream = Stream(topics, changed=self._wake)
+        self._health = Health(self._clock, settings.connection.client_id, self._summary, broker=settings.mqtt.place)
         self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
-        self._link = self._broker_link()
+        self._accounts = Accounts(
+            settings,
+            topics,
+            self._clock,
+            mirror=self._mirror,
+            stream=self._stream,
+            health=self._health,
+            may_ask=self._may_ask,
+            polled=self._on_wait,
+            ended=self._alarm.ring,
+        )
+        if self._alone:
+            self._accounts.add(settings.own_accounts)
+        self._discovery = Discovery(settings, topics, self._clock, self._mirror, self._accounts)
+        self._kept_days = KeptDays(
+            settings, topics, self._accounts, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
+        )
+        self._heartbeat = Heartbeat(topics, self._clock, self._mirror, self._accounts, self._kept_days)
+        self._serving = Serving(topics, self._mirror, self._stream, self._accounts, self._discovery, self._kept_days)
+        probe = topics.sync(settings.connection.client_id)
+        self._ownership = Ownership(
+            topics,
+            self._clock,
+            self._serving,
+            owned=self._accounts.pollers,
+            link=lambda: self._link,
+            probe=probe,
+            days=self._kept_days.wanted,
+            changed=self._alarm.ring,
+            first_over=self._heartbeat.read_back,
+        )
+        self._former = Former(settings, self._serving, self._ownership, self._mirror, probe)
+        self._link = self._broker_link(probe)
         self.broken = False
         """Whether a thread stopped unexpectedly."""
 
-    def _poller(self, key: str, account: Account, client: ShareClient) -> Poller:
-        return poller_for(
-            key,
-            account,
-            client,
-            clock=self._clock,
-            topics=self._topics,
-            put=self._mirror.put,
-            stream=self._stream,
-            stale_after=self._settings.stale_after_seconds,
-            rate_limits=self._rate_limits,
-            statistics=self._settings.statistics,
-            back_by=self._account_loop(key),
-        )
+    def _summary(self) -> str:
+        return self._accounts.summary()
 
-    def _account_loop(self, key: str) -> Callable[[float], None]:
-        """Watch the loop of an account. Each wait of it may be the end of a poll, which others wait for."""
-        watched = self._health.loop(f"account {key}")
+    def _may_ask(self, key: str) -> bool:
+        """Return whether an account may ask Share: whether no other process can serve it now."""
+        return self._alone or (key in self._ownership.holdings.owned and self._link.trusted)
 
-        def back_by(at: float) -> None:
-            watched(at)
-            self._health.changed()
-            if self._heartbeat.awaits_share:
-                self._alarm.ring()
+    def _on_wait(self) -> None:
+        """Note that the loop of an account begins to wait, which may be the end of a poll that others wait for."""
+        self._health.changed()
+        if self._heartbeat.awaits_share:
+            self._alarm.ring()
 
-        return back_by
-
-    def _broker_link(self) -> BrokerLink:
-        left_behind = [self._topics.of(key, leaf) for key in self._pollers for leaf in ("history", "status")]
+    def _broker_link(self, probe: str) -> BrokerLink:
+        topics = self._topics
+        subscriptions = {topics.of("+", "refresh"): _NO_REFRESH} | self._discovery.subscriptions
         return BrokerLink(
-            self._settings.mqtt,
+            self._settings.connection,
             self._clock,
             self._mirror,
             self._stream,
-            will=bridge_offline(self._topics),
-            unprotected=functools.partial(unprotected, self._topics),
+            will=bridge_offline(topics),
+            unprotected=functools.partial(unprotected, topics),
             read_back=ReadBack(
-                topics=(self._topics.bridge_info, *left_behind, *self._kept_days.topics, *self._discovery.leftovers),
-                probe=self._topics.sync(self._settings.mqtt.client_id),
+                topics=(topics.bridge_info, *self._serving.topics_of(self._accounts.pollers)),
+                probe=probe,
                 done=self._take_read_back,
                 still=self._still,
-                awaited=lambda: self._kept_days.awaited,
+                awaited=lambda: (*self._kept_days.awaited, *self._ownership.waiting.watched, *self._former.watched),
             ),
-            subscriptions={self._topics.of("+", "refresh"): _NO_REFRESH} | self._discovery.subscriptions,
+            subscriptions=subscriptions if self._alone else subscriptions | {topics.claims: _NO_CLAIMS},
             connected=self._on_connected,
             received=self._on_message,
             back_by=self._health.loop("the broker's connection"),
@@ -153,12 +156,12 @@ class Daemon:
     def start(self) -> None:
         """Start the threads. Raises ThreadError."""
         threading.excepthook = self._on_exception
-        for proxy in self._proxies:
+        for proxy in self._accounts.proxies:
             _log.info("Share is reached through the proxy %s", proxy)
         self._heartbeat.start()
-        self._discovery.put()
-        for key, poller in self._pollers.items():
-            self._spawn(key, poller.run)
+        self._discovery.put(self._accounts.configured)
+        for key in self._accounts.pollers:
+            self._accounts.start(key)
         # After the pollers, which wait for it anyway: beside a busy thread, starting a thousand others takes long.
         self._spawn("broker", self._link.run)
         if self._settings.web:
@@ -174,7 +177,7 @@ class Daemon:
 
             place = page.ingress(where) if isinstance(where, str) else page.configured(where)
             if place:
-                page.serve(place, self._settings.accounts, self._pollers, self._clock, self._health.look)
+                page.serve(place, self._accounts, self._clock, self._health.look)
         except Exception as error:  # noqa: BLE001  # see above
             _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))
 
@@ -186,59 +189,51 @@ class Daemon:
         """Publish offline and end the threads; takes no longer than 1.5 seconds."""
         self._health.stopping()
         self._mirror.put(self._stream.histories(math.inf))
-        gone = [unavailable(self._topics, key) for key in self._pollers]
-        self._mirror.close([*gone, bridge_offline(self._topics)])
+        self._mirror.close(
+            [*self._serving.farewell(sorted(self._ownership.holdings.owned)), bridge_offline(self._topics)]
+        )
         self._clock.stop()
         self._link.join()
 
     def _beat(self) -> None:
         while True:
-            self._alarm.wait(min(self._discovery.tick(), self._heartbeat.tick(), self._kept_days.tick()))
+            self._accounts.tick()
+            parts = (self._ownership, self._discovery, self._heartbeat, self._kept_days)
+            self._alarm.wait(min([part.tick() for part in parts]))
 
     def _on_connected(self, protocol: Protocol) -> None:
-        for poller in () if self._heartbeat.has_read_back else self._pollers.values():
+        for poller in () if self._heartbeat.has_read_back else self._accounts.pollers.values():
             poller.expect_read_back()
+        self._ownership.connected()
         self._discovery.connected()  # everything is sent after connecting, discovery too
         self._heartbeat.connected(protocol)
         self._kept_days.connected()
         self._alarm.ring()
 
     def _take_read_back(self, found: Mapping[str, bytes]) -> None:
-        info = self._read_info(found)
-        self._clear_former(info.accounts if info else (), found)
-        days_awaited = self._kept_days.read_back(info, found)
-        for key, poller in self._pollers.items():
-            history, status, days = (found.get(self._topics.of(key, leaf)) for leaf in ("history", "status", "days"))
-            poller.take_read_back(history, status, days, days_awaited=days_awaited.get(key, False))
-        self._heartbeat.read_back()
+        """Resume from what the broker retains; accounts that another process serves have to wait."""
+        info = self._former.read_back(found)
+        mine = [key for key in self._accounts.pollers if self._former.owner(key) in {None, ALONE}]
+        self._serving.hand_over(mine, found, self._kept_days.read_back(info, found, mine))
+        for key in self._accounts.pollers.keys() - set(mine):
+            self._ownership.lose(key)
+        if self._alone:
+            self._heartbeat.read_back()
+        self._former.begin(self._link)
         self._alarm.ring()
 
-    def _read_info(self, found: Mapping[str, bytes]) -> Info | None:
-        """Return the earlier daemon's ``bridge/info``; None if not found, and an empty one if it is not ours."""
-        if not (info := found.get(self._topics.bridge_info)):
-            return None
-        try:
-            return parse_info(info)
-        except ForeignError as why:
-            _log.warning("ignoring the retained bridge/info: %s", why)
-            return Info()
-
-    def _clear_former(self, before: tuple[str, ...], found: Mapping[str, bytes]) -> None:
-        """Clear the messages of removed accounts, and discovery if it was switched off."""
-        for key in before:
-            self._discovery.clear(key, found)
-            if key not in self._pollers:
-                self._mirror.put(account_cleared(self._topics, key))
-
     def _on_message(self, message: Received) -> None:
-        if self._kept_days.take(message.topic, message.payload) or message.retained:
+        if self._kept_days.take(message.topic, message.payload):
             return
-        poller = self._refreshes.get(message.topic)
-        if poller is not None:
-            poller.refresh()
-        elif self._discovery.is_birth(message.topic, message.payload):
+        if self._ownership.heard(message.topic, message.payload) or self._former.heard(message.topic, message.payload):
+            return
+        if message.retained:
+            return
+        if self._discovery.is_birth(message.topic, message.payload):
             self._discovery.born()
             self._alarm.ring()
+        else:
+            self._accounts.refresh(message.topic)
 
     def _wake(self) -> None:
         self._link.wake()
@@ -258,10 +253,3 @@ class Daemon:
             _log.critical("a thread stopped unexpectedly; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _summary(pollers: Mapping[str, Poller]) -> str:
-    """Return how the accounts are doing; if there are many, those in trouble come first."""
-    ordered = sorted(pollers.values(), key=lambda poller: poller.well)
-    more = [f"and {len(ordered) - _SUMMARIES} more"] if len(ordered) > _SUMMARIES else []
-    return "; ".join([*(poller.summary() for poller in ordered[:_SUMMARIES]), *more])

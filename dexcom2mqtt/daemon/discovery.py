@@ -14,10 +14,11 @@ from dexcom2mqtt.messages import homeassistant
 from dexcom2mqtt.messages.message import cleared
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable, Mapping
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Settings
+    from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.daemon.accounts import Accounts
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.topics import Topics
 
@@ -28,40 +29,41 @@ _NO_BIRTH: Final = "after a restart of Home Assistant its devices may be missing
 
 
 class Discovery:
-    """The discovery of all accounts, if switched on. ``tick`` sends it; ``connected`` and ``born`` only record."""
+    """The discovery of the served accounts, if switched on. ``tick`` sends it again.
 
-    def __init__(self, settings: Settings, topics: Topics, clock: Clock, mirror: Mirror) -> None:
+    ``connected`` and ``born`` only record.
+    """
+
+    def __init__(self, settings: Settings, topics: Topics, clock: Clock, mirror: Mirror, accounts: Accounts) -> None:
         self._settings = settings
         self._topics = topics
         self._clock = clock
         self._mirror = mirror
+        self._accounts = accounts
         self._on = settings.home_assistant.discovery
         self._sent = -math.inf
         self._due = math.inf
         self._hourly = math.inf
         self._born = False  # whether Home Assistant has started since the last tick
-        self.topics = [self._topic(key) for key in settings.accounts]
-        """The discovery topic of each account."""
 
     @property
     def subscriptions(self) -> dict[str, str]:
         """The topic on which Home Assistant reports its start, and what will not work if the broker refuses it."""
         return {self._settings.home_assistant.status_topic: _NO_BIRTH} if self._on else {}
 
-    @property
-    def leftovers(self) -> tuple[str, ...]:
-        """The topics to read back: if discovery is switched off, those to clear if they have a message."""
-        return () if self._on else tuple(self.topics)
+    def leftovers_of(self, keys: Iterable[str]) -> list[str]:
+        """Return the topics to read back: if discovery is switched off, those to clear if they have a message."""
+        return [] if self._on else [self.topic_of(key) for key in keys]
 
-    def put(self) -> None:
-        """Describe the accounts to Home Assistant, if discovery is switched on."""
+    def put(self, accounts: Mapping[str, Account]) -> None:
+        """Describe accounts to Home Assistant, if discovery is switched on."""
         if self._on:
-            self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version()))
+            self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version(), accounts))
 
-    def clear(self, account: str, found: Container[str]) -> None:
-        """Remove an account from Home Assistant if it is no longer configured, or if discovery is switched off."""
-        topic = self._topic(account)
-        if account not in self._settings.accounts or (topic in found and not self._on):
+    def clear(self, account: str, found: Container[str], *, removed: bool) -> None:
+        """Remove an account from Home Assistant if it is ``removed``, or if discovery is switched off."""
+        topic = self.topic_of(account)
+        if removed or (topic in found and not self._on):
             self._mirror.put([cleared(topic)])
 
     def connected(self) -> None:
@@ -92,11 +94,15 @@ class Discovery:
         if now >= self._due:
             self._due = math.inf
             self._sent = now
-            self._mirror.send_again(self.topics)
+            self._mirror.send_again(self._every_topic())
         if now >= self._hourly:
             self._sent, self._hourly = now, now + _AGAIN
-            self._mirror.send_again([*self.topics, self._topics.bridge_info])
+            self._mirror.send_again([*self._every_topic(), self._topics.bridge_info])
         return min(self._due, self._hourly) - now
 
-    def _topic(self, account: str) -> str:
+    def _every_topic(self) -> list[str]:
+        return [self.topic_of(key) for key in self._accounts.pollers]
+
+    def topic_of(self, account: str) -> str:
+        """Return the discovery topic of an account."""
         return homeassistant.discovery_topic(self._settings.home_assistant.discovery_prefix, self._topics, account)

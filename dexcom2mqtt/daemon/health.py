@@ -88,6 +88,10 @@ class Health:
         back_by(self._clock.now())
         return back_by
 
+    def forget(self, name: str) -> None:
+        """Stop watching a loop that has ended; for any thread."""
+        self._back_by.pop(name, None)
+
     def changed(self) -> None:
         """Report to systemd soon, since there may be something new in the summary; for any thread."""
         if self._systemd:
@@ -100,7 +104,7 @@ class Health:
             # The machine slept, or the whole process was paused: give the other threads time to wake up, too.
             self._patient_until = now + patience
         self._looked = now
-        late = [name for name, at in self._back_by.items() if now > max(at + patience, self._patient_until)]
+        late = [name for name, at in dict(self._back_by).items() if now > max(at + patience, self._patient_until)]
         return f"overdue: {', '.join(late)}" if late else HEALTHY
 
     def run(self) -> None:
@@ -165,7 +169,8 @@ class Health:
 
     def _rest(self, now: float, *, owes: bool) -> float:
         """Return for how many real seconds there is nothing to do, unless a loop or a question ends that."""
-        overdue_at = (max(at + PATIENCE * self._clock.speed, self._patient_until) for at in self._back_by.values())
+        last = dict(self._back_by).values()
+        overdue_at = (max(at + PATIENCE * self._clock.speed, self._patient_until) for at in last)
         due = min((at for at in (*overdue_at, self._feed_at) if at > now), default=math.inf)
         return min(self._clock.real(due - now) + _A_MOMENT, _AGAIN if owes else LOOK_SECONDS)
 

@@ -14,11 +14,8 @@ from dexcom2mqtt.messages.bridge import bridge_info, bridge_offline, bridge_onli
 from dexcom2mqtt.messages.state import stale_messages, without_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Account
+    from dexcom2mqtt.daemon.accounts import Accounts
     from dexcom2mqtt.daemon.kept_days import KeptDays
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.mqtt.outcome import Protocol
@@ -32,20 +29,11 @@ _EXPIRY: Final = 180.0
 class Heartbeat:
     """Publishes that the daemon is alive, in ``tick``; ``connected`` and ``read_back`` mostly record."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it reports on
-        self,
-        topics: Topics,
-        clock: Clock,
-        mirror: Mirror,
-        accounts: Mapping[str, Account],
-        pollers: Mapping[str, Poller],
-        kept_days: KeptDays,
-    ) -> None:
+    def __init__(self, topics: Topics, clock: Clock, mirror: Mirror, accounts: Accounts, kept_days: KeptDays) -> None:
         self._topics = topics
         self._clock = clock
         self._mirror = mirror
         self._accounts = accounts
-        self._pollers = pollers
         self._kept_days = kept_days
         self._started = clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has sent its time
@@ -95,26 +83,26 @@ class Heartbeat:
         """Return for how many seconds to wait for Share; infinity before the retained messages are read back."""
         if not self.has_read_back:
             return math.inf
-        if all(poller.answered.is_set() for poller in self._pollers.values()):
+        if all(poller.answered.is_set() for poller in self._accounts.pollers.values()):
             return 0.0
         return max(self._started, self._may_poll_since) + _WAIT_FOR_SHARE * self._clock.speed - now
 
     def _put_missing(self) -> None:
         """Publish every account without a current reading as stale: the broker's retained messages may be old."""
-        for key, account in self._accounts.items():
+        for key, account in self._accounts.configured.items():
             self._mirror.put(stale_messages(self._topics, key, without_reading(account)), only_missing=True)
         self._mirror.put(self._kept_days.begun(), only_missing=True)
 
     def _put_info(self) -> None:
         if self._started_at is None:
-            times = (poller.time.unix(self._started) for poller in self._pollers.values())
+            times = (poller.time.unix(self._started) for poller in self._accounts.pollers.values())
             self._started_at = next((at for at in times if at is not None), None)
         info = bridge_info(
             self._topics,
             version=version(),
             started_at=self._started_at,
             protocol=self._protocol,
-            accounts=self._pollers,
+            accounts=self._accounts.pollers,
             days=self._kept_days.wanted,
         )
         self._mirror.put([info])

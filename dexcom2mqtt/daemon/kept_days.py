@@ -15,11 +15,12 @@ from dexcom2mqtt.messages.message import cleared
 from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Settings
+    from dexcom2mqtt.daemon.accounts import Accounts
     from dexcom2mqtt.messages.bridge import Info
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.mirror import Mirror
@@ -38,17 +39,17 @@ class KeptDays:
         self,
         settings: Settings,
         topics: Topics,
-        pollers: Mapping[str, Poller],
+        accounts: Accounts,
         *,
         clock: Clock,
         mirror: Mirror,
         reconnect: Callable[[], None],
     ) -> None:
-        self._settings = settings
+        self._statistics = settings.statistics
         self.wanted = settings.statistics == "90d"
         """Whether to keep days."""
         self._topics = topics
-        self._pollers = pollers
+        self._accounts = accounts
         self._clock = clock
         self._mirror = mirror
         self._reconnect = reconnect
@@ -56,37 +57,44 @@ class KeptDays:
         self._until = math.inf
         self._asked = False  # whether a new connection was requested
         self._connected_at: float | None = None  # when the last new connection was made
-        self._without_days: tuple[str, ...] = ()  # the accounts that have no days yet
-        leaves = ("days", "statistics") if settings.statistics == "off" else ("days",)
-        self.topics = [topics.of(key, leaf) for key in pollers for leaf in leaves]
-        """The topics to read back: those of the days, and those to clear if they have a message."""
+        self._without_days: list[str] = []  # the accounts that have no days yet
 
     @property
     def awaited(self) -> tuple[str, ...]:
         """The topics to stay subscribed to; for any thread."""
         return tuple(self._awaited)
 
-    def read_back(self, info: Info | None, found: Mapping[str, bytes]) -> dict[str, bool]:
-        """Handle the retained messages; return, by account, whether its days are awaited. For any thread, once.
+    def topics_of(self, keys: Iterable[str]) -> list[str]:
+        """Return the topics to read back: those of the days, and those to clear if they have a message."""
+        leaves = ("days", "statistics") if self._statistics == "off" else ("days",)
+        return [self._topics.of(key, leaf) for key in keys for leaf in leaves]
 
-        ``info`` is None if ``bridge/info`` was not found: if a history was found, it is only late.
+    def read_back(self, info: Info | None, found: Mapping[str, bytes], keys: Collection[str]) -> dict[str, bool]:
+        """Handle the retained messages of served accounts; return, by account, whether its days are awaited.
+
+        For any thread, once for each account. ``info`` is None if ``bridge/info`` was not found: if a history was
+        found, it is only late.
         """
         if not self.wanted:
-            self._clear(info, found)
+            self._clear(info, found, keys)
             return {}
-        late = info is None and any(self._topics.of(key, "history") in found for key in self._pollers)
-        known = self._pollers if info is None else info.accounts
-        if late or (info is not None and info.days):
-            days = {self._topics.of(key, "days"): key for key in known if key in self._pollers}
-            self._awaited = {topic: self._pollers[key] for topic, key in days.items() if topic not in found}
+        late = info is None and any(self._topics.of(key, "history") in found for key in keys)
+        known = keys if info is None else info.accounts
+        days = {key: self._topics.of(key, "days") for key in keys}
+        awaited = [key for key in known if key in days and days[key] not in found]
+        if awaited and (late or (info is not None and info.days)):
+            pollers = self._accounts.pollers
+            self._awaited = {**self._awaited, **{days[key]: pollers[key] for key in awaited}}
+            self._asked, self._connected_at = False, None
         self._until = self._clock.now() + _PATIENCE
-        missing = [key for key in self._pollers if self._topics.of(key, "days") not in found]
-        self._without_days = tuple(key for key in missing if self._topics.of(key, "days") not in self._awaited)
-        return {key: self._topics.of(key, "days") in self._awaited for key in self._pollers}
+        self._without_days += [key for key in keys if days[key] not in found and days[key] not in self._awaited]
+        return {key: days[key] in self._awaited for key in keys}
 
     def begun(self) -> list[Message]:
         """Return an empty message of days for each account without any, since ``bridge/info`` says there is one."""
-        accounts = {key: self._settings.accounts[key] for key in self._without_days}
+        known = self._accounts.configured
+        accounts = {key: known[key] for key in self._without_days if key in known}
+        self._without_days = []
         sources = {key: source_of(each.region, each.user.get_secret_value()) for key, each in accounts.items()}
         return [days_message(self._topics, key, source, {}) for key, source in sources.items()]
 
@@ -123,8 +131,8 @@ class KeptDays:
                 poller.take_days(None)
         return math.inf
 
-    def _clear(self, info: Info | None, found: Mapping[str, bytes]) -> None:
+    def _clear(self, info: Info | None, found: Mapping[str, bytes], keys: Collection[str]) -> None:
         """Clear the retained days and statistics, which are no longer configured, of each earlier account."""
         for key in () if info is None else info.accounts:
-            topics = [self._topics.of(key, leaf) for leaf in ("days", "statistics")]
+            topics = [self._topics.of(key, leaf) for leaf in ("days", "statistics") if key in keys]
             self._mirror.put(cleared(topic) for topic in topics if topic in found)

@@ -19,11 +19,11 @@ from dexcom2mqtt.web.server import Server
 from dexcom2mqtt.web.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from dexcom2mqtt.account.poller import Poller
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Account, Web
+    from dexcom2mqtt.config.settings import Web
+    from dexcom2mqtt.daemon.accounts import Accounts
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +61,13 @@ def ingress(text: str) -> Place | None:
     return None
 
 
-def serve(
-    place: Place,
-    accounts: Mapping[str, Account],
-    pollers: Mapping[str, Poller],
-    clock: Clock,
-    health: Callable[[], str],
-) -> None:
+def serve(place: Place, accounts: Accounts, clock: Clock, health: Callable[[], str]) -> None:
     """Serve the page at ``place`` until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
-    shown = {key: PageAccount(accounts[key], poller.seen, poller.time.now) for key, poller in pollers.items()}
+
+    def shown() -> dict[str, PageAccount]:
+        configured = accounts.configured
+        served = [(key, poller) for key, poller in accounts.pollers.items() if key in configured]
+        return {key: PageAccount(configured[key], poller.seen, poller.time.now) for key, poller in served}
 
     def health_now() -> tuple[bool, str]:
         answer = health()

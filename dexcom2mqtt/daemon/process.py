@@ -89,18 +89,18 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     ThreadError.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    already = _already_running(settings.mqtt)
+    already = _already_running(settings.connection)
     if already and signal.sigpending() & STOP:
         return 0  # stopped while waiting; the broker was not touched
     if already:
         raise SecondDaemonError(
-            f"a daemon with the mqtt.client_id {settings.mqtt.client_id} at {settings.mqtt.place} is already running "
-            "on this machine, perhaps as a service (systemctl status dexcom2mqtt): stop it first, or give this one "
-            "another base_topic"
+            f"a daemon with the mqtt.client_id {settings.connection.client_id} at {settings.mqtt.place} is already "
+            "running on this machine, perhaps as a service (systemctl status dexcom2mqtt): stop it first, or give this "
+            "one another base_topic"
         )
     _allow_open_files(2 * len(settings.accounts) + _FILES + (_FILES_OF_WEB if settings.web else 0))
     daemon = Daemon(settings, clock)
-    _log.info("dexcom2mqtt %s: %s", version(), ", ".join(settings.accounts))
+    _log.info("dexcom2mqtt %s: %s", version(), _named(settings))
     end = _End()
     daemon.start()
     daemon.answer_for_health()
@@ -110,3 +110,11 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     daemon.stop()
     _log.info("stopped")
     return code
+
+
+def _named(settings: Settings) -> str:
+    """Say which accounts this process serves."""
+    if settings.shard.count == 1:
+        return ", ".join(settings.accounts)
+    shard = f"shard {settings.shard.index} of {settings.shard.count}"
+    return f"{shard} is to serve {len(settings.own_accounts)} of {len(settings.accounts)} accounts"

@@ -94,14 +94,15 @@ def awaited(
     missing = {*asked} - found.keys()
     for key in info.accounts:
         status, history, days = (topics.of(key, leaf) for leaf in ("status", "history", "days"))
-        if status in missing or (history in missing and _has_readings(found.get(status, b""))):
+        if status in missing or (history in missing and has_readings(found.get(status, b""))):
             return "the rest"
         if days in missing and info.days:
             return "the rest"
     return "nothing"
 
 
-def _has_readings(status: bytes) -> bool:
+def has_readings(status: bytes) -> bool:
+    """Return whether an account's retained status says that it has had readings."""
     try:
         return parse_object(status).get("last_reading_at") is not None
     except ForeignError:

@@ -17,6 +17,8 @@ from dexcom2mqtt.readings import RANGES, TRENDS
 from dexcom2mqtt.topics import ACCOUNT_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dexcom2mqtt.config.settings import Account, Settings
     from dexcom2mqtt.config.values import Statistics
     from dexcom2mqtt.topics import Topics
@@ -51,8 +53,10 @@ def account_of(prefix: str, topics: Topics, topic: str, payload: bytes) -> str |
     return account if ours and re.fullmatch(ACCOUNT_KEY, account) else None
 
 
-def discovery_messages(settings: Settings, topics: Topics, version: str) -> list[Message]:
-    """Return the discovery of every account."""
+def discovery_messages(
+    settings: Settings, topics: Topics, version: str, accounts: Mapping[str, Account]
+) -> list[Message]:
+    """Return the discovery of these accounts."""
     prefix, stale_after = settings.home_assistant.discovery_prefix, settings.stale_after_seconds
     return [
         discovery_message(
@@ -64,7 +68,7 @@ def discovery_messages(settings: Settings, topics: Topics, version: str) -> list
             version=version,
             statistics=settings.statistics,
         )
-        for key, account in settings.accounts.items()
+        for key, account in accounts.items()
     ]
 
 

@@ -118,7 +118,7 @@ class Mirror:
     def forget(self, levels: Collection[str]) -> None:
         """Remove the topics right below these levels from the picture, and send nothing there: another sends it."""
         with self._lock:
-            for topic in [topic for topic in self._announced.keys() | self._picture if _level(topic) in levels]:
+            for topic in [topic for topic in self._announced.keys() | self._picture if level_of(topic) in levels]:
                 for topics in (self._picture, self._announced, self._unsent, self._held):
                     topics.pop(topic, None)
 
@@ -156,7 +156,7 @@ class Mirror:
         return self._held
 
     def _withheld_unsent(self) -> set[str]:
-        return {topic for topic in self._unsent if _level(topic) in self._withheld} if self._withheld else set()
+        return {topic for topic in self._unsent if level_of(topic) in self._withheld} if self._withheld else set()
 
     def _put(self, messages: Iterable[Message], *, only_missing: bool, last: bool) -> None:
         changed = False
@@ -201,7 +201,8 @@ class Mirror:
                         topics.pop(message.topic, None)
 
 
-def _level(topic: str) -> str:
+def level_of(topic: str) -> str:
+    """Return the level right above a topic, with all levels before it."""
     return topic.rpartition("/")[0]
 
 

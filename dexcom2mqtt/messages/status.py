@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from dexcom2mqtt.clock import iso, parse_iso
 from dexcom2mqtt.messages.message import ForeignError, Message, parse_object, to_json
+from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
     from dexcom2mqtt.topics import Topics
@@ -167,8 +168,11 @@ def phone_clock(seconds_ahead: float) -> str:
     return f"The wearer's phone seems to be {math.ceil(seconds_ahead / 60)} min ahead. {REMEDIES['phone_clock']}"
 
 
-def status_message(topics: Topics, account: str, status: Status) -> Message:
-    """Return the message that says how an account is doing."""
+def status_message(topics: Topics, account: str, status: Status, *, released: bool = False) -> Message:
+    """Return the message that says how an account is doing, and, if several processes share the accounts, whose it is.
+
+    With ``released`` it is nobody's, so another process may serve it.
+    """
     payload = {
         "share": status.share,
         "message": status.message,
@@ -183,6 +187,8 @@ def status_message(topics: Topics, account: str, status: Status) -> Message:
         "rejected": list(status.rejected),
         "ahead_until": status.ahead_until,
     }
+    if topics.bridge != ALONE:
+        payload["bridge"] = None if released else topics.bridge
     return Message(topics.of(account, "status"), to_json(payload))
 
 

@@ -195,8 +195,7 @@ class Connection:
         self._mqtt = mqtt
         self._clock = clock
         self.protocol = protocol
-        self._place = f"the broker at {mqtt.host}:{mqtt.port}"
-        self._answered = False
+        self._place, self._answered = f"the broker at {mqtt.host}:{mqtt.port}", False
         self.limits = Limits()
         self.careful = False
         """Whether to send one packet at a time, each only once the previous one is acknowledged."""
@@ -205,7 +204,8 @@ class Connection:
         self._received: list[Received] = []
         self._answers: list[tuple[Message, Refusal | None]] = []
         self.subscriptions = Subscriptions()
-        self._heard_at = self._clock.now()
+        self._active_at = self.heard_at = self._clock.now()
+        """When the broker was last heard, and when anything was last heard or sent."""
         self.failure: Failure | None = None
         self._patience = patience.Patience()
         self._client = client = _new_client(mqtt, protocol, tls, will)
@@ -264,7 +264,7 @@ class Connection:
             self.on_their_way[info.mid] = message
         elif not info.rc:  # QoS 0 has no acknowledgement
             self._answers.append((message, None))
-        self._heard_at = self._clock.now()
+        self._active_at = self._clock.now()
 
     def subscribe(self, filters: Iterable[str]) -> None:
         """Subscribe at QoS 0: with QoS 1, Mosquitto drops messages that exceed a client's queue."""
@@ -308,7 +308,7 @@ class Connection:
         try:
             if may_read:
                 self._client.loop_read()
-                self._heard_at = self._clock.now()
+                self._active_at = self.heard_at = self._clock.now()
                 self._patience.alive()  # after the callbacks for any acknowledgement just read
             if may_write:
                 self._client.loop_write()
@@ -368,7 +368,7 @@ class Connection:
         elif flags.is_disconnect_packet_from_server:
             self._end(codes.of_disconnect(reason.value, f"{lost} ({reason})", busy=busy))
         else:
-            idle = None if busy else self._clock.real(self._clock.now() - self._heard_at)
+            idle = None if busy else self._clock.real(self._clock.now() - self._active_at)
             self._end(codes.of_loss(reason.value, lost, idle))
 
     def _on_publish(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:

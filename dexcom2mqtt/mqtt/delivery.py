@@ -7,11 +7,14 @@ connection.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 from dexcom2mqtt.mqtt.outcome import Place, Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.messages.mirror import Mirror
@@ -41,9 +44,14 @@ class Delivery:
         self._stream = stream
         self._trouble = trouble
         self._last = last
+        self._once: deque[Message] = deque()  # not retained, and for this connection alone
         self._before_last: frozenset[int] | None = None  # unacknowledged when only the last topic was left
         self.may_leave = True
         """Whether the broker accepted the newest message on the last topic; otherwise the will has to do its job."""
+
+    def tell(self, messages: Iterable[Message]) -> None:
+        """Send messages that are not retained, once, unless the connection ends before; for any thread."""
+        self._once.extend(messages)
 
     def try_again(self, now: float) -> None:
         """Try all topics again that were set aside; the last topic is not sent before that."""
@@ -54,6 +62,7 @@ class Delivery:
     def begin(self, connection: Connection) -> None:
         """Send the whole mirror on a new connection, with messages no larger than the broker allows."""
         self._before_last = None
+        self._once.clear()
         self._stream.fit(connection.limits.most_bytes)
         self._mirror.send_all()
         if not connection.limits.retains:
@@ -92,6 +101,8 @@ class Delivery:
 
     def _send(self, connection: Connection, now: float, *, stream: bool) -> None:
         self._mirror.put(self._stream.histories(now))
+        while self._once and connection.room:
+            self._publish(connection, self._once.popleft())
         for message in self._mirror.take(now, connection.room, last=self._may_end(connection, now)):
             self._publish(connection, message)
         if stream:

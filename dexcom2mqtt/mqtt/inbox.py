@@ -1,12 +1,13 @@
-"""Receives from the broker: retained messages, which are read back once, and the messages of subscriptions.
+"""Receives from the broker: retained messages that are read back, and the messages of subscriptions.
 
-It knows the subscriptions and who gets their messages, but not what these mean. Until the read-back is over, it starts
-over on each connection; after that, only the subscriptions are repeated.
+It knows the subscriptions and who gets their messages, but not what these mean. A read-back that is not over starts
+over on each connection; besides, only the subscriptions are repeated.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.mqtt.connection import matches
@@ -132,11 +133,11 @@ class Gathering:
 
 
 class ReadBack(NamedTuple):
-    """What to read from the broker once after the start, before publishing anything.
+    """What to read from the broker, once: after the start, before publishing anything, or later.
 
     ``done`` is called with the existing retained payloads of ``topics`` once ``probe`` has come back and ``still`` (see
-    Gathering) expects no more, or after 10 s. Those of ``awaited`` may come later: they stay subscribed, on new
-    connections, too, and their messages are handed on like those of subscriptions.
+    Gathering) expects no more, or after 10 s. Only of the first read-back, ``awaited`` counts: what it returns is
+    subscribed to after that, on new connections, too, and its messages are handed on like those of subscriptions.
     """
 
     topics: Sequence[str]
@@ -162,8 +163,10 @@ class Inbox:
         self._clock = clock
         self._subscriptions = subscriptions
         self._received = received
-        self._read_back: ReadBack | None = read_back  # until it is over
+        self._read_backs = deque([read_back])  # the first one is in progress
         self._still_awaited = read_back.awaited
+        self.has_read_back = False
+        """Whether the first read-back is over."""
         self._awaited: list[str] = []  # stay subscribed as long as they are awaited
         self._gathering: Gathering | None = None
         self._marks_live = False
@@ -173,23 +176,28 @@ class Inbox:
         """When to ``take`` although nothing came."""
         return math.inf if self._gathering is None else self._gathering.due
 
-    @property
-    def has_read_back(self) -> bool:
-        """Whether the read-back is over."""
-        return self._read_back is None
+    def read_back(self, read_back: ReadBack) -> None:
+        """Read these, too, once those before are read; for any thread."""
+        self._read_backs.append(read_back)
 
     def subscribe(self, connection: Connection, *, but: Collection[str] = (), probes: bool = True) -> None:
         """Subscribe on a new connection, without the filters in ``but``, and only probe if ``probes``."""
-        self._awaited = [topic for topic in self._awaited if topic in self._still_awaited()]
+        self._awaited = [*self._still_awaited()] if self.has_read_back else []
         connection.subscribe([topic for topic in (*self._subscriptions, *self._awaited) if topic not in but])
-        if self._read_back is not None:
-            topics = [topic for topic in self._read_back.topics if topic not in but]
-            probe = self._read_back.probe if probes else None
-            still = self._read_back.still
-            self._gathering = Gathering(connection, self._clock, topics, probe, still, patient=True)
+        self._gathering = None
+        self._gather(connection, but, probes=probes)
+
+    def _gather(self, connection: Connection, but: Collection[str] = (), *, probes: bool = True) -> None:
+        """Begin with the next read-back, if there is one and none is in progress."""
+        if self._gathering is None and self._read_backs:
+            read_back = self._read_backs[0]
+            topics = [topic for topic in read_back.topics if topic not in but]
+            probe = read_back.probe if probes else None
+            self._gathering = Gathering(connection, self._clock, topics, probe, read_back.still, patient=True)
 
     def take(self, connection: Connection) -> None:
         """Hand on the messages since the last call, and end the read-back if it is complete or its time is over."""
+        self._gather(connection)
         received = connection.take_received()
         if self._gathering is not None:
             received = self._gathering.step(received)
@@ -197,21 +205,29 @@ class Inbox:
         for each in received:
             # Some brokers mark all messages as retained; then the mark means nothing.
             self._received(each._replace(retained=each.retained and not self._marks_live))
-        self._drop_the_arrived(connection)
+        if self.has_read_back:
+            self._await(connection)
 
     def _end_if_over(self, connection: Connection, gathering: Gathering) -> None:
-        if not gathering.over or self._read_back is None:
+        if not gathering.over:
             return
         self._marks_live = gathering.marks_live
-        self._read_back.done(gathering.found)
-        self._awaited = [*self._still_awaited()]
-        gathering.end(but=self._awaited)
-        connection.subscribe(self._awaited)  # subscribing again makes the broker send their retained messages again
-        self._read_back = self._gathering = None
+        read_back = self._read_backs.popleft()
+        read_back.done(gathering.found)
+        self._gathering, self.has_read_back = None, True
+        gathering.end(but=self._still_awaited())
+        # Subscribing again makes the broker send again what the read-back took for itself.
+        taken = frozenset(read_back.topics)
+        self._awaited = [topic for topic in self._awaited if topic not in taken]
+        self._await(connection)
 
-    def _drop_the_arrived(self, connection: Connection) -> None:
-        """Unsubscribe from topics that are no longer awaited."""
-        over = [topic for topic in self._awaited if topic not in self._still_awaited()]
-        if over:
-            self._awaited = [topic for topic in self._awaited if topic not in over]
+    def _await(self, connection: Connection) -> None:
+        """Subscribe to what is awaited now, and no longer to what is not."""
+        before, self._awaited = self._awaited, [*self._still_awaited()]
+        if before == self._awaited:
+            return
+        known, wanted = frozenset(before), frozenset(self._awaited)
+        if over := [topic for topic in before if topic not in wanted]:
             connection.unsubscribe(over)
+        if new := [topic for topic in self._awaited if topic not in known]:
+            connection.subscribe(new)

@@ -23,7 +23,7 @@ from dexcom2mqtt.mqtt.trouble import Trouble
 from dexcom2mqtt.waker import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Mqtt
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _FAREWELL_SECONDS: Final = 1.2
 _CUT_AFTER: Final = 1.5
 """A broker ends a connection on which it has heard nothing for so many times the keep-alive (MQTT 5, 3.1.2.10)."""
+_TRUST: Final = 1.25
+"""For so many times the keep-alive after its last message, the broker has surely not ended the connection."""
 _NO_READ_BACK: Final = (
     "the daemon cannot read back what it published before a restart, so it publishes readings again, forgets rejected "
     "sign-ins and starts the counts of days over"
@@ -89,9 +91,24 @@ class BrokerLink:
         self._renewal = threading.Event()  # whether a new connection is wanted
         place = f"the broker at {mqtt.host}:{mqtt.port}"
         self._attempts = Attempts(mqtt.protocol, place, random.random, mqtt.keepalive)
-        purposes = dict.fromkeys((*read_back.topics, read_back.probe), _NO_READ_BACK) | dict(subscriptions or {})
-        self._trouble = Trouble(place, purposes)
+        self._trouble = Trouble(place, dict(subscriptions or {}), otherwise=_NO_READ_BACK)
+        self._trusted_until = -math.inf
         self._delivery = Delivery(clock, mirror, stream, self._trouble, will.topic)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the broker surely still has our connection, as it answered a short time ago; for any thread."""
+        return self._clock.now() < self._trusted_until
+
+    def tell(self, messages: Iterable[Message]) -> None:
+        """Publish messages that are not retained, unless the connection ends before; for any thread."""
+        self._delivery.tell(messages)
+        self.wake()
+
+    def read_back(self, read_back: ReadBack) -> None:
+        """Read more retained messages, see ``Inbox.read_back``; for any thread."""
+        self._inbox.read_back(read_back)
+        self.wake()
 
     def wake(self) -> None:
         """Make the link look at the mirror now; may be called from any thread."""
@@ -137,6 +154,7 @@ class BrokerLink:
             say(attempts.connected())
             self._begin(connection)
             failure = self._serve(connection)
+        self._trusted_until = -math.inf
         self._stream.lost()
         if failure is not None and self._means_taken_over(failure):
             return _taken_over(failure, self._mqtt)
@@ -162,21 +180,8 @@ class BrokerLink:
 
     def _means_taken_over(self, failure: Failure) -> bool:
         if self._attempts.suspects_another(failure):
-            return self._answers_others()
+            return _answers_others(self._mqtt, self._clock, self._attempts.protocol, self._tls)
         return failure.ending == "taken_over"
-
-    def _answers_others(self) -> bool:
-        """Return whether the broker, right after it closed our connection, accepts another client.
-
-        MQTT 3.1.1 and Mosquitto before 2.1 do not report that a connection was taken over. But a broker that shuts
-        down closes its port before its connections, and this check follows at once: if it answers, it is still running.
-        """
-        other = replace(self._mqtt, client_id=f"{self._mqtt.client_id}-probe")
-        with Connection(other, self._clock, self._attempts.protocol, self._tls.context()) as connection:
-            if connection.open() is not None:
-                return False
-            connection.leave()
-            return True
 
     def _serve(self, connection: Connection) -> Failure | None:
         farewell_until = math.inf
@@ -204,6 +209,7 @@ class BrokerLink:
                     connection.leave()
                     return None
             self._rest(connection, now, farewell_until)
+            self._trusted_until = connection.heard_at + _TRUST * self._attempts.keepalive * self._clock.speed
             self._take_from(connection)
             if not self._clock.stopped:  # the farewell has its own limit
                 connection.bear_with(self._clock.real(self._clock.now() - now))
@@ -239,6 +245,20 @@ class BrokerLink:
                 f"the broker at {self._mqtt.host}:{self._mqtt.port} refuses the topics that say whether a value is "
                 "current. The daemon disconnects, so that no old value is shown as current, and tries again in a minute"
             )
+
+
+def _answers_others(mqtt: Mqtt, clock: Clock, protocol: Protocol, tls: TlsFiles) -> bool:
+    """Return whether the broker, right after it closed our connection, accepts another client.
+
+    MQTT 3.1.1 and Mosquitto before 2.1 do not report that a connection was taken over. But a broker that shuts
+    down closes its port before its connections, and this check follows at once: if it answers, it is still running.
+    """
+    other = replace(mqtt, client_id=f"{mqtt.client_id}-probe")
+    with Connection(other, clock, protocol, tls.context()) as connection:
+        if connection.open() is not None:
+            return False
+        connection.leave()
+        return True
 
 
 def _taken_over(failure: Failure, mqtt: Mqtt) -> Failure:

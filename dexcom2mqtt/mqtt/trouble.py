@@ -61,11 +61,14 @@ class _Case:
 class Trouble:
     """What one broker refuses. ``broker`` names it; ``purposes`` says what does not work without each subscription.
 
+    ``otherwise`` says that for all subscriptions that ``purposes`` does not have.
+
     All times are in seconds of the caller's clock. A failure counts for a place if nothing else was unacknowledged.
     """
 
     broker: str
     purposes: Mapping[str, str] = field(default_factory=dict)
+    otherwise: str = ""
     quiet_until: float = -math.inf
     """Send nothing before this time: the broker's quota is used up."""
     spacing: float = 0.0
@@ -216,7 +219,7 @@ class Trouble:
         """Return the line for a place, once; of retained topics that fail alike, only the first of each group."""
         group = place.topic.partition("/")[0] if reason in {"rights", "quota"} else _kin(place)
         if place.kind == "subscribe":
-            purpose = self.purposes.get(place.topic, "")
+            purpose = self.purposes.get(place.topic, self.otherwise)
             text = f"{self.broker} {_SUBSCRIPTION[reason]} {place.topic}{_told(words)}: {purpose}. {_READ[reason]}"
             return self._name((purpose, reason), place, logging.ERROR, text)
         text = f"{self.broker} {_PUBLISH[reason].format(place.topic, _told(words))} {_WRITE[reason]}"

@@ -78,11 +78,14 @@ class Answer:
 
 
 class Site:
-    """A WSGI application for these accounts. ``health`` returns whether the daemon is healthy, and says so in words."""
+    """A WSGI application for the accounts that ``accounts`` returns now; the first one has the paths without a key.
+
+    ``health`` returns whether the daemon is healthy, and says so in words.
+    """
 
     def __init__(
         self,
-        accounts: Mapping[str, PageAccount],
+        accounts: Callable[[], Mapping[str, PageAccount]],
         clock: Clock,
         health: Callable[[], tuple[bool, str]],
         access: Access,
@@ -140,30 +143,31 @@ class Site:
 
     def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
         """Answer a client that may read. Paths below an account's key are about that account only."""
-        found = self._at("/".join(parts), next(iter(self._accounts)), list(self._accounts), environ, given)
-        if found is None and parts and parts[0] in self._accounts:
+        accounts = self._accounts()
+        found = self._at("/".join(parts), accounts, environ, given)
+        if found is None and parts and parts[0] in accounts:
             if len(parts) == 1 and not environ["PATH_INFO"].endswith("/"):
                 # The page uses relative paths, and so does this, because a proxy may add a path in front.
                 query = environ.get("QUERY_STRING", "")
                 return Answer(302, b"", headers={"Location": f"{parts[0]}/{query and f'?{query}'}"})
-            found = self._at("/".join(parts[1:]), parts[0], [parts[0]], environ, given)
+            found = self._at("/".join(parts[1:]), {parts[0]: accounts[parts[0]]}, environ, given)
         return found or Answer(404, b"There is nothing at this address.\n")
 
     def _at(
-        self, path: str, key: str, keys: list[str], environ: WSGIEnvironment, given: Mapping[str, str]
+        self, path: str, accounts: Mapping[str, PageAccount], environ: WSGIEnvironment, given: Mapping[str, str]
     ) -> Answer | None:
-        """Answer a path: about the account with that key, or, if it covers several, about ``keys``."""
+        """Answer a path: about the first of these accounts, or, if it covers several, about all."""
         if path.startswith(_API):
             path = path.removesuffix(".json")
         match path:
             case "":
                 return Answer(200, self._page.html, _HTML, {"Content-Security-Policy": self._page.policy})
             case "api/accounts":
-                return self._page_data(keys, environ.get("HTTP_IF_NONE_MATCH", ""))
+                return self._page_data(accounts, environ.get("HTTP_IF_NONE_MATCH", ""))
             case "health":
                 return self._healthy()
             case "pebble" | "api/v1/status" | "api/v1/entries" | "api/v1/entries/sgv" | "api/v1/entries/current":
-                return _json(self._of_nightscout(path, self._accounts[key], given))
+                return _json(self._of_nightscout(path, next(iter(accounts.values())), given)) if accounts else None
         return _json([]) if path in _EMPTY else None
 
     def _healthy(self) -> Answer:
@@ -182,10 +186,10 @@ class Site:
                 return nightscout.entries(readings, wanted({**given, "count": "1"}, 1))
         return nightscout.entries(readings, wanted(given, 10))
 
-    def _page_data(self, keys: list[str], known: str) -> Answer:
+    def _page_data(self, accounts: Mapping[str, PageAccount], known: str) -> Answer:
         """Answer with the page's data. ``now`` is not in the ETag: a header has it with each answer."""
         now = self._clock.now()
-        seen = {key: self._accounts[key].seen() for key in keys}
+        seen = {key: account.seen() for key, account in accounts.items()}
         fresh = {key: overview.fresh_until > now for key, (overview, _) in seen.items()}
         made = [
             (key, overview.number, fresh[key], status.share, status.message, status.since)
@@ -195,12 +199,12 @@ class Site:
         headers = {"ETag": tag, "Daemon-Clock": str(round(now * 1000))}
         if tag in known.replace(",", " ").split():
             return Answer(304, b"", _JSON, headers)
-        day = len(keys) <= _MOST_DAYS
-        accounts = [
-            described(key, self._accounts[key].settings, overview, status, fresh=fresh[key], day=day)
+        day = len(accounts) <= _MOST_DAYS
+        shown = [
+            described(key, accounts[key].settings, overview, status, fresh=fresh[key], day=day)
             for key, (overview, status) in seen.items()
         ]
-        return _json({"version": 1, "now": round(now * 1000), "accounts": accounts}, headers)
+        return _json({"version": 1, "now": round(now * 1000), "accounts": shown}, headers)
 
 
 def _tokens(environ: WSGIEnvironment, given: Mapping[str, str]) -> list[str]:

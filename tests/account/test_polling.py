@@ -23,7 +23,7 @@ from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.settings import Account
 from dexcom2mqtt.demo import share_service as share
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
-from dexcom2mqtt.messages import status, stream
+from dexcom2mqtt.messages import status, unpublished
 from dexcom2mqtt.messages.history import history_message, source_of
 from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.status import Status, status_message
@@ -359,7 +359,7 @@ def test_a_state_that_cannot_be_composed_fails_in_the_accounts_loop(
     def fail(*_: object) -> NoReturn:
         raise ArithmeticError
 
-    monkeypatch.setattr(stream, "state_of", fail)
+    monkeypatch.setattr(unpublished, "state_of", fail)
     world.live(MINUTE)
     assert world.status["share"] == "unexpected_response"
     assert world.outgoing.take(world.clock.now(), 20) == []  # as the broker's loop does
@@ -555,7 +555,7 @@ def test_a_bug_after_an_answer_does_not_make_the_answer_a_failure(
     def fail(*_: object) -> NoReturn:
         raise ArithmeticError
 
-    monkeypatch.setattr(stream, "state_of", fail)
+    monkeypatch.setattr(unpublished, "state_of", fail)
     world.live(MINUTE)
     assert world.status["share"] == "unexpected_response"
     assert world.status["last_success_at"] is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from dexcom2mqtt.topics import Topics
 from tests.support.jumping import JumpingClock
 
 if TYPE_CHECKING:
-    from dexcom2mqtt.account.poller import Poller
+    from dexcom2mqtt.daemon.accounts import Accounts
 
 TOPICS = Topics("dexcom2mqtt")
 ANNA, BEN = TOPICS.of("anna", "days"), TOPICS.of("ben", "days")
@@ -41,11 +42,13 @@ class World:
         self.clock = JumpingClock(end=1e9)
         self.mirror = Mirror(TOPICS.bridge_state)
         self.pollers = {key: PollerStub() for key in accounts}
+        settings = build(Settings, {"accounts": accounts, "statistics": statistics})
+        served = SimpleNamespace(pollers=self.pollers, configured=settings.accounts)
         self.reconnects = 0
         self.days = KeptDays(
-            build(Settings, {"accounts": accounts, "statistics": statistics}),
+            settings,
             TOPICS,
-            cast("dict[str, Poller]", self.pollers),
+            cast("Accounts", served),
             clock=self.clock,
             mirror=self.mirror,
             reconnect=self._reconnect,
@@ -84,7 +87,7 @@ def test_days_in_the_info_that_did_not_arrive_are_awaited(
 ) -> None:
     """Accounts whose days neither arrived nor are awaited begin with empty ones."""
     world = World()
-    awaits = world.days.read_back(info, found)
+    awaits = world.days.read_back(info, found, world.pollers)
     assert set(world.days.awaited) == awaited
     assert awaits == {"anna": ANNA in awaited, "ben": BEN in awaited}
     assert {message.topic for message in world.days.begun()} == {ANNA, BEN} - awaited - found.keys()
@@ -93,7 +96,7 @@ def test_days_in_the_info_that_did_not_arrive_are_awaited(
 def test_late_days_are_passed_on_once() -> None:
     """Any other message is not theirs; an empty one does not count."""
     world = World()
-    world.days.read_back(WITH_DAYS, {})
+    world.days.read_back(WITH_DAYS, {}, world.pollers)
     assert not world.days.take(ANNA, b"")
     assert not world.days.take(TOPICS.of("anna", "refresh"), b"x")
     assert world.days.take(ANNA, b"x")
@@ -106,7 +109,7 @@ def test_the_wait_ends_after_ten_minutes_and_a_reconnect() -> None:
     """If there was no reconnect, the daemon makes one, and gives the broker ten more seconds after it."""
     world = World()
     world.days.connected()  # the first connection does not count
-    world.days.read_back(WITH_DAYS, {})
+    world.days.read_back(WITH_DAYS, {}, world.pollers)
     assert world.after(599) == {}
     assert world.reconnects == 0
     assert world.after(60) == {}
@@ -123,7 +126,7 @@ def test_the_wait_ends_after_ten_minutes_and_a_reconnect() -> None:
 def test_a_reconnect_in_the_meantime_is_enough() -> None:
     """The daemon then makes no further one."""
     world = World()
-    world.days.read_back(WITH_DAYS, {})
+    world.days.read_back(WITH_DAYS, {}, world.pollers)
     world.after(100)
     world.days.connected()
     assert world.after(498) == {}
@@ -136,9 +139,11 @@ def test_topics_of_statistics_switched_off_are_cleared(statistics: str, gone: se
     """For each known account that has a message there; then no days are awaited."""
     world = World(statistics)
     leaves = {"days", "statistics"} if statistics == "off" else {"days"}
-    assert set(world.days.topics) == {TOPICS.of(key, leaf) for key in ("anna", "ben") for leaf in leaves}
+    assert set(world.days.topics_of(world.pollers)) == {
+        TOPICS.of(key, leaf) for key in ("anna", "ben") for leaf in leaves
+    }
     found: dict[str, Any] = {TOPICS.of("anna", leaf): b"x" for leaf in leaves}
-    world.days.read_back(WITH_DAYS, found)
+    world.days.read_back(WITH_DAYS, found, world.pollers)
     assert world.sent() == {TOPICS.of("anna", leaf): "" for leaf in gone}
     if statistics != "90d":
         assert (world.days.awaited, world.days.begun(), world.days.wanted) == ((), [], False)

@@ -46,8 +46,9 @@ class Shown:
         self.clock = FixedClock()
         self.status = Status()
         self.overviews = {key: Overview(without_reading(account())) for key in self.keys}
+        shown = {key: PageAccount(account(), self._seen(key), lambda: float(NOON)) for key in self.keys}
         self.site = Site(
-            {key: PageAccount(account(), self._seen(key), lambda: float(NOON)) for key in self.keys},
+            lambda: shown,
             self.clock,
             lambda: (self.well, "healthy" if self.well else "overdue: account anna"),
             self.access,

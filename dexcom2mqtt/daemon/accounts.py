@@ -1,0 +1,148 @@
+"""The accounts that this process serves: each has its loop, which may begin and end while the daemon runs.
+
+It does not decide which accounts these are, nor what the broker holds about them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt import threads
+from dexcom2mqtt.account.limits import RateLimits
+from dexcom2mqtt.account.poller import poller_for
+from dexcom2mqtt.account.rationed import client_of
+from dexcom2mqtt.clock import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dexcom2mqtt.account.poller import Poller
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.daemon.health import Health
+    from dexcom2mqtt.messages.mirror import Mirror
+    from dexcom2mqtt.messages.stream import Stream
+    from dexcom2mqtt.topics import Topics
+
+_SUMMARIES: Final = 10
+"""The most accounts in systemd's status line: it is limited to 4096 bytes, and people read less."""
+
+
+class Accounts:
+    """The served accounts. One thread at a time adds and ends them; any thread may read.
+
+    ``may_ask`` says whether an account may ask Share now. ``polled`` is called before each wait of a loop, which may
+    be the end of a poll; ``ended`` when a loop that should end has done so, and ``tick`` has something to do.
+    Raises VariableError.
+    """
+
+    def __init__(  # noqa: PLR0913  # passed by name
+        self,
+        settings: Settings,
+        topics: Topics,
+        clock: Clock,
+        *,
+        mirror: Mirror,
+        stream: Stream,
+        health: Health,
+        may_ask: Callable[[str], bool],
+        polled: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._clock = clock
+        self._mirror = mirror
+        self._stream = stream
+        self._health = health
+        self._may_ask = may_ask
+        self._polled = polled
+        self._on_end = ended
+        self._rate_limits = RateLimits()
+        self._clocks: dict[str, Clock] = {}
+        self._then: dict[str, Callable[[], None]] = {}  # what follows the end of a loop
+        self._ended: deque[str] = deque()
+        self.configured: Mapping[str, Account] = {}
+        """The served accounts, as configured. It is replaced as a whole, like ``pollers``."""
+        self.pollers: Mapping[str, Poller] = {}
+        """The loops of the served accounts."""
+        self.proxies: dict[str, None] = {}
+        """The proxies through which Share is reached."""
+
+    def add(self, accounts: Mapping[str, Account]) -> None:
+        """Make the loops of more accounts; ``start`` starts them. Raises VariableError."""
+        made = {key: self._poller(key, account) for key, account in accounts.items()}
+        self.configured, self.pollers = {**self.configured, **accounts}, {**self.pollers, **made}
+
+    def start(self, key: str) -> None:
+        """Start the loop of an account. Raises ThreadError."""
+        poller = self.pollers[key]
+
+        def run() -> None:
+            with contextlib.suppress(Stopped):
+                poller.run()
+            self._ended.append(key)
+            self._on_end()
+
+        threads.start(key, run)
+
+    def end(self, key: str, then: Callable[[], None]) -> None:
+        """End the loop of an account, then call ``then`` in ``tick``. That may take as long as a call to Share."""
+        self._then[key] = then
+        self._clocks[key].stop()
+
+    def tick(self) -> None:
+        """Do what follows the end of loops that should end."""
+        while self._ended:
+            key = self._ended.popleft()
+            then = self._then.pop(key, None)
+            if then is not None:
+                self._health.forget(_loop(key))
+                self.configured = {other: each for other, each in self.configured.items() if other != key}
+                self.pollers = {other: each for other, each in self.pollers.items() if other != key}
+                then()
+                self._stream.forget(key)
+
+    def refresh(self, topic: str) -> None:
+        """Ask for a reading of the account whose topic ``refresh`` this is; ignore other topics. For any thread."""
+        key, leaf = self._topics.split(topic)
+        if leaf == "refresh" and key in self.pollers:
+            self.pollers[key].refresh()
+
+    def summary(self) -> str:
+        """Return how the accounts are doing; if there are many, those in trouble come first. For any thread."""
+        ordered = sorted(self.pollers.values(), key=lambda poller: poller.well)
+        more = [f"and {len(ordered) - _SUMMARIES} more"] if len(ordered) > _SUMMARIES else []
+        return "; ".join([*(poller.summary() for poller in ordered[:_SUMMARIES]), *more])
+
+    def _poller(self, key: str, account: Account) -> Poller:
+        clock = self._clocks[key] = self._clock.branch()
+        client = client_of(account, clock)
+        if client.proxy:
+            self.proxies[client.proxy] = None
+        watched = self._health.loop(_loop(key))
+
+        def back_by(at: float) -> None:
+            watched(at)
+            self._polled()
+
+        return poller_for(
+            key,
+            account,
+            client,
+            clock=clock,
+            topics=self._topics,
+            put=self._mirror.put,
+            stream=self._stream,
+            stale_after=self._settings.stale_after_seconds,
+            rate_limits=self._rate_limits,
+            statistics=self._settings.statistics,
+            back_by=back_by,
+            may_ask=lambda: self._may_ask(key),
+        )
+
+
+def _loop(key: str) -> str:
+    return f"account {key}"
