@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dexcom2mqtt.config import sources
-from dexcom2mqtt.config.lookalikes import oddity
-from dexcom2mqtt.config.problems import ConfigError, Problem
+from dexcom2mqtt.config.folder import Contents, Folder
+from dexcom2mqtt.config.problems import ConfigError, Problem, password_warning
 from dexcom2mqtt.config.settings import Section, Settings, is_section, is_switch, keys_of
 from dexcom2mqtt.config.structure import structured
-from dexcom2mqtt.config.values import Written
+from dexcom2mqtt.config.values import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,19 +35,24 @@ def load(
     layers, problems = sources.read_all((each for each in found if _is_ours(each.place)), is_section)
     tree = sources.merged(layers, is_switch)
     settings, found_in_values = structured(Settings, tree)
+    folder, contents, unreadable = _look(tree, settings)
     if problems:  # an unreadable source may hold what is missing
         found_in_values = [each for each in found_in_values if each.stands_alone]
+    elif folder:
+        found_in_values += _no_account(tree, contents)
     elif not layers:
         first, second = sources.DEFAULT_FILES
         problems.append(f"no configuration: write {first} or {second}, or name one with --config")
-    problems += sources.described(found_in_values, layers)
+    problems += sources.described(_not_for_the_folder(found_in_values, layers, contents), layers)
+    problems += unreadable
     if settings is None or problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*problems, *contents.problems)
     warnings = [*_odd_passwords(tree, layers)]
     # Only the daemon can read what systemd hands over; group bits in its mode stand for an access control list.
     if file and str(file.parent) != environ.get("CREDENTIALS_DIRECTORY"):
         warnings += filter(None, [sources.exposed(file, layers[-1], settings)])
-    return replace(settings, source_warnings=tuple(warnings))
+    settings = replace(settings, source_warnings=tuple(warnings))
+    return _Rereading(settings, folder)() if folder else settings
 
 
 def build(section: type[S], given: Mapping[str, Any]) -> S:
@@ -61,17 +66,76 @@ def build(section: type[S], given: Mapping[str, Any]) -> S:
 def _odd_passwords(tree: Mapping[str, Any], layers: Sequence[sources.Layer]) -> Iterator[str]:
     """Warn of passwords that may have been mangled; a password may contain anything, so it is used as written."""
     passwords: dict[Place, Any] = {
-        ("accounts", key, "password"): account["password"] for key, account in tree["accounts"].items()
+        ("accounts", key, "password"): account["password"] for key, account in (tree.get("accounts") or {}).items()
     }
     passwords["mqtt", "password"] = (tree.get("mqtt") or {}).get("password")
     for place, password in passwords.items():
-        if place[0] == "accounts" and (odd := oddity(password)):
-            odd = f"{odd}. Unless that is correct, fix it now: a few wrong sign-ins lock the account"
-        elif isinstance(password, Written) and password.comment:
-            odd = 'is not in quotes, so everything after " #" is cut off: put the password in single quotes'
-        else:
-            continue
-        yield f"{'.'.join(place)}: the password {odd}{sources.where(Problem(place, password, ''), layers)}"
+        if warning := password_warning(place, password, sources.where(Problem(place, password, ""), layers)):
+            yield warning
+
+
+def _look(tree: Mapping[str, Any], settings: Settings | None) -> tuple[Folder | None, Contents, list[str]]:
+    """Read ``accounts_dir``; return it, what it holds, and why it cannot be read."""
+    try:
+        path = FOLDER.read(tree.get("accounts_dir"))
+    except ValueError:  # there is none, or it is a problem already
+        return None, Contents(), []
+    folder = Folder(path, settings.accounts if settings else {})
+    try:
+        return folder, folder.read(), []
+    except ConfigError as error:
+        return None, Contents(), [*error.problems]
+
+
+def _no_account(tree: Mapping[str, Any], contents: Contents) -> Iterator[Problem]:
+    """Yield the problem that neither the folder nor the rest has an account."""
+    if not tree.get("accounts") and not contents.accounts:
+        needed = "at least one usable account in it, such as a file anna.yaml with username: and password:"
+        yield Problem(("accounts_dir",), tree["accounts_dir"], needed, shown=True)
+
+
+def _not_for_the_folder(
+    problems: Sequence[Problem], layers: Sequence[sources.Layer], contents: Contents
+) -> Iterator[Problem]:
+    """Explain what is missing in an account of the folder to which a variable or secret file should add something."""
+    told = set[str]()
+    for problem in problems:
+        key = "".join(problem.place[1:2]) if problem.place[:1] == ("accounts",) else ""
+        holding = [layer for layer in layers if layer.at(("accounts", key)) is not None]
+        in_folder = key in contents.accounts or key in contents.broken
+        if not in_folder or not holding or not all(layer.place for layer in holding):
+            yield problem
+        elif key not in told:
+            told.add(key)
+            words = (
+                f"{key}.yaml in accounts_dir is used as it is: write the value there, or write the whole account here"
+            )
+            yield Problem(("accounts", key), holding[0].at(("accounts", key)), words, "conflict")
+
+
+class _Rereading:
+    """Settings whose ``accounts_dir`` can be looked at again."""
+
+    def __init__(self, static: Settings, folder: Folder) -> None:
+        self._static = static
+        self._folder = folder
+        self._contents: Contents | None = None
+        self._settings = static
+
+    def __call__(self) -> Settings:
+        """Return the settings with what the folder holds now, the same object if nothing changed."""
+        contents = self._folder.read()
+        if contents is not self._contents:
+            self._contents = contents
+            self._settings = replace(
+                self._static,
+                accounts={**self._static.accounts, **contents.accounts},
+                broken=contents.broken,
+                broken_files=contents.problems,
+                source_warnings=(*self._static.source_warnings, *contents.warnings),
+                reread=self,
+            )
+        return self._settings
 
 
 def _is_ours(place: Place) -> bool:

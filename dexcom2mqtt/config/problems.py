@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-from dexcom2mqtt.config.lookalikes import find
+from dexcom2mqtt.config.lookalikes import find, oddity
 from dexcom2mqtt.config.values import NOTHING, Written, safe
 
 Place = tuple[str, ...]
@@ -85,6 +85,17 @@ class Problem(NamedTuple):
             return ""
         name = "__".join(safe(part) for part in (*section, known))
         return f" secret files are found by name, /run/secrets/dexcom2mqtt_{name};"
+
+
+def password_warning(place: Place, password: object, where: str) -> str:
+    """Return the warning that a password was probably mangled, or an empty text; it is used as written."""
+    if place[0] == "accounts" and (odd := oddity(str(password))):
+        odd = f"{odd}. Unless that is correct, fix it now: a few wrong sign-ins lock the account"
+    elif isinstance(password, Written) and password.comment:
+        odd = 'is not in quotes, so everything after " #" is cut off: put the password in single quotes'
+    else:
+        return ""
+    return f"{'.'.join(place)}: the password {odd}{where}"
 
 
 _HIDDEN: Final = "found a value (hidden, as it may be a secret)"

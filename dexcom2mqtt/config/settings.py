@@ -18,7 +18,7 @@ from dexcom2mqtt.shards import bridge_name, shard_of
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from dexcom2mqtt.config.problems import Place
@@ -136,6 +136,20 @@ class Account(Section):
         """The user name or the account id, as written."""
         return self.username or self.account_id or Secret("")
 
+    @property
+    def person(self) -> tuple[str, str]:
+        """What two accounts have in common if they are the same person. It contains the user name."""
+        return self.region, self.user.get_secret_value().casefold()
+
+    def named(self, key: str) -> Account:
+        """Return this account, named after its key unless it has a name."""
+        return self if self.name else replace(self, name=key.replace("_", " ").capitalize())
+
+
+def same_person(first: str, second: str) -> str:
+    """Return what is wrong if two accounts are the same person."""
+    return f"{safe(first)} and {safe(second)} are the same person; keep only one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tls(Section):
@@ -244,14 +258,17 @@ class Settings(Section):
     """Warnings about the sources. This is not a key."""
     broken: tuple[str, ...] = field(default=(), compare=False)
     """The keys of accounts that are missing here because their files cannot be used. This is not a key."""
+    broken_files: tuple[str, ...] = field(default=(), compare=False)
+    """What is wrong in ``accounts_dir``, a text for each file. This is not a key."""
+    reread: Callable[[], Settings] | None = field(default=None, compare=False, repr=False)
+    """Looks at ``accounts_dir`` again, which costs little; None without one. Raises ConfigError. This is not a key.
+
+    It returns the same settings as the last time if nothing changed. They may have no account at all.
+    """
 
     def __post_init__(self) -> None:
         """Name each account without a name after its key."""
-        named = {
-            key: account if account.name else replace(account, name=key.replace("_", " ").capitalize())
-            for key, account in self.accounts.items()
-        }
-        object.__setattr__(self, "accounts", named)
+        object.__setattr__(self, "accounts", {key: account.named(key) for key, account in self.accounts.items()})
 
     @classmethod
     def conflicts(cls, given: Mapping[str, object], valid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -267,7 +284,7 @@ class Settings(Section):
             user = written.get("username") or written.get("account_id")
             region = str(written.get("region") or keys_of(Account)["region"].default)
             if isinstance(user, str) and (first := known.setdefault((region, user.casefold()), key)) != key:
-                yield "accounts", f"{safe(first)} and {safe(key)} are the same person; keep only one"
+                yield "accounts", same_person(first, key)
 
     @cached_property
     def own_accounts(self) -> Mapping[str, Account]:

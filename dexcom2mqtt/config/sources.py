@@ -99,13 +99,13 @@ def _sources(environ: Mapping[str, str], secrets: Sequence[Path], file: Path | N
     ]
     for folder in reversed(secrets):
         files = folder.glob("dexcom2mqtt_*")
-        read = partial(partial, _read, drop=r"\r?\n\Z")
+        read = partial(partial, read_text, drop=r"\r?\n\Z")
         groups.append([Source(f"the file {each}", _place(each.name), read(each)) for each in files])
     for group in groups:
         ours = [source for source in group if source.place]
         yield from sorted(ours, key=lambda source: (-len(source.place), source.name))
     if file:
-        yield Source(str(file), (), partial(_read, file))
+        yield Source(str(file), (), partial(read_text, file))
 
 
 def _place(name: str) -> Place:
@@ -165,8 +165,8 @@ def _over(strong: Mapping[str, Any], weak: Mapping[str, Any]) -> dict[str, Any]:
     return {**weak, **strong, **{key: _over(strong[key], weak[key]) for key in sections}}
 
 
-def _read(file: Path, drop: str = r"\Z") -> str:
-    """Read a text, without what the pattern ``drop`` matches."""
+def read_text(file: Path, drop: str = r"\Z") -> str:
+    """Read a text, without what the pattern ``drop`` matches. Raises ConfigError."""
     try:
         with file.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)

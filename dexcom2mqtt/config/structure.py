@@ -20,9 +20,9 @@ S = TypeVar("S", bound=Section)
 _ON, _OFF = ("true", "yes", "on"), ("false", "no", "off")
 
 
-def structured(section: type[S], given: Mapping[str, Any]) -> tuple[S | None, list[Problem]]:
-    """Make a section from what was written; return it, or every problem in the order of the keys."""
-    made, problems = _section(section, given, ())
+def structured(section: type[S], given: Mapping[str, Any], place: Place = ()) -> tuple[S | None, list[Problem]]:
+    """Make the section at a place from what was written; return it, or every problem in the order of the keys."""
+    made, problems = _section(section, given, place)
     return (None if problems else cast("S", made)), problems
 
 

@@ -59,7 +59,7 @@ def account(**keys: object) -> str:
 def dumped(section: Section) -> dict[str, Any]:
     """Return the keys of a section and all below it, as a dictionary."""
     tree = asdict(section)
-    for not_a_key in ("source_warnings", "broken"):
+    for not_a_key in ("source_warnings", "broken", "broken_files", "reread"):
         tree.pop(not_a_key, None)
     return tree
 
