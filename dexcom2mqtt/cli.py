@@ -154,6 +154,11 @@ def _run(given: argparse.Namespace) -> int:
     settings = _load(given)
     if settings is None:
         return MISCONFIGURED
+    if settings.broken_files:
+        import logging  # noqa: PLC0415  # only what a command needs
+
+        for problem in settings.broken_files:
+            logging.getLogger("dexcom2mqtt").error("an account is left out: %s", problem)
     # First: Python 3.11 takes far longer to compile the patterns of its libraries deeper in the call stack.
     from dexcom2mqtt.share.errors import VariableError  # noqa: I001, PLC0415
     from dexcom2mqtt import threads  # noqa: PLC0415
@@ -195,7 +200,8 @@ def _check(given: argparse.Namespace) -> int:
     except (tls_files.TlsFileError, VariableError) as error:
         return _complain([str(error)])
     if failed:
-        return _fail(f"{failed} {'step' if failed == 1 else 'steps'} failed; see above for what to do")
+        code = _fail(f"{failed} {'step' if failed == 1 else 'steps'} failed; see above for what to do")
+        return MISCONFIGURED if settings.broken_files else code
     print("All is well.")
     return 0
 
@@ -256,7 +262,7 @@ def _purge(given: argparse.Namespace) -> int:
     from dexcom2mqtt.daemon.asking import broker_of  # noqa: PLC0415
     from dexcom2mqtt.mqtt import dialling, tls_files  # noqa: PLC0415
 
-    name = settings.mqtt.client_id
+    name = settings.connection.client_id
     if broker_of(name) is not None:
         return _fail(
             f"a daemon with the mqtt.client_id {name} is running on this machine: stop it first, or it would publish "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.processes import ROOT, Process, eventually, write_config
+from tests.support.processes import ROOT, Process, eventually, free_port, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,3 +137,34 @@ def test_the_demo_ends_on_a_signal(tmp_path: Path) -> None:
         demo.signal(signal.SIGINT)
         assert demo.wait() == 0
         assert "Traceback" not in demo.text()
+
+
+def test_run_leaves_an_account_with_a_broken_file_out(tmp_path: Path) -> None:
+    """It logs one line for each broken file, without a secret, and serves the others."""
+    place = tmp_path / "accounts"
+    place.mkdir()
+    write_config(place / "anna.yaml", {"username": "a", "password": "p", "share_url": "http://127.0.0.1:9"})
+    (place / "ben.yaml").write_text("username: b\npasword: hunter2\nregion: usa\n")
+    (place / "ben.yaml").chmod(0o600)
+    config = {"mqtt": {"host": "127.0.0.1", "port": free_port()}, "accounts_dir": str(place)}
+    file = write_config(tmp_path / "config.yaml", config)
+    with Process([sys.executable, "-m", "dexcom2mqtt", "run", "--config", file], tmp_path / "log") as running:
+        eventually(lambda: "cannot connect to the broker" in running.text(), why=running.text())
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+    (line,) = [each.partition("an account is left out: ")[2] for each in running.text().splitlines() if "ben" in each]
+    assert line.startswith("accounts.ben.password: missing or empty; allowed: ")
+    assert f"accounts.ben.region: found 'usa'; allowed: us, ous, jp ({place}/ben.yaml, line 3)" in line
+    assert "hunter2" not in running.text()
+
+
+def test_healthcheck_asks_its_own_shard(tmp_path: Path) -> None:
+    """On a machine with several processes each has a name of its own; a wrong index is a problem."""
+    file = write_config(tmp_path / "config.yaml", {"mqtt": {"client_id": "no such"}, "shard": {"count": 3}})
+    environ = {"DEXCOM2MQTT_CONFIG": str(file), "DEXCOM2MQTT_SHARD__INDEX": "2"}
+    done = run("healthcheck", **environ)
+    assert done.returncode == 1
+    assert done.stderr == "dexcom2mqtt: no daemon with the mqtt.client_id no such-2 answers on this machine\n"
+    done = run("healthcheck", **environ | {"DEXCOM2MQTT_SHARD__INDEX": "3"})
+    assert done.returncode == 78
+    assert "shard.index: found '3'; allowed: less than 3" in done.stderr

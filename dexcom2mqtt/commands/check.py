@@ -25,7 +25,6 @@ from dexcom2mqtt.mqtt import dialling, tls_files
 from dexcom2mqtt.mqtt.visit import Visit
 from dexcom2mqtt.readings import Reading
 from dexcom2mqtt.share import CredentialsRejectedError, LockedOutError, ShareError, UnavailableError
-from dexcom2mqtt.topics import Topics
 from dexcom2mqtt.web import listening
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Account, Settings, Web
     from dexcom2mqtt.share import Batch, ShareClient
+    from dexcom2mqtt.topics import Topics
 
 _THREADS: Final = 4
 """The daemon's threads that belong to no account: broker, heart, health, end."""
@@ -101,12 +101,13 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
     """Try everything once, and yield each step as soon as it is done. Raises TlsFileError and VariableError."""
     if settings.mqtt.tls is not None:
         tls_files.tls_context(settings.mqtt.tls)  # fails before any sign-in
-    clients = {key: client_of(account, clock) for key, account in settings.accounts.items()}  # so does a wrong variable
-    yield Step("configuration", f"Valid. Accounts: {', '.join(settings.accounts)}.")
-    yield from _check_threads(len(settings.accounts) + _THREADS + (_THREADS_OF_WEB if settings.web else 0))
+    accounts = settings.own_accounts
+    clients = {key: client_of(account, clock) for key, account in accounts.items()}  # so does a wrong variable
+    yield from _configuration(settings)
+    yield from _check_threads(len(accounts) + _THREADS + (_THREADS_OF_WEB if settings.web else 0))
     for proxy in dict.fromkeys(client.proxy for client in clients.values() if client.proxy):
         yield Step("configuration", f"Share is reached through the proxy {proxy}, which is set in the environment.")
-    for key, account in settings.accounts.items():
+    for key, account in accounts.items():
         yield from _check_account(key, account, clients[key], settings.stale_after_seconds)
     if settings.web is not None:
         yield _check_web(settings.web)
@@ -114,6 +115,18 @@ def check(settings: Settings, clock: Clock) -> Iterator[Step]:
         yield from _check_broker(settings, clock)
     except dialling.BrokerError as error:
         yield Step("broker", _sentence(str(error)), "failed", error.causes)
+
+
+def _configuration(settings: Settings) -> Iterator[Step]:
+    """Report each file of ``accounts_dir`` that cannot be used; the rest is valid, or check would not have begun."""
+    for problem in settings.broken_files:
+        yield Step("configuration", problem, "failed")
+    valid = "The rest is valid." if settings.broken_files else "Valid."
+    shard, own, every = settings.shard, len(settings.own_accounts), len(settings.accounts)
+    if shard.count == 1:
+        yield Step("configuration", f"{valid} Accounts: {', '.join(settings.accounts)}.")
+    else:
+        yield Step("configuration", f"{valid} Shard {shard.index} of {shard.count} serves {own} of {every} accounts.")
 
 
 def _check_threads(needed: int) -> Iterator[Step]:
@@ -209,7 +222,7 @@ def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
     yield Step("broker", f"{mqtt.host} port {mqtt.port} accepts connections at {dialling.reach(mqtt)}.")
     if mqtt.tls is not None:
         yield _certificate(dialling.certificate(mqtt, mqtt.tls))
-    with Visit(mqtt, clock, "check") as visit:
+    with Visit(settings.connection, clock, "check") as visit:
         who = "us without a user name" if mqtt.username is None else "our user name and password"
         yield Step("broker", f"It speaks MQTT {visit.protocol} and accepts {who}.")
         if not visit.keeps_retained:
@@ -220,7 +233,7 @@ def _check_broker(settings: Settings, clock: Clock) -> Iterator[Step]:
                 (_RETAIN,),
             )
             return
-        yield from _check_sizes(settings, visit, Topics(settings.mqtt.base_topic))
+        yield from _check_sizes(settings, visit)
         visit.mend()
         yield from _check_topics(settings, visit, clock)
 
@@ -234,9 +247,9 @@ def _certificate(shown: dialling.Certificate | None) -> Step:
 
 
 def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[Step]:
-    topics, home_assistant = Topics(settings.mqtt.base_topic), settings.home_assistant
-    probe = topics.sync(f"{settings.mqtt.client_id}-check")
-    leftover = topics.sync(f"{settings.mqtt.client_id}-check-retained")
+    topics, home_assistant = settings.topics, settings.home_assistant
+    probe = _probe(settings)
+    leftover = f"{probe}-retained"
     try:
         visit.publish([Message(leftover, "check", clock.now() + _GONE)])
         kept = leftover in visit.retained([leftover], probe)
@@ -246,7 +259,7 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
     yield _written(topics.of("bridge", "#"), allowed=kept)
     if not wildcards:
         yield Step("broker", _NO_WILDCARDS, "note")
-    for key in settings.accounts:
+    for key in (*([topics.bridge] if settings.shard.count > 1 else []), *settings.own_accounts):
         yield _written(topics.of(key, "#"), allowed=all(visit.try_out(cleared(topics.of(key, "check")))))
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
@@ -254,9 +267,9 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
         yield Step("broker", f"A daemon is online below {topics.base}.", "note")
 
 
-def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[Step]:
+def _check_sizes(settings: Settings, visit: Visit) -> Iterator[Step]:
     """Send as much at once as the daemon will, and as large: many brokers allow less, and 3.1.1 drops it silently."""
-    where = topics.sync(f"{settings.mqtt.client_id}-check")
+    topics, where = settings.topics, _probe(settings)
     if not all(visit.try_out(Message(where, "check", retain=False))):
         return  # publishing is not allowed at all, which another step reports
     if visit.publish([Message(where, str(number), retain=False) for number in range(_BURST)], tries=1):
@@ -284,6 +297,11 @@ def _check_sizes(settings: Settings, visit: Visit, topics: Topics) -> Iterator[S
             )
             return
     yield Step("broker", f"It accepts messages as large as {what}: {size} bytes.")
+
+
+def _probe(settings: Settings) -> str:
+    """Return the topic of the messages that this command sends to itself."""
+    return settings.topics.sync(f"{settings.connection.client_id}-check")
 
 
 def _history_bytes(topics: Topics) -> int:

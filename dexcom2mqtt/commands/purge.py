@@ -44,9 +44,9 @@ def purge(
     """
     topics = Topics(base_topic or settings.mqtt.base_topic)
     prefix = discovery_prefix or settings.home_assistant.discovery_prefix
-    probe = topics.sync(f"{settings.mqtt.client_id}-purge")
+    probe = topics.sync(f"{settings.connection.client_id}-purge")
     filters = [topics.of("+", "+"), homeassistant.discovery_topics(prefix)]
-    with Visit(settings.mqtt, clock, "purge") as visit:
+    with Visit(settings.connection, clock, "purge") as visit:
         bridge = _of_the_bridge(visit, topics, probe)
         listed = visit.retained(filters, probe)
         lists = not bridge or bool(listed.keys() & bridge.keys())

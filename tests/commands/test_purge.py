@@ -108,6 +108,16 @@ def test_removes_everything_of_the_daemon_and_nothing_else(
     assert "nothing to remove" in again.stdout
 
 
+def test_a_shard_has_a_client_id_of_its_own(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects with the name of its own process, as no other process does."""
+    monkeypatch.setenv("DEXCOM2MQTT_SHARD__COUNT", "3")
+    monkeypatch.setenv("DEXCOM2MQTT_SHARD__INDEX", "2")
+    assert purge().returncode == 0
+    assert f" as {CLIENT_ID}-2-purge " in mosquitto.log()
+
+
 def test_a_broker_full_of_messages(
     start_mosquitto: Callable[..., Mosquitto], purge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -38,10 +38,10 @@ class Machine:
         mqtt = {"host": "127.0.0.1", "port": port, "client_id": self.client_id}
         return write_config(self._folder / f"{port}.yaml", {"accounts": {"anna": account}, "mqtt": mqtt})
 
-    def start(self, port: int, *command: str) -> Process:
+    def start(self, port: int, *command: str, **environ: str) -> Process:
         self._started += 1
         arguments: list[str | Path] = [sys.executable, "-m", "dexcom2mqtt", *command, "--config", self.config(port)]
-        return self._stack.enter_context(Process(arguments, self._folder / f"log{self._started}"))
+        return self._stack.enter_context(Process(arguments, self._folder / f"log{self._started}", environ))
 
 
 @pytest.fixture
@@ -121,3 +121,15 @@ def test_purge_refuses_while_one_runs(machine: Machine, first: Process, mosquitt
         words = f"a daemon with the mqtt.client_id {machine.client_id} is running on this machine: stop it first"
         assert words in purge.text()
     assert first.running
+
+
+def test_purge_of_a_shard_asks_for_its_own_daemon(machine: Machine) -> None:
+    """The client id of one of several processes ends in its index."""
+    name, machine.client_id = machine.client_id, f"{machine.client_id}-1"
+    first = machine.start(free_port())
+    eventually(lambda: asking.ask(machine.client_id) == asking.HEALTHY, why=first.text())
+    machine.client_id = name
+    shard = {"DEXCOM2MQTT_SHARD__COUNT": "2", "DEXCOM2MQTT_SHARD__INDEX": "1"}
+    purge = machine.start(free_port(), "purge", **shard)
+    assert purge.wait() == 1
+    assert f"a daemon with the mqtt.client_id {name}-1 is running on this machine: stop it first" in purge.text()

@@ -36,14 +36,24 @@ FUNCTIONS: Final = {
     "ask",
     "look",
     "exposed",
+    "password_warning",
     "warnings",
+    *("_look", "_parsed", "_judged", "_exposed", "_no_account", "_not_for_the_folder", "shard_conflict"),
     "_found",
     "_unaccepted",
     "_unwelcome",
 }
 """Functions whose texts are all such messages."""
 NO_TROUBLE: Final = (
-    *("Valid. Accounts:", "Signed in to", "Sharing is on. The", "clock agrees with", "All is well."),
+    *(
+        "Valid. Accounts:",
+        "The rest is valid.",
+        "… accounts.",
+        "Signed in to",
+        "Sharing is on. The",
+        "clock agrees with",
+        "All is well.",
+    ),
     *(
         "It accepts messages as large as",
         "accepts connections at",
@@ -59,11 +69,12 @@ NO_TROUBLE: Final = (
     ),
     *("The page can be served at", "A running daemon serves the page at", "the page for a browser:"),
     *("a simulated Share service:", "an embedded MQTT broker:", "earlier readings"),
-    *("the file …", "next poll …", "… min ago"),
+    *("the file …", "next poll …", "… min ago", "the password ……"),
     *("Waiting for the first answer from Share", "Readings arrive"),
     *(
         "ahead of",
         "sudo chown",
+        "fix it with: chmod",
         "Make sure this machine can reach a time server",
     ),  # parts of other messages, with the remedy
 )
