@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.problems import ConfigError, Problem, password_warning
@@ -45,7 +45,7 @@ class _File(NamedTuple):
     stamp: tuple[int, ...] = ()
     """Differs after every change of the file or of its permissions."""
     text: str | None = None
-    """None if it could not be read."""
+    """None if it could not be read; its stamp then matches none, so that it is tried again."""
     owner: int = 0
     exposed: bool = False
     """Whether everybody on this machine may read it."""
@@ -88,7 +88,7 @@ class Folder:
         try:
             status = file.stat()
             stamp = (status.st_ctime_ns, status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
-            if known.stamp == stamp and known.text is not None:
+            if known.stamp == stamp:
                 return known
             if not stat.S_ISREG(status.st_mode):  # opening a pipe could take for ever
                 return _File(problem=f"{self._shown(key)}: cannot be read: not a regular file")
@@ -111,7 +111,7 @@ class Folder:
             return _File(problem=str(error))
         if not isinstance(written, dict) and written not in (None, NOTHING):
             return _File(problem=f"{self._shown(key)}: has no keys such as username: or password:")
-        given: dict[str, Any] = sources.merged([sources.Layer(written or {}, "", ())]) if written else {}
+        given = sources.merged([sources.Layer(written, "", ())] if isinstance(written, dict) else [])
         account, problems = structured(Account, given, place)
         if account is None:
             return _File(problem="; ".join(each.describe(self._where(key, each.line)) for each in problems))

@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from dexcom2mqtt.config import folder as folder_module
 from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.folder import Contents, Folder
 from dexcom2mqtt.config.loading import load
 from dexcom2mqtt.config.problems import ConfigError
-from dexcom2mqtt.config.settings import Account, Settings
+from dexcom2mqtt.config.settings import Account, Settings, keys_of
 from dexcom2mqtt.config.values import Secret
 from dexcom2mqtt.config.yaml_text import parse
 from tests.support.configuration import (
@@ -180,6 +183,35 @@ def test_a_broken_file_costs_its_own_account(place: Path, text: str | bytes, pro
     loaded = read(f"accounts_dir: {place}")
     assert ([*loaded.accounts], loaded.broken, loaded.broken_files) == (["zoe"], ("ben",), got.problems)
     assert loaded.source_warnings == ()
+
+
+@examples(deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.text("ab:-?[]{}!&*|>'\"%@`#,~<.\\/ \n\t\ufeff", max_size=60).map(str.encode))
+@example(b"---")
+@example(b"<<: {password: p, username: u}")
+@example(b"? {a: b}\n: c")
+@example(b"username: &a [*a]")
+def test_any_content_is_an_account_or_a_problem(place: Path, content: bytes) -> None:
+    """Whatever is in a file, the folder can be read, and its other accounts are used."""
+    write(place, "anna", person("anna"))
+    write(place, "ben", content)
+    got = Folder(place, {}).read()
+    assert "anna" in got.accounts
+    assert ("ben" in got.accounts) + len(got.problems) == 1
+    assert all(problem.isprintable() for problem in got.problems)
+
+
+@pytest.mark.parametrize("key", [*keys_of(Account), "unknown"])
+@pytest.mark.parametrize(
+    "form", ["{}", "'{}'", "'{}\\t'", "[{}]", "{{{}: x}}", "{{x: {}}}", "*{}", "!{} x", "'{}", "|{}", "@{}"]
+)
+def test_no_secret_in_any_problem_of_a_file(place: Path, key: str, form: str) -> None:
+    """A secret at any key, in any form, appears in no text, warning or repr."""
+    if key in {"region", "unit"} and form in {"{}", "'{}'", "'{}\\t'"}:
+        return  # they cannot be secrets, and are shown
+    write(place, "ben", f"username: u\n{key}: {form.format('CANARY/s3cr3t!')}\n")
+    got = Folder(place, {}).read()
+    assert "CANARY" not in repr(got)
 
 
 @pytest.mark.parametrize("name", ["Ben", "bridge", "a__b", "ben smith", "ben-smith", "b\nERROR forged", "b\udc80"])
