@@ -15,7 +15,7 @@ from dexcom2mqtt.config import sources
 from dexcom2mqtt.config.problems import ConfigError, Problem, password_warning
 from dexcom2mqtt.config.settings import Account, same_person
 from dexcom2mqtt.config.structure import structured
-from dexcom2mqtt.config.values import ACCOUNT, NOTHING
+from dexcom2mqtt.config.values import ACCOUNT, NOTHING, Secret
 from dexcom2mqtt.config.yaml_text import parse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _File(NamedTuple):
 
     stamp: tuple[int, ...] = ()
     """Differs after every change of the file or of its permissions."""
-    text: str | None = None
+    text: Secret | None = None
     """None if it could not be read; its stamp then matches none, so that it is tried again."""
     owner: int = 0
     exposed: bool = False
@@ -92,14 +92,14 @@ class Folder:
                 return known
             if not stat.S_ISREG(status.st_mode):  # opening a pipe could take for ever
                 return _File(problem=f"{self._shown(key)}: cannot be read: not a regular file")
-            text = sources.read_text(file)
+            text = Secret(sources.read_text(file))
         except OSError as error:
             return _File(problem=f"{self._shown(key)}: cannot be read: {error.strerror}")
         except ConfigError as error:
             return _File(problem=str(error))
         exposed = bool(status.st_mode & _FOR_ALL)
         if text != known.text:
-            known = self._parsed(key, text)
+            known = self._parsed(key, text.get_secret_value())
         return known._replace(stamp=stamp, text=text, owner=status.st_uid, exposed=exposed)
 
     def _parsed(self, key: str, text: str) -> _File:
