@@ -6,6 +6,7 @@ It does not decide which accounts these are, nor what the broker holds about the
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.topics import Topics
 
+_LOOK: Final = 0.2
+"""Real seconds until it looks again whether the last readings of an account are acknowledged."""
 _SUMMARIES: Final = 10
 """The most accounts in systemd's status line: it is limited to 4096 bytes, and people read less."""
 
@@ -93,17 +96,27 @@ class Accounts:
         self._then[key] = then
         self._clocks[key].stop()
 
-    def tick(self) -> None:
-        """Do what follows the end of loops that should end."""
-        while self._ended:
-            key = self._ended.popleft()
-            then = self._then.pop(key, None)
-            if then is not None:
-                self._health.forget(_loop(key))
-                self.configured = {other: each for other, each in self.configured.items() if other != key}
-                self.pollers = {other: each for other, each in self.pollers.items() if other != key}
-                then()
-                self._stream.forget(key)
+    def tick(self) -> float:
+        """Do what follows the end of loops that should end; return in how many seconds to call again.
+
+        It waits for the acknowledgement of what was sent, so that the history has all that was published.
+        """
+        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        for key in ended:
+            if key not in self._then:
+                continue
+            if self._stream.is_on_its_way(key):
+                self._ended.append(key)
+            else:
+                self._forget(key)
+        return _LOOK * self._clock.speed if self._ended else math.inf
+
+    def _forget(self, key: str) -> None:
+        self._health.forget(_loop(key))
+        self.configured = {other: each for other, each in self.configured.items() if other != key}
+        self.pollers = {other: each for other, each in self.pollers.items() if other != key}
+        self._then.pop(key)()
+        self._stream.forget(key)
 
     def refresh(self, topic: str) -> None:
         """Ask for a reading of the account whose topic ``refresh`` this is; ignore other topics. For any thread."""

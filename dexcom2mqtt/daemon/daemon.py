@@ -24,6 +24,7 @@ from dexcom2mqtt.daemon.health import Health
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.daemon.kept_days import KeptDays
 from dexcom2mqtt.daemon.ownership import Ownership
+from dexcom2mqtt.daemon.reloading import Reloading
 from dexcom2mqtt.daemon.serving import Serving
 from dexcom2mqtt.logs import redacted_traceback
 from dexcom2mqtt.messages.bridge import awaited, bridge_offline
@@ -78,7 +79,7 @@ class Daemon:
             mirror=self._mirror,
             stream=self._stream,
             health=self._health,
-            may_ask=self._may_ask,
+            may_ask=lambda key: self._alone or (key in self._ownership.holdings.owned and self._link.trusted),
             polled=self._on_wait,
             ended=self._alarm.ring,
         )
@@ -100,19 +101,16 @@ class Daemon:
             probe=probe,
             days=self._kept_days.wanted,
             changed=self._alarm.ring,
-            first_over=self._heartbeat.read_back,
+            over=self._heartbeat.read_back,
         )
-        self._former = Former(settings, self._serving, self._ownership, self._mirror, probe)
+        self._reloading = Reloading(settings, self._clock, self._ownership)
+        self._former = Former(self._reloading, self._serving, self._ownership, self._mirror, probe)
         self._link = self._broker_link(probe)
         self.broken = False
         """Whether a thread stopped unexpectedly."""
 
     def _summary(self) -> str:
         return self._accounts.summary()
-
-    def _may_ask(self, key: str) -> bool:
-        """Return whether an account may ask Share: whether no other process can serve it now."""
-        return self._alone or (key in self._ownership.holdings.owned and self._link.trusted)
 
     def _on_wait(self) -> None:
         """Note that the loop of an account begins to wait, which may be the end of a poll that others wait for."""
@@ -165,25 +163,22 @@ class Daemon:
         # After the pollers, which wait for it anyway: beside a busy thread, starting a thousand others takes long.
         self._spawn("broker", self._link.run)
         if self._settings.web:
-            self._spawn("web", functools.partial(self._serve, self._settings.web))
+            self._spawn("web", self._page(self._settings.web))
         if ingress := os.environ.get(INGRESS):
-            self._spawn("ingress", functools.partial(self._serve, ingress))
+            self._spawn("ingress", self._page(ingress))
         self._spawn("heart", self._beat)
 
-    def _serve(self, where: Web | str) -> None:
-        """Serve the page to browsers, or to ingress; an error there affects nothing else."""
-        try:
-            from dexcom2mqtt.daemon import page  # noqa: PLC0415  # load a server only if configured
-
-            place = page.ingress(where) if isinstance(where, str) else page.configured(where)
-            if place:
-                page.serve(place, self._accounts, self._clock, self._health.look)
-        except Exception as error:  # noqa: BLE001  # see above
-            _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))
+    def _page(self, where: Web | str) -> Callable[[], None]:
+        return functools.partial(_serve, where, self._accounts, self._clock, self._health.look)
 
     def answer_for_health(self) -> None:
         """Start reporting readiness and health to systemd, and answering ``healthcheck``. Raises ThreadError."""
         self._spawn("health", self._health.run)
+
+    def look_again(self) -> None:
+        """Look at the folder with the accounts now."""
+        self._reloading.ask()
+        self._alarm.ring()
 
     def stop(self) -> None:
         """Publish offline and end the threads; takes no longer than 1.5 seconds."""
@@ -197,8 +192,14 @@ class Daemon:
 
     def _beat(self) -> None:
         while True:
-            self._accounts.tick()
-            parts = (self._ownership, self._discovery, self._heartbeat, self._kept_days)
+            parts = (
+                self._accounts,
+                self._reloading,
+                self._ownership,
+                self._discovery,
+                self._heartbeat,
+                self._kept_days,
+            )
             self._alarm.wait(min([part.tick() for part in parts]))
 
     def _on_connected(self, protocol: Protocol) -> None:
@@ -253,3 +254,15 @@ class Daemon:
             _log.critical("a thread stopped unexpectedly; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _serve(where: Web | str, accounts: Accounts, clock: Clock, health: Callable[[], str]) -> None:
+    """Serve the page to browsers, or to ingress; an error there affects nothing else."""
+    try:
+        from dexcom2mqtt.daemon import page  # noqa: PLC0415  # load a server only if configured
+
+        place = page.ingress(where) if isinstance(where, str) else page.configured(where)
+        if place:
+            page.serve(place, accounts, clock, health)
+    except Exception as error:  # noqa: BLE001  # see above
+        _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))

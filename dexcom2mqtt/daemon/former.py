@@ -19,8 +19,8 @@ from dexcom2mqtt.topics import ALONE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dexcom2mqtt.config.settings import Settings
     from dexcom2mqtt.daemon.ownership import Ownership
+    from dexcom2mqtt.daemon.reloading import Reloading
     from dexcom2mqtt.daemon.serving import Serving
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.mqtt.link import BrokerLink
@@ -33,9 +33,11 @@ _NAME: Final = re.compile(f"(?!{ALONE}$){BRIDGE}")
 class Former:
     """Reads what was left before the start, clears what nobody needs, and tells ``ownership`` what to take."""
 
-    def __init__(self, settings: Settings, serving: Serving, ownership: Ownership, mirror: Mirror, probe: str) -> None:
-        self._settings = settings
-        self._topics = settings.topics
+    def __init__(
+        self, reloading: Reloading, serving: Serving, ownership: Ownership, mirror: Mirror, probe: str
+    ) -> None:
+        self._reloading = reloading
+        self._topics = reloading.settings.topics
         self._serving = serving
         self._ownership = ownership
         self._mirror = mirror
@@ -53,7 +55,7 @@ class Former:
         """
         info = _read_info(found.get(self._topics.bridge_info))
         self._before = info.accounts if info else ()
-        statuses = {key: found.get(self._topics.of(key, "status")) for key in self._settings.own_accounts}
+        statuses = {key: found.get(self._topics.of(key, "status")) for key in self._reloading.settings.own_accounts}
         self._statuses = {key: status for key, status in statuses.items() if status}
         for key in self._before if self._topics.bridge == ALONE else ():
             self._serving.leave(key, found, removed=not self._is_configured(key))
@@ -65,11 +67,11 @@ class Former:
 
     def begin(self, link: BrokerLink) -> None:
         """Begin to take accounts, and to look for processes that should no longer exist."""
-        alone, own = self._topics.bridge == ALONE, self._settings.own_accounts
+        alone, own = self._topics.bridge == ALONE, self._reloading.settings.own_accounts
         wanted = {key: Wanted("serve", account) for key, account in own.items()}
         if not alone:
             wanted = {key: self._leave(key) for key in self._before if key not in own} | wanted
-        if was_shared(self._statuses) if alone else self._settings.shard.index == 0:
+        if was_shared(self._statuses) if alone else self._reloading.settings.shard.index == 0:
             topics = (self._topics.info_of("+"),)
             link.read_back(ReadBack(topics, self._probe, lambda found: self._find(found, link)))
         self._statuses = {}
@@ -87,7 +89,7 @@ class Former:
 
     def _find(self, found: Mapping[str, bytes], link: BrokerLink) -> None:
         """Find the processes that should no longer exist, and look whether they do."""
-        least = 0 if self._topics.bridge == ALONE else self._settings.shard.count
+        least = 0 if self._topics.bridge == ALONE else self._reloading.settings.shard.count
         for topic, payload in found.items():
             name = topic.split("/")[-2]
             if _NAME.fullmatch(name) and int(name.partition("-")[2]) >= least:
@@ -113,7 +115,8 @@ class Former:
         return Wanted("release" if self._is_configured(key) else "clear")
 
     def _is_configured(self, key: str) -> bool:
-        return key in self._settings.accounts or key in self._settings.broken
+        settings = self._reloading.settings
+        return key in settings.accounts or key in settings.broken
 
 
 def _read_info(payload: bytes | None) -> Info | None:

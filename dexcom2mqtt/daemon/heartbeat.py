@@ -56,9 +56,10 @@ class Heartbeat:
             self._put_info()
 
     def read_back(self) -> None:
-        """Record that the retained messages have been read back; for any thread."""
-        self.has_read_back = True
-        self._may_poll_since = self._clock.now()
+        """Record that the retained messages have been read back, which counts only once; for any thread."""
+        if not self.has_read_back:
+            self.has_read_back = True
+            self._may_poll_since = self._clock.now()
 
     @property
     def awaits_share(self) -> bool:

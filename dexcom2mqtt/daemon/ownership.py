@@ -47,8 +47,8 @@ class Ownership:
     """Takes the wanted accounts as soon as nobody else serves them. ``tick`` does the work, in one thread.
 
     ``owned`` are the accounts that it serves from the start, being alone. ``probe`` is for reading back, and ``days``
-    is whether this process keeps them. ``changed`` is called when ``tick`` has something to do, and ``first_over``
-    after the first round.
+    is whether this process keeps them. ``changed`` is called when ``tick`` has something to do, and ``over`` after each
+    round.
     """
 
     def __init__(  # noqa: PLR0913  # passed by name
@@ -62,7 +62,7 @@ class Ownership:
         probe: str,
         days: bool,
         changed: Callable[[], None],
-        first_over: Callable[[], None],
+        over: Callable[[], None],
     ) -> None:
         self._topics = topics
         self._clock = clock
@@ -71,8 +71,9 @@ class Ownership:
         self._probe = probe
         self._days = days
         self._changed = changed
-        self._first_over = first_over
-        self._is_first = True
+        self._over = over
+        self.begun = False
+        """Whether ``begin`` was called."""
         self._lock = threading.RLock()
         self._claiming = Claiming(topics, clock.speed)
         self._events: deque[tuple[Round | None, Callable[[], None]]] = deque()
@@ -85,7 +86,7 @@ class Ownership:
     def begin(self, wanted: Mapping[str, Wanted]) -> None:
         """Begin to take accounts, once the broker is connected."""
         with self._lock:
-            self.holdings.wanted = dict(wanted)
+            self.holdings.wanted, self.begun = dict(wanted), True
             self._look_soon()
 
     def connected(self) -> None:
@@ -219,9 +220,7 @@ class Ownership:
         self._round = None
         again = self._clock.now() + _AGAIN * self._clock.speed if self.holdings.left else math.inf
         self._next = min(self._next, again)
-        if self._is_first:
-            self._is_first = False
-            self._first_over()
+        self._over()
 
     def _hear(self, payload: bytes) -> None:
         answers, lost = self._claiming.hear(payload, self.holdings.owned, self._clock.now())

@@ -88,7 +88,8 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     sigtimedwait returns a signal that never arrived. Raises TlsFileError, VariableError, SecondDaemonError and
     ThreadError.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    look = frozenset[signal.Signals]() if settings.reread is None else frozenset({signal.SIGHUP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP | look)
     already = _already_running(settings.connection)
     if already and signal.sigpending() & STOP:
         return 0  # stopped while waiting; the broker was not touched
@@ -104,7 +105,8 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
     end = _End()
     daemon.start()
     daemon.answer_for_health()
-    signal.sigwait(STOP)
+    while signal.sigwait(STOP | look) in look:
+        daemon.look_again()
     code = 1 if daemon.broken else 0
     end.is_near(code)
     daemon.stop()

@@ -13,6 +13,7 @@ import heapq
 import math
 import threading
 from collections import deque
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -166,6 +167,11 @@ class Stream:
         self._withheld = keys
         self._changed()
 
+    def is_on_its_way(self, key: str) -> bool:
+        """Return whether a reading of an account was sent and is not yet acknowledged."""
+        with self._lock:
+            return key in self._accounts and bool(self._accounts[key].sent)
+
     def forget(self, key: str) -> None:
         """Remove an account whose loop has ended."""
         with self._lock:
@@ -177,12 +183,8 @@ class Stream:
         """Shorten every history and all days to the size that this broker accepts on their topics."""
         with self._lock:
             for key, account in self._accounts.items():
-                for leaf, room in account.rooms.items():
-                    most = most_bytes(self._topics.of(key, leaf))
-                    if most < room.most_bytes:
-                        room.most_bytes = most
-                        account.write_again(leaf)
-                        self._changed_in(key)
+                if account.fit(partial(self._topics.of, key), most_bytes):
+                    self._changed_in(key)
 
     def shorten(self, topic: str, most_bytes: float) -> bool:
         """Shorten a history or days to that many bytes; return False if it is of no use, or for other topics."""

@@ -138,6 +138,14 @@ class Unpublished:
         if self.tally is not None and self.tally.waiting is None:
             self.changed.add("days")
 
+    def fit(self, topic: Callable[[str], str], most_bytes: Callable[[str], float]) -> bool:
+        """Shorten the history and the days to what the broker accepts on their topics; return whether that was new."""
+        smaller = {leaf: most for leaf in self.rooms if (most := most_bytes(topic(leaf))) < self.rooms[leaf].most_bytes}
+        for leaf, most in smaller.items():
+            self.rooms[leaf].most_bytes = most
+            self.write_again(leaf)
+        return bool(smaller)
+
     def write_again(self, leaf: str) -> None:
         """Write a history or the days again at once, because their size must change."""
         if leaf == "history":

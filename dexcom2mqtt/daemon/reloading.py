@@ -1,0 +1,89 @@
+"""Accounts that are added to the folder of the configuration, changed, or taken out while the daemon runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Final
+
+from dexcom2mqtt.config.problems import ConfigError
+from dexcom2mqtt.daemon.round import Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dexcom2mqtt.clock import Clock
+    from dexcom2mqtt.config.settings import Account, Settings
+    from dexcom2mqtt.daemon.ownership import Ownership
+
+_log = logging.getLogger(__name__)
+
+_EVERY: Final = 60.0
+"""Real seconds from one look at the folder to the next."""
+
+
+class Reloading:
+    """Looks at the folder once a minute, and when asked. Only ``ask`` may be called by any thread."""
+
+    def __init__(self, settings: Settings, clock: Clock, ownership: Ownership) -> None:
+        self.settings = settings
+        """The configuration as it is now; replaced as a whole."""
+        self._clock = clock
+        self._ownership = ownership
+        self._known = dict(settings.own_accounts)  # as last handed to ``ownership``
+        self._said = frozenset(settings.broken_files)
+        self._next = clock.now() + _EVERY * clock.speed
+
+    def ask(self) -> None:
+        """Look at the folder at the next ``tick``."""
+        self._next = -math.inf
+
+    def tick(self) -> float:
+        """Look at the folder if that is due; return in how many seconds to call again."""
+        if self.settings.reread is None:
+            return math.inf
+        now = self._clock.now()
+        if now >= self._next and self._ownership.begun:
+            self._look()
+            self._next = now + _EVERY * self._clock.speed
+        return self._next - now if self._ownership.begun else math.inf
+
+    def _look(self) -> None:
+        try:
+            new = self.settings.reread() if self.settings.reread else self.settings
+        except ConfigError as error:
+            self._say(error.problems, "the accounts stay as they are")
+            return
+        if new is self.settings:
+            return
+        if not new.accounts:
+            self._say(["accounts_dir: no file can be used any more"], "the accounts stay as they are")
+            return
+        self.settings = new
+        self._say(new.broken_files, "nothing changes for this account")
+        self._hand_over(dict(new.own_accounts))
+
+    def _hand_over(self, own: dict[str, Account]) -> None:
+        """Tell ``ownership`` what has changed; an account whose file is broken now goes on as it was."""
+        kept = {key: self._known[key] for key in self.settings.broken if key in self._known}
+        people = {_person(account) for account in kept.values()}
+        own = kept | {key: account for key, account in own.items() if _person(account) not in people}
+        for key in self._known.keys() - own.keys():
+            _log.info("%s: no longer configured", key)
+            self._ownership.drop(key)
+        for key, account in own.items():
+            if account != self._known.get(key):
+                _log.info("%s: %s", key, "its configuration has changed" if key in self._known else "newly configured")
+                self._ownership.want(key, Wanted("serve", account))
+        self._known = own
+
+    def _say(self, problems: Iterable[str], outcome: str) -> None:
+        """Log each problem once, for as long as it lasts."""
+        now = frozenset(problems)
+        for problem in sorted(now - self._said):
+            _log.error("%s; %s", problem, outcome)
+        self._said = now
+
+
+def _person(account: Account) -> tuple[str, str]:
+    return account.region, account.user.get_secret_value().casefold()
