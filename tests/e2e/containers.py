@@ -41,10 +41,9 @@ driver = "{driver}"
 graphroot = "{folder}/storage"
 runroot = "{folder}/run"
 """
-# No control groups: podman does not cope with those that are half of version 1.
 _ENGINE = """\
 [containers]
-cgroups = "disabled"
+cgroups = "{cgroups}"
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [network]
 network_config_dir = "{folder}/networks"
@@ -60,9 +59,22 @@ if [ "$1" = compose ]; then
 fi
 exec podman "$@"
 """
+# podman does not cope with control groups that are half of version 1: it gets a whole one of either version.
 _NAMESPACES = """\
 set -e
 umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || echo no cgroups
+if [ "$0" = enabled ] && grep -qv ^0: /proc/self/cgroup; then
+    umount /sys/fs/cgroup
+    mount -t tmpfs none /sys/fs/cgroup
+    while IFS=: read -r _ groups _; do
+        folder=/sys/fs/cgroup/${groups#name=}
+        [ -n "$groups" ] && mkdir "$folder" || continue
+        case $groups in
+            name=*) mount -t cgroup -o "none,$groups" none "$folder" ;;
+            *) mount -t cgroup -o "$groups" none "$folder" ;;
+        esac
+    done </proc/self/cgroup
+fi
 names=$(cat /etc/resolv.conf)
 file=$(readlink -f /etc/resolv.conf)
 mount -t tmpfs none /run
@@ -95,15 +107,19 @@ exec chroot "$root" "$@"
 
 
 class Machine:
-    """podman, buildah, and a ``docker`` that is podman; they keep everything in ``folder``."""
+    """podman, buildah, and a ``docker`` that is podman; they keep everything in ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    Without ``pods`` there are no control groups, which pods need and containers do not.
+    """
+
+    def __init__(self, folder: Path, *, pods: bool = False) -> None:
+        cgroups = "enabled" if pods else "disabled"
         commands = folder / "bin"
         for sub in (commands, folder / "networks"):
             sub.mkdir()
         self._folder = folder
         self._store_by("overlay")
-        (folder / "engine.conf").write_text(_ENGINE.format(folder=folder), encoding="utf-8")
+        (folder / "engine.conf").write_text(_ENGINE.format(folder=folder, cgroups=cgroups), encoding="utf-8")
         (commands / "docker").write_text(_DOCKER.format(compose=COMPOSE), encoding="utf-8")
         (commands / "docker").chmod(0o755)
         self._environ = os.environ | {
@@ -116,7 +132,7 @@ class Machine:
         }
         own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         self._namespaces = Process(
-            ("setpriv", "--pdeathsig", "KILL", *own, "sh", "-c", _NAMESPACES), folder / "namespaces.log"
+            ("setpriv", "--pdeathsig", "KILL", *own, "sh", "-c", _NAMESPACES, cgroups), folder / "namespaces.log"
         )
         eventually(lambda: "ready" in self._namespaces.text() or not self._namespaces.running)
         if not self._namespaces.running:

@@ -25,7 +25,7 @@ REASONS: Final = {
     "test": r"(tests/[\w/]+\.py)",  # that test does the same
     "drawing": r"drawing",  # nothing to run
     "hardware": r"needs a (Raspberry Pi|sensor)",
-    "other system": r"needs (openHAB|ioBroker|Home Assistant|Node-RED)",
+    "other system": r"needs (openHAB|ioBroker|Home Assistant|Node-RED|Kubernetes)",
 }
 """Why a block may not be run here: `<!-- not run here: e2e systemd -->` in the line above it."""
 
@@ -140,8 +140,8 @@ def codes_in(text: str) -> list[str]:
 
 def files_of_the_project() -> list[Path]:
     """List all text files of the project."""
-    folders = (".ci", "bench", "dexcom2mqtt", "docs", "examples", "home-assistant-app", "scripts", "systemd", "tests")
-    found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("[!.]*"))
+    ours = (".ci", "bench", "deploy", "dexcom2mqtt", "docs", "examples", "home-assistant-app", "scripts", "systemd")
+    found = [path for folder in (*ours, "tests") for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("[!.]*"))
     return [path for path in found if path.is_file() and path.suffix in _TEXT and "__pycache__" not in path.parts]
 
 
