@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that small ones start fast o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import io
@@ -174,7 +175,7 @@ def _run(given: argparse.Namespace) -> int:
     except (process.SecondDaemonError, threads.ThreadError) as error:
         code = _fail(str(error))
     # The threads still exist, some perhaps inside a call that hangs. To end in time and with this code, do not wait
-    # for them, and do not let them run while the interpreter shuts down.
+    # for them, and do not let them run while the interpreter shuts down, which can crash it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -235,7 +236,10 @@ def _demo(given: argparse.Namespace) -> int:
     except ImportError as error:
         pip = Path(sys.executable).parent / "pip"
         return _fail(f"the demo needs {error.name}; install the extra demo, in the clone: {pip} install '.[demo]'")
-    return app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
+    code = app.run(speed=given.speed, duration=given.duration, mqtt_port=given.mqtt_port)
+    with contextlib.suppress(OSError):  # nobody reads anymore, as with `| head -1`
+        sys.stdout.flush()
+    os._exit(code)  # as in ``_run``
 
 
 def _healthcheck(given: argparse.Namespace) -> int:
