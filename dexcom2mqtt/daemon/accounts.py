@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dexcom2mqtt.daemon.health import Health
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.messages.stream import Stream
-    from dexcom2mqtt.topics import Topics
 
 _LOOK: Final = 0.2
 """Real seconds until it looks again whether the last readings of an account are acknowledged."""
@@ -41,21 +40,20 @@ class Accounts:
     Raises VariableError.
     """
 
-    def __init__(  # noqa: PLR0913  # passed by name
+    def __init__(  # noqa: PLR0913  # the parts that each loop needs, and functions by name
         self,
         settings: Settings,
-        topics: Topics,
         clock: Clock,
-        *,
         mirror: Mirror,
         stream: Stream,
         health: Health,
+        *,
         may_ask: Callable[[str], bool],
         polled: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._topics = topics
+        self._topics = settings.topics
         self._clock = clock
         self._mirror = mirror
         self._stream = stream

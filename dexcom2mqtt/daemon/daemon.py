@@ -36,9 +36,10 @@ from dexcom2mqtt.mqtt.link import BrokerLink
 from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from dexcom2mqtt.config.settings import Settings, Web
+    from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.connection import Received
     from dexcom2mqtt.mqtt.outcome import Protocol
 
@@ -74,11 +75,10 @@ class Daemon:
         self._alarm = self._clock.alarm(self._health.loop("the heartbeat"))
         self._accounts = Accounts(
             settings,
-            topics,
             self._clock,
-            mirror=self._mirror,
-            stream=self._stream,
-            health=self._health,
+            self._mirror,
+            self._stream,
+            self._health,
             may_ask=lambda key: self._alone or (key in self._ownership.holdings.owned and self._link.trusted),
             polled=self._on_wait,
             ended=self._alarm.ring,
@@ -90,22 +90,22 @@ class Daemon:
             settings, topics, self._accounts, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
         )
         self._heartbeat = Heartbeat(topics, self._clock, self._mirror, self._accounts, self._kept_days)
-        self._serving = Serving(topics, self._mirror, self._stream, self._accounts, self._discovery, self._kept_days)
-        probe = topics.sync(settings.connection.client_id)
+        once = self._mirror.put if self._alone else self._tell
+        self._serving = Serving(
+            topics, self._mirror, self._stream, self._accounts, self._discovery, self._kept_days, once
+        )
         self._ownership = Ownership(
             topics,
             self._clock,
             self._serving,
             owned=self._accounts.pollers,
             link=lambda: self._link,
-            probe=probe,
-            days=self._kept_days.wanted,
             changed=self._alarm.ring,
             over=self._heartbeat.read_back,
         )
         self._reloading = Reloading(settings, self._clock, self._ownership)
-        self._former = Former(self._reloading, self._serving, self._ownership, self._mirror, probe)
-        self._link = self._broker_link(probe)
+        self._former = Former(self._reloading, self._serving, self._ownership, once)
+        self._link = self._broker_link()
         self.broken = False
         """Whether a thread stopped unexpectedly."""
 
@@ -118,7 +118,7 @@ class Daemon:
         if self._heartbeat.awaits_share:
             self._alarm.ring()
 
-    def _broker_link(self, probe: str) -> BrokerLink:
+    def _broker_link(self) -> BrokerLink:
         topics = self._topics
         subscriptions = {topics.of("+", "refresh"): _NO_REFRESH} | self._discovery.subscriptions
         return BrokerLink(
@@ -130,7 +130,7 @@ class Daemon:
             unprotected=functools.partial(unprotected, topics),
             read_back=ReadBack(
                 topics=(topics.bridge_info, *self._serving.topics_of(self._accounts.pollers)),
-                probe=probe,
+                probe=topics.sync(self._settings.connection.client_id),
                 done=self._take_read_back,
                 still=self._still,
                 awaited=lambda: (*self._kept_days.awaited, *self._ownership.waiting.watched, *self._former.watched),
@@ -206,6 +206,7 @@ class Daemon:
         for poller in () if self._heartbeat.has_read_back else self._accounts.pollers.values():
             poller.expect_read_back()
         self._ownership.connected()
+        self._former.connected(self._link)
         self._discovery.connected()  # everything is sent after connecting, discovery too
         self._heartbeat.connected(protocol)
         self._kept_days.connected()
@@ -235,6 +236,9 @@ class Daemon:
             self._alarm.ring()
         else:
             self._accounts.refresh(message.topic)
+
+    def _tell(self, messages: Iterable[Message]) -> None:
+        self._link.tell(messages)
 
     def _wake(self) -> None:
         self._link.wake()

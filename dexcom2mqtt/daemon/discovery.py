@@ -60,10 +60,10 @@ class Discovery:
         if self._on:
             self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version(), accounts))
 
-    def clear(self, account: str, found: Container[str], *, removed: bool) -> None:
-        """Remove an account from Home Assistant if it is ``removed``, or if discovery is switched off."""
+    def clear_leftover(self, account: str, found: Container[str]) -> None:
+        """Remove an account from Home Assistant if discovery was switched off."""
         topic = self.topic_of(account)
-        if removed or (topic in found and not self._on):
+        if topic in found and not self._on:
             self._mirror.put([cleared(topic)])
 
     def connected(self) -> None:

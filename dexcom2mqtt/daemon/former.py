@@ -13,16 +13,15 @@ from dexcom2mqtt.daemon.round import Wanted, a_moment
 from dexcom2mqtt.messages.bridge import Info, parse_info
 from dexcom2mqtt.messages.message import ForeignError, cleared
 from dexcom2mqtt.messages.ownership import BRIDGE, owner_of, was_shared
-from dexcom2mqtt.mqtt.inbox import ReadBack
 from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from dexcom2mqtt.daemon.ownership import Ownership
     from dexcom2mqtt.daemon.reloading import Reloading
     from dexcom2mqtt.daemon.serving import Serving
-    from dexcom2mqtt.messages.mirror import Mirror
+    from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.link import BrokerLink
 
 _log = logging.getLogger(__name__)
@@ -31,19 +30,26 @@ _NAME: Final = re.compile(f"(?!{ALONE}$){BRIDGE}")
 
 
 class Former:
-    """Reads what was left before the start, clears what nobody needs, and tells ``ownership`` what to take."""
+    """Reads what was left before the start, clears what nobody needs, and tells ``ownership`` what to take.
+
+    ``once`` publishes messages, see ``Serving``.
+    """
 
     def __init__(
-        self, reloading: Reloading, serving: Serving, ownership: Ownership, mirror: Mirror, probe: str
+        self,
+        reloading: Reloading,
+        serving: Serving,
+        ownership: Ownership,
+        once: Callable[[Iterable[Message]], None],
     ) -> None:
         self._reloading = reloading
         self._topics = reloading.settings.topics
         self._serving = serving
         self._ownership = ownership
-        self._mirror = mirror
-        self._probe = probe
+        self._once = once
         self._before: tuple[str, ...] = ()  # the accounts that this process served before
         self._statuses: dict[str, bytes] = {}
+        self._looks = False  # whether it looks for processes
         self._infos: dict[str, Info] = {}  # of the processes that should no longer exist, by name
         self.watched: Mapping[str, str] = {}
         """The states of those that are still online, by topic; replaced as a whole."""
@@ -71,11 +77,15 @@ class Former:
         wanted = {key: Wanted("serve", account) for key, account in own.items()}
         if not alone:
             wanted = {key: self._leave(key) for key in self._before if key not in own} | wanted
-        if was_shared(self._statuses) if alone else self._reloading.settings.shard.index == 0:
-            topics = (self._topics.info_of("+"),)
-            link.read_back(ReadBack(topics, self._probe, lambda found: self._find(found, link)))
+        self._looks = was_shared(self._statuses) if alone else self._reloading.settings.shard.index == 0
         self._statuses = {}
+        self.connected(link)
         self._ownership.begin(wanted)
+
+    def connected(self, link: BrokerLink) -> None:
+        """Look for processes that should no longer exist, until that is done; for any thread."""
+        if self._looks:
+            link.read_back((self._topics.info_of("+"),), lambda found: self._find(found, link), a_moment)
 
     def heard(self, topic: str, payload: bytes) -> bool:
         """Take a message if it is the state of such a process, and return whether it is; for any thread."""
@@ -95,10 +105,12 @@ class Former:
             if _NAME.fullmatch(name) and int(name.partition("-")[2]) >= least:
                 self._infos[name] = _read_info(payload) or Info()
         states = {self._topics.state_of(name): name for name in self._infos}
+        self._looks = bool(states)
         if states:
-            link.read_back(ReadBack(tuple(states), self._probe, lambda found: self._look(states, found), a_moment))
+            link.read_back(tuple(states), lambda found: self._look(states, found), a_moment)
 
     def _look(self, states: Mapping[str, str], found: Mapping[str, bytes]) -> None:
+        self._looks = False
         self.watched = {topic: name for topic, name in states.items() if found.get(topic) == b"online"}
         for topic, name in states.items():
             if topic not in self.watched:
@@ -106,7 +118,7 @@ class Former:
 
     def _clear(self, name: str) -> None:
         """Clear what a process said about itself, and the accounts that it served if nobody is configured to do so."""
-        self._mirror.put([cleared(self._topics.state_of(name)), cleared(self._topics.info_of(name))])
+        self._once([cleared(self._topics.state_of(name)), cleared(self._topics.info_of(name))])
         for key in self._infos.pop(name, Info()).accounts:
             if not self._is_configured(key):
                 self._ownership.want(key, Wanted("clear"))

@@ -36,6 +36,7 @@ class Holdings:
         """Those that this process surely serves."""
         self.unsure = frozenset[str]()
         """Those that it served before the connection was lost: another process may serve them now."""
+        self._tried: set[str] = set()  # to release or to clear
         self._ending = frozenset[str]()  # their loops have to end before they can be served again
 
     @property
@@ -57,12 +58,25 @@ class Holdings:
         return frozenset(keys) - self._ending
 
     def leave_to_others(self, this: Round) -> frozenset[str]:
-        """Want no longer to release or clear what others serve, or may release; return these accounts."""
-        wanted = {key: self.wanted[key].purpose for key in this.keys if self.wanted[key].purpose != "serve"}
-        theirs = {key for key in wanted if key in this.others}
-        theirs |= {key for key in wanted if wanted[key] == "release" and this.owners[key] != this.topics.bridge}
-        self.wanted = {key: each for key, each in self.wanted.items() if key not in theirs}
-        return frozenset(theirs)
+        """Want no longer to release or clear what others serve, or what is done; return these accounts."""
+        over = frozenset(key for key in this.keys if self._is_over(key, this))
+        self.wanted = {key: each for key, each in self.wanted.items() if key not in over}
+        self._tried -= over
+        return over
+
+    def _is_over(self, key: str, this: Round) -> bool:
+        match self.wanted[key].purpose:
+            case "serve":
+                return False
+            case "release":
+                return this.owners[key] != this.topics.bridge
+            case "clear":
+                return key in this.others or (key in self._tried and not this.statuses[key])
+
+    def tried(self, key: str) -> str:
+        """Record that an account is being released or cleared, and return which; the next look shows whether it is."""
+        self._tried.add(key)
+        return self.wanted[key].purpose
 
     def keep(self, keys: Collection[str]) -> None:
         """Serve these accounts from now on, or again."""

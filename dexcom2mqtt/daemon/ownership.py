@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.daemon.claiming import Claiming
 from dexcom2mqtt.daemon.holdings import Holdings, Waiting
 from dexcom2mqtt.daemon.round import Round, Wanted, a_moment
-from dexcom2mqtt.mqtt.inbox import ReadBack
 from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
@@ -46,9 +45,8 @@ _NOT_RETURNED: Final = (
 class Ownership:
     """Takes the wanted accounts as soon as nobody else serves them. ``tick`` does the work, in one thread.
 
-    ``owned`` are the accounts that it serves from the start, being alone. ``probe`` is for reading back, and ``days``
-    is whether this process keeps them. ``changed`` is called when ``tick`` has something to do, and ``over`` after each
-    round.
+    ``owned`` are the accounts that it serves from the start, being alone. ``changed`` is called when ``tick`` has
+    something to do, and ``over`` after each round.
     """
 
     def __init__(  # noqa: PLR0913  # passed by name
@@ -59,8 +57,6 @@ class Ownership:
         *,
         owned: Iterable[str],
         link: Callable[[], BrokerLink],
-        probe: str,
-        days: bool,
         changed: Callable[[], None],
         over: Callable[[], None],
     ) -> None:
@@ -68,8 +64,6 @@ class Ownership:
         self._clock = clock
         self._serving = serving
         self._link = link
-        self._probe = probe
-        self._days = days
         self._changed = changed
         self._over = over
         self.begun = False
@@ -148,7 +142,7 @@ class Ownership:
     def _look(self) -> None:
         """Begin a round: read who serves the accounts that are wanted."""
         self._next = math.inf
-        this = self._round = Round(self._topics, self.holdings.left, self._days)
+        this = self._round = Round(self._topics, self.holdings.left, self._serving.keeps_days)
         if this.keys:
             self._read(this, this.status_topics(), self._on_statuses, a_moment)
         else:
@@ -206,7 +200,7 @@ class Ownership:
         holdings.keep(again | serve.keys())
         self._serving.go_on(again | serve.keys())
         for key in set(new) - serve.keys():
-            if holdings.wanted.pop(key).purpose == "clear":
+            if holdings.tried(key) == "clear":
                 self._serving.clear(key)
             else:
                 self._serving.release(key, this.statuses[key])
@@ -241,4 +235,4 @@ class Ownership:
             self._events.append((this, partial(then, this, found)))
             self._changed()
 
-        self._link().read_back(ReadBack(tuple(topics), self._probe, done, still))
+        self._link().read_back(tuple(topics), done, still)

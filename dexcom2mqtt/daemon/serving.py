@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dexcom2mqtt.messages.message import cleared
 from dexcom2mqtt.messages.mirror import level_of
 from dexcom2mqtt.messages.ownership import released
 from dexcom2mqtt.messages.state import account_cleared, stale_messages, unavailable, without_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.daemon.accounts import Accounts
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """Begins to serve accounts, and stops. One thread at a time."""
+    """Begins to serve accounts, and stops. One thread at a time.
+
+    ``once`` publishes messages about accounts that are not served. If several processes share the accounts, these must
+    not be sent again on a later connection, when another process may serve them.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  # the parts that it connects
         self,
@@ -37,6 +42,7 @@ class Serving:
         accounts: Accounts,
         discovery: Discovery,
         kept_days: KeptDays,
+        once: Callable[[Iterable[Message]], None],
     ) -> None:
         self._topics = topics
         self._mirror = mirror
@@ -44,6 +50,9 @@ class Serving:
         self._accounts = accounts
         self._discovery = discovery
         self._kept_days = kept_days
+        self._once = once
+        self.keeps_days = kept_days.wanted
+        """Whether the days of the accounts are kept at the broker."""
 
     def topics_of(self, keys: Collection[str]) -> list[str]:
         """Return the topics to read back before ``take``."""
@@ -59,7 +68,7 @@ class Serving:
         self._accounts.add(accounts)
         for key, account in accounts.items():
             self._mirror.put(stale_messages(self._topics, key, without_reading(account)))
-            self._discovery.clear(key, found, removed=False)
+            self._discovery.clear_leftover(key, found)
         self._discovery.put(accounts)
         awaited: dict[str, bool] = {}
         for key in accounts:
@@ -110,16 +119,15 @@ class Serving:
         if removed:
             self.clear(key)
         else:
-            self._discovery.clear(key, found, removed=False)
+            self._discovery.clear_leftover(key, found)
 
     def clear(self, key: str) -> None:
         """Clear the topics of an account that is not configured."""
-        self._discovery.clear(key, (), removed=True)
-        self._mirror.put(account_cleared(self._topics, key))
+        self._once([cleared(self._discovery.topic_of(key)), *account_cleared(self._topics, key)])
 
     def release(self, key: str, status: bytes) -> None:
         """Say that nobody serves an account that this process served before it started, and that it has no value."""
-        self._mirror.put([unavailable(self._topics, key), released(self._topics, key, status)])
+        self._once([unavailable(self._topics, key), released(self._topics, key, status)])
 
     def farewell(self, keys: Collection[str]) -> list[Message]:
         """Return the last messages about served accounts: no value is current, and another process may take them."""

@@ -1,7 +1,7 @@
 """Receives from the broker: retained messages that are read back, and the messages of subscriptions.
 
-It knows the subscriptions and who gets their messages, but not what these mean. A read-back that is not over starts
-over on each connection; besides, only the subscriptions are repeated.
+It knows the subscriptions and who gets their messages, but not what these mean. Until the first read-back is over, it
+starts over on each connection; after that, only the subscriptions are repeated.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Inbox:
         return math.inf if self._gathering is None else self._gathering.due
 
     def read_back(self, read_back: ReadBack) -> None:
-        """Read these, too, once those before are read; for any thread."""
+        """Read these, too, once those before are read, unless the connection ends before; for any thread."""
         self._read_backs.append(read_back)
 
     def subscribe(self, connection: Connection, *, but: Collection[str] = (), probes: bool = True) -> None:
@@ -185,6 +185,8 @@ class Inbox:
         self._awaited = [*self._still_awaited()] if self.has_read_back else []
         connection.subscribe([topic for topic in (*self._subscriptions, *self._awaited) if topic not in but])
         self._gathering = None
+        if self.has_read_back:
+            self._read_backs.clear()
         self._gather(connection, but, probes=probes)
 
     def _gather(self, connection: Connection, but: Collection[str] = (), *, probes: bool = True) -> None:
@@ -212,7 +214,7 @@ class Inbox:
         if not gathering.over:
             return
         self._marks_live = gathering.marks_live
-        read_back = self._read_backs.popleft()
+        read_back = self._read_backs.popleft()  # only this thread removes any
         read_back.done(gathering.found)
         self._gathering, self.has_read_back = None, True
         gathering.end(but=self._still_awaited())

@@ -16,14 +16,14 @@ from dexcom2mqtt.clock import Stopped
 from dexcom2mqtt.mqtt.attempts import Attempts
 from dexcom2mqtt.mqtt.connection import OPEN_SECONDS, Connection, Will
 from dexcom2mqtt.mqtt.delivery import Delivery, say
-from dexcom2mqtt.mqtt.inbox import Inbox
+from dexcom2mqtt.mqtt.inbox import Inbox, ReadBack
 from dexcom2mqtt.mqtt.outcome import Place
 from dexcom2mqtt.mqtt.tls_files import TlsFiles
 from dexcom2mqtt.mqtt.trouble import Trouble
 from dexcom2mqtt.waker import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.config.settings import Mqtt
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.messages.stream import Stream
     from dexcom2mqtt.mqtt.connection import Received
-    from dexcom2mqtt.mqtt.inbox import ReadBack
+    from dexcom2mqtt.mqtt.inbox import Still
     from dexcom2mqtt.mqtt.outcome import Failure, Protocol
 
 _FAREWELL_SECONDS: Final = 1.2
@@ -105,9 +105,9 @@ class BrokerLink:
         self._delivery.tell(messages)
         self.wake()
 
-    def read_back(self, read_back: ReadBack) -> None:
-        """Read more retained messages, see ``Inbox.read_back``; for any thread."""
-        self._inbox.read_back(read_back)
+    def read_back(self, topics: Sequence[str], done: Callable[[Mapping[str, bytes]], None], still: Still) -> None:
+        """Read more retained messages, unless the connection ends before, see ``ReadBack``; for any thread."""
+        self._inbox.read_back(ReadBack(topics, self._probe, done, still))
         self.wake()
 
     def wake(self) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -128,9 +128,9 @@ class Cluster:
 
     def ask(self, index: int, path: str) -> int:
         """Return the status that the kubelet, which calls a pod by its address, would get."""
-        with suppress(OSError):
-            connection = HTTPConnection("127.0.0.1", self.ports[index], timeout=10)
-            connection.request("GET", path, headers={"Host": f"10.1.2.3:{self.ports[index]}"})
+        host = f"10.1.2.3:{self.ports[index]}"
+        with suppress(OSError), closing(HTTPConnection("127.0.0.1", self.ports[index], timeout=10)) as connection:
+            connection.request("GET", path, headers={"Host": host})
             return connection.getresponse().status
         return 0
 
