@@ -28,6 +28,7 @@ from dexcom2mqtt.topics import Topics
 from tests.support.brokers import gatekeeper
 from tests.support.builders import account, reading
 from tests.support.processes import Mosquitto, Process, Subscriber, free_port, retained, write_config
+from tests.support.relay import DROP, PASS, Packet, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +50,11 @@ FOREIGN = {
 }
 
 
-def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", info: bool = True) -> list[Message]:
+def left_by(
+    *keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant", bridge: str = "bridge", info: bool = True
+) -> list[Message]:
     """Return the messages that a stopped daemon with these accounts leaves."""
-    topics, anybody = Topics(base), account()
+    topics, anybody = Topics(base, bridge), account()
     left = [bridge_offline(topics)]
     if info:
         left.append(bridge_info(topics, version="1", started_at=None, protocol="5", accounts=keys))
@@ -61,7 +64,7 @@ def left_by(*keys: str, base: str = "dexcom2mqtt", prefix: str = "homeassistant"
         left.append(history_message(topics, key, "9a0364b9", [reading(85)]))
         left.append(days_message(topics, key, "9a0364b9", {}))
         left.append(Message(topics.of(key, "statistics"), "{}"))
-        left.append(status_message(topics, key, Status()))
+        left.append(status_message(topics, key, Status(), released=True))
         left.append(homeassistant.discovery_message(prefix, topics, key, anybody, stale_after=900, version="1"))
     return left
 
@@ -106,16 +109,6 @@ def test_removes_everything_of_the_daemon_and_nothing_else(
     again = purge(protocol=protocol)
     assert again.returncode == 0
     assert "nothing to remove" in again.stdout
-
-
-def test_a_shard_has_a_client_id_of_its_own(
-    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It connects with the name of its own process, as no other process does."""
-    monkeypatch.setenv("DEXCOM2MQTT_SHARD__COUNT", "3")
-    monkeypatch.setenv("DEXCOM2MQTT_SHARD__INDEX", "2")
-    assert purge().returncode == 0
-    assert f" as {CLIENT_ID}-2-purge " in mosquitto.log()
 
 
 def test_a_broker_full_of_messages(
@@ -171,6 +164,145 @@ def test_it_refuses_while_the_daemon_runs(
     assert "dexcom2mqtt/bridge/state is online: stop the daemon first" in done.stderr
     assert purge("--account", "anna").returncode == 1
     assert retained(mosquitto.port) == before
+
+
+# --- several processes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the configuration be for several processes."""
+
+    def shards(count: int, index: int = 0) -> None:
+        monkeypatch.setenv("DEXCOM2MQTT_SHARD__COUNT", str(count))
+        monkeypatch.setenv("DEXCOM2MQTT_SHARD__INDEX", str(index))
+
+    return shards
+
+
+def silent_about_wildcards(port: int) -> Relay:
+    """Return a relay in front of a broker that sends no retained messages for wildcards, as RabbitMQ does not."""
+    asked: list[str] = []
+
+    def rule(packet: Packet) -> float:
+        if packet.kind == "SUBSCRIBE":
+            asked[:] = packet.filters
+        wild = any("+" in topic for topic in asked)
+        return DROP if wild and packet.kind == "PUBLISH" and not packet.from_client and packet.data[0] & 1 else PASS
+
+    return Relay(port, rule)
+
+
+def test_a_shard_has_a_client_id_of_its_own(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], shards: Callable[..., None]
+) -> None:
+    """It connects with the name of its own process, as no other process does."""
+    shards(3, index=2)
+    assert purge().returncode == 0
+    assert f" as {CLIENT_ID}-2-purge " in mosquitto.log()
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_removes_what_several_processes_left(
+    mosquitto: Mosquitto,
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    shards: Callable[..., None],
+    *,
+    lists: bool,
+) -> None:
+    """All of them, and the accounts that only they know, are removed, even if the broker lists nothing."""
+    shards(3, index=1)
+    of_one, of_another = left_by("anna", "ben", bridge="bridge-0"), left_by("cleo", bridge="bridge-2")
+    elsewhere = {"dexcom2mqtt/bridge-x/state": "offline", "dexcom2mqtt/bridge-7/state": "21.5"}
+    fill(mosquitto, *left_by("dora"), *of_one, *of_another, foreign=FOREIGN | elsewhere)
+    with silent_about_wildcards(mosquitto.port) as relay:
+        done = purge(port=mosquitto.port if lists else relay.port)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "removed 90 retained messages" in done.stdout
+    assert retained(mosquitto.port) == FOREIGN | elsewhere
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_processes_that_are_no_longer_configured(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], *, lists: bool
+) -> None:
+    """A broker that lists nothing reveals those that an account names as its owner."""
+    owned = status_message(Topics("dexcom2mqtt", "bridge-4"), "anna", Status())
+    fill(mosquitto, *left_by("anna"), *left_by("anna", "ben", bridge="bridge-4"), owned)
+    with silent_about_wildcards(mosquitto.port) as relay:
+        assert purge(port=mosquitto.port if lists else relay.port).returncode == 0
+    assert retained(mosquitto.port) == {}
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_one_process_asks_about_no_other(
+    mosquitto: Mosquitto, purge: Callable[..., subprocess.CompletedProcess[str]], *, lists: bool
+) -> None:
+    """Without shards, purge reads only what the daemon says about itself."""
+    fill(mosquitto, *left_by("anna"))
+    relay = Relay(mosquitto.port) if lists else silent_about_wildcards(mosquitto.port)
+    with relay:
+        assert purge(port=relay.port).returncode == 0
+    asked = {topic for packet in relay.came("SUBSCRIBE") for topic in packet.filters}
+    assert {topic for topic in asked if "bridge" in topic} == {
+        "dexcom2mqtt/bridge/state",
+        "dexcom2mqtt/bridge/info",
+        f"dexcom2mqtt/bridge/sync/{CLIENT_ID}-purge",
+    }
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize(
+    ("count", "online"), [(3, ["bridge-1"]), (3, ["bridge"]), (3, ["bridge-0", "bridge-2"]), (1, ["bridge-7"])]
+)
+def test_it_refuses_while_any_process_runs(
+    mosquitto: Mosquitto,
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    shards: Callable[..., None],
+    count: int,
+    online: list[str],
+    *,
+    lists: bool,
+) -> None:
+    """Nothing is removed, and the message names the process, even one that only an account names as its owner."""
+    shards(count)
+    states = [Message(f"dexcom2mqtt/{name}/state", "online") for name in online]
+    owner = status_message(Topics("dexcom2mqtt", online[-1]), "anna", Status())
+    fill(mosquitto, *left_by("anna"), owner, *states)
+    before = retained(mosquitto.port)
+    with silent_about_wildcards(mosquitto.port) as relay:
+        for arguments in ((), ("--account", "anna")):
+            done = purge(*arguments, port=mosquitto.port if lists else relay.port)
+            assert done.returncode == 1
+            names = ", ".join(state.topic for state in states)
+            if online == ["bridge"]:
+                assert f"{names} is online: stop the daemon first" in done.stderr
+            else:
+                assert f"{names} {'is' if len(online) == 1 else 'are'} online: stop all processes first" in done.stderr
+    assert retained(mosquitto.port) == before
+
+
+def test_a_broken_file_of_an_account(
+    mosquitto: Mosquitto,
+    purge: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its account is looked for like the others; a file whose name cannot be a key is none."""
+    folder = tmp_path / "accounts"
+    folder.mkdir()
+    for name in ("ben", "B+#"):
+        (folder / f"{name}.yaml").write_text("{", encoding="utf-8")
+    monkeypatch.setenv("DEXCOM2MQTT_ACCOUNTS_DIR", str(folder))
+    fill(mosquitto, *left_by("ben", info=False))
+    with silent_about_wildcards(mosquitto.port) as relay:
+        done = purge(port=relay.port)
+    assert done.returncode == 0
+    assert "this broker does not list them; accounts looked for: anna, ben\n" in done.stdout
+    assert retained(mosquitto.port) == {}
+
+
+# --- access control -----------------------------------------------------------------------------------------
 
 
 class Guarded:
