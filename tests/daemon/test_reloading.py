@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from dexcom2mqtt.daemon import reloading
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare, accelerated
 from tests.support.processes import Mosquitto, Process, Subscriber, daemon, eventually, write_config
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-SPEED: Final = 60.0
+SPEED: Final = 120.0
 KEYS: Final = ("anna", "ben", "carla")
 PEOPLE: Final = {key: SimulatedAccount(f"{key}@example.com", f"of {key}", seed=n) for n, key in enumerate(KEYS)}
 
@@ -40,8 +41,8 @@ class World:
         new = write_config(self.folder / "new", account | more)
         new.rename(self.accounts / f"{key}.yaml")
 
-    def start(self, *keys: str, **settings: Any) -> None:
-        """Start the daemon with the files of these accounts."""
+    def start(self, *keys: str, look: float = 3600.0, **settings: Any) -> None:
+        """Start the daemon with the files of these accounts; it looks at the folder again every ``look`` seconds."""
         for key in keys:
             self.write(key)
         config = {
@@ -50,7 +51,7 @@ class World:
             **settings,
         }
         file = write_config(self.folder / "config.yaml", config)
-        self.process = self.stack.enter_context(daemon(file, self.folder / "daemon.log", speed=SPEED))
+        self.process = self.stack.enter_context(daemon(file, self.folder / "daemon.log", speed=SPEED, LOOK=f"{look}"))
         for key in keys:
             self.online(key)
 
@@ -71,9 +72,9 @@ class World:
         return [json.loads(each)["date"] for each in self.subscriber.payloads(f"dexcom2mqtt/{key}/reading")]
 
     def next_reading(self, key: str) -> None:
-        """Wait until one more reading of an account is published."""
-        known = len(self.readings(key))
-        eventually(lambda: len(self.readings(key)) > known, 30)
+        """Wait until a newer reading of an account is published."""
+        known = max(self.readings(key), default=0)
+        eventually(lambda: max(self.readings(key), default=0) > known, 30)
 
     def info(self) -> list[str]:
         """Return the accounts that the daemon says it serves."""
@@ -105,10 +106,11 @@ def test_an_added_account_starts_without_touching_the_others(world: World) -> No
 
 
 def test_the_folder_is_looked_at_once_a_minute(world: World) -> None:
-    """Nobody has to tell the daemon; a minute is a real one, which the speed of this clock does not shorten."""
-    world.start("anna")
+    """Nobody has to tell the daemon."""
+    assert reloading._EVERY == 60  # noqa: SLF001  # this test makes it shorter
+    world.start("anna", look=1.0)
     world.write("ben")
-    world.subscriber.wait_for("dexcom2mqtt/ben/availability", "online", 75)
+    world.online("ben")
 
 
 def test_an_account_that_is_taken_out_ends_and_is_cleared(world: World) -> None:

@@ -8,7 +8,8 @@ many real seconds an acknowledgement may take, suiting the speed, too; ``LATE``,
 messages of an earlier daemon, instead of a moment that suits the speed; ``NAMED``, whether ``healthcheck`` finds the
 daemon: those of other tests that run at the same time have the same client id; ``WEB_BROKEN``, whether every request to
 the page ends in an exception; ``WEB_AGAIN``, after how many real seconds a port is tried again; ``DUE``, a file for how
-many seconds of the clock each poll was late.
+many seconds of the clock each poll was late; ``LOOK``, after how many real seconds it looks at the folder with the
+accounts again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dexcom2mqtt import cli
 from dexcom2mqtt.account.poller import Poller
 from dexcom2mqtt.clock import Clock
 from dexcom2mqtt.daemon import daemon as composition
-from dexcom2mqtt.daemon import health, process
+from dexcom2mqtt.daemon import health, process, reloading
 from dexcom2mqtt.daemon.heartbeat import Heartbeat
 from dexcom2mqtt.mqtt import patience
 from dexcom2mqtt.mqtt.inbox import Inbox
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_SECONDS: dict[str, tuple[object, str]] = {
+    "CALL_SECONDS": (transport, "CALL_SECONDS"),
+    "PATIENCE": (health, "PATIENCE"),
+    "JAM": (patience, "SECONDS"),
+    "WEB_AGAIN": (server, "_AGAIN"),
+    "LOOK": (reloading, "_EVERY"),
+}
 _PLACES: dict[str, tuple[type, str]] = {
     "share": (transport.Transport, "post"),
     "broker": (Inbox, "take"),
@@ -51,18 +59,13 @@ def main() -> int:
     clock = Clock(float(os.environ["SPEED"]))
     with ExitStack() as hooks:
         hooks.enter_context(mock.patch.object(process, "run", lambda settings: run(settings, clock)))
-        if seconds := os.environ.get("CALL_SECONDS"):
-            hooks.enter_context(mock.patch.object(transport, "CALL_SECONDS", float(seconds)))
+        for name, (owner, constant) in _SECONDS.items():
+            if seconds := os.environ.get(name):
+                hooks.enter_context(mock.patch.object(owner, constant, float(seconds)))
         if key := os.environ.get("BUG_IN"):
             hooks.enter_context(mock.patch.object(Poller, "poll", _with_a_bug(key, Poller.poll)))
-        if seconds := os.environ.get("PATIENCE"):
-            hooks.enter_context(mock.patch.object(health, "PATIENCE", float(seconds)))
-        if seconds := os.environ.get("JAM"):
-            hooks.enter_context(mock.patch.object(patience, "SECONDS", float(seconds)))
         if "WEB_BROKEN" in os.environ:
             hooks.enter_context(mock.patch.object(Site, "_answer", _broken))
-        if seconds := os.environ.get("WEB_AGAIN"):
-            hooks.enter_context(mock.patch.object(server, "_AGAIN", float(seconds)))
         if path := os.environ.get("DUE"):
             hooks.enter_context(mock.patch.object(Poller, "poll", _timed(Path(path), clock, Poller.poll)))
         late = os.environ.get("LATE") or clock.real(composition.ANYTHING_SECONDS)
