@@ -6,6 +6,7 @@ account, and it leaves nothing at the broker. The advice about followers comes f
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,6 +21,7 @@ from dexcom2mqtt.messages import status
 from dexcom2mqtt.messages.history import TOLERANCE, history_message
 from dexcom2mqtt.messages.homeassistant import discovery_messages
 from dexcom2mqtt.messages.message import Message, cleared
+from dexcom2mqtt.messages.ownership import owner_of
 from dexcom2mqtt.messages.state import summary
 from dexcom2mqtt.mqtt import dialling, tls_files
 from dexcom2mqtt.mqtt.visit import Visit
@@ -78,6 +80,7 @@ _NO_WILDCARDS: Final = (
     "It sends no retained messages for wildcard subscriptions. The daemon does not need them; programs that subscribe "
     "with wildcards see a value only when the next reading arrives."
 )
+_MOVES: Final = "They move once it has restarted with the current shard.count, or has stopped."
 _NO_PLACE: Final = (
     "Another program uses the port (`sudo ss -ltnp` shows which): choose a different web.port.",
     "This machine has no such address: `ip address` lists the ones it has, and 0.0.0.0 means all of them.",
@@ -259,12 +262,32 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
     yield _written(topics.of("bridge", "#"), allowed=kept)
     if not wildcards:
         yield Step("broker", _NO_WILDCARDS, "note")
-    for key in (*([topics.bridge] if settings.shard.count > 1 else []), *settings.own_accounts):
-        yield _written(topics.of(key, "#"), allowed=all(visit.try_out(cleared(topics.of(key, "check")))))
+    if settings.shard.count > 1:
+        yield _writable(topics.of(topics.bridge, "#"), cleared(topics.of(topics.bridge, "check")), visit)
+        # The daemons know that this is no claim.
+        yield _writable(topics.claims, Message(topics.claims, "check", retain=False), visit)
+    for key in settings.own_accounts:
+        yield _writable(topics.of(key, "#"), cleared(topics.of(key, "check")), visit)
     if home_assistant.discovery:
         yield from _check_home_assistant(settings, visit, probe)
     if visit.retained([topics.bridge_state], probe).get(topics.bridge_state) == b"online":
         yield Step("broker", f"A daemon is online below {topics.base}.", "note")
+    if settings.shard.count > 1 and settings.own_accounts:
+        yield from _served_by_others(settings, visit, probe)
+
+
+def _served_by_others(settings: Settings, visit: Visit, probe: str) -> Iterator[Step]:
+    """Name the other processes that still serve accounts of this one, as after a change of their number."""
+    topics = settings.topics
+    statuses = {key: topics.of(key, "status") for key in settings.own_accounts}
+    found = visit.retained(list(statuses.values()), probe)
+    owners = Counter(owner_of(key, found.get(topic)) for key, topic in statuses.items())
+    others = {topics.state_of(owner): owner for owner in owners if owner not in {None, topics.bridge}}
+    online = visit.retained(list(others), probe) if others else {}
+    for topic, owner in sorted(others.items()):
+        if online.get(topic) == b"online":
+            text = f"{owner} still serves {owners[owner]} of this process's accounts."
+            yield Step("broker", text, "note", (_MOVES,))
 
 
 def _check_sizes(settings: Settings, visit: Visit) -> Iterator[Step]:
@@ -280,8 +303,8 @@ def _check_sizes(settings: Settings, visit: Visit) -> Iterator[Step]:
             (_QUOTA,),
         )
     sizes = {"a day's history": _history_bytes(topics)}
-    if settings.home_assistant.discovery:
-        discovery = discovery_messages(settings, topics, version(), settings.accounts)
+    if settings.home_assistant.discovery and settings.own_accounts:
+        discovery = discovery_messages(settings, topics, version(), settings.own_accounts)
         sizes["a discovery message"] = max(len(message.payload.encode()) for message in discovery)
     for what, size in sorted(sizes.items(), key=itemgetter(1)):
         try:
@@ -329,6 +352,10 @@ def _check_home_assistant(settings: Settings, visit: Visit, probe: str) -> Itera
             "retained. Home Assistant finds the accounts when it connects.",
             "note",
         )
+
+
+def _writable(shown: str, message: Message, visit: Visit) -> Step:
+    return _written(shown, allowed=all(visit.try_out(message)))
 
 
 def _written(topic: str, *more: str, allowed: bool) -> Step:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.shards import shard_of
+from dexcom2mqtt.topics import Topics
 from tests.support.checking import ANNA, BEN, Bench, failed, steps
 from tests.support.processes import Mosquitto, Subscriber, retained, write_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -54,6 +57,7 @@ def test_only_the_accounts_of_the_own_shard_are_tried(
     said = steps(done.stdout)
     assert said[0] == ("ok", f"configuration: Valid. Shard {index} of {count} serves 1 of 2 accounts.")
     assert ("ok", f"broker: Publishing to dexcom2mqtt/bridge-{index}/# is allowed.") in said
+    assert ("ok", "broker: Publishing to dexcom2mqtt/bridge/claims is allowed.") in said
     assert ("ok", f"broker: Publishing to dexcom2mqtt/{key}/# is allowed.") in said
     assert not [words for _, words in said if other in words]
     assert [request.call for request in bench.share.requests] == ["authenticate", "login", "read"]
@@ -82,7 +86,44 @@ def test_a_shard_may_be_without_accounts(bench: Bench, mosquitto: Mosquitto) -> 
     done = bench.check(mosquitto.port, {"shard": shard})
     assert done.returncode == 0
     assert f"Shard {shard['index']} of 2 serves 0 of 1 accounts." in done.stdout
+    assert "It accepts messages as large as a day's history" in done.stdout
     assert bench.share.requests == []
+
+
+def test_only_the_own_accounts_have_discovery(bench: Bench, start_mosquitto: Callable[..., Mosquitto]) -> None:
+    """A process without accounts does not need a broker that accepts a message as large as that of another's."""
+    broker = start_mosquitto("allow_anonymous true", "message_size_limit 2000")
+    for index, what in ((shard_of("anna", 2), "a discovery message"), (1 - shard_of("anna", 2), "a day's history")):
+        (why,) = failed(bench.check(broker.port, {"shard": {"index": index, "count": 2}}).stdout)
+        assert why.endswith(f"bytes, the size of {what}.")
+
+
+@pytest.mark.parametrize(
+    ("owner", "state", "said"),
+    [
+        ("bridge-7", "online", True),
+        ("bridge", "online", True),
+        ("bridge-7", "offline", False),
+        (None, "online", False),
+    ],
+)
+def test_accounts_that_another_process_still_serves(
+    bench: Bench, mosquitto: Mosquitto, place: Path, owner: str | None, state: str, *, said: bool
+) -> None:
+    """After a change of the number, a note names the process that has not released them, and what moves them."""
+    _, sections = sharded(place, "anna")
+    topics = Topics("dexcom2mqtt", owner or "bridge-7")
+    status = status_message(topics, "anna", Status(), released=owner is None)
+    with Subscriber(mosquitto.port) as witness:
+        for topic, payload in ((topics.bridge_state, state), (status.topic, status.payload)):
+            witness.client.publish(topic, payload, qos=1, retain=True)
+            witness.wait_for(topic)
+    done = bench.check(mosquitto.port, sections)
+    assert done.returncode == 0
+    words = f"broker: {owner} still serves 1 of this process's accounts."
+    assert (("note", words) in steps(done.stdout)) is said
+    assert ("still serves" in done.stdout) is said
+    assert ("1. They move once it has restarted with the current shard.count, or has stopped." in done.stdout) is said
 
 
 def test_broken_files_end_with_78(bench: Bench, mosquitto: Mosquitto, place: Path) -> None:
