@@ -169,7 +169,7 @@ class Daemon:
         self._spawn("heart", self._beat)
 
     def _page(self, where: Web | str) -> Callable[[], None]:
-        return functools.partial(_serve, where, self._accounts, self._clock, self._health.look)
+        return functools.partial(_serve, where, self._accounts, self._reloading, self._clock, self._health.look)
 
     def answer_for_health(self) -> None:
         """Start reporting readiness and health to systemd, and answering ``healthcheck``. Raises ThreadError."""
@@ -260,13 +260,15 @@ class Daemon:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(where: Web | str, accounts: Accounts, clock: Clock, health: Callable[[], str]) -> None:
+def _serve(
+    where: Web | str, accounts: Accounts, reloading: Reloading, clock: Clock, health: Callable[[], str]
+) -> None:
     """Serve the page to browsers, or to ingress; an error there affects nothing else."""
     try:
         from dexcom2mqtt.daemon import page  # noqa: PLC0415  # load a server only if configured
 
         place = page.ingress(where) if isinstance(where, str) else page.configured(where)
         if place:
-            page.serve(place, accounts, clock, health)
+            page.serve(place, accounts, lambda: reloading.settings, clock, health)
     except Exception as error:  # noqa: BLE001  # see above
         _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))

@@ -19,10 +19,10 @@ from dexcom2mqtt.web.server import Server
 from dexcom2mqtt.web.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dexcom2mqtt.clock import Clock
-    from dexcom2mqtt.config.settings import Web
+    from dexcom2mqtt.config.settings import Account, Settings, Web
     from dexcom2mqtt.daemon.accounts import Accounts
 
 _log = logging.getLogger(__name__)
@@ -61,16 +61,48 @@ def ingress(text: str) -> Place | None:
     return None
 
 
-def serve(place: Place, accounts: Accounts, clock: Clock, health: Callable[[], str]) -> None:
-    """Serve the page at ``place`` until the clock stops, then raise Stopped. ``health`` returns the daemon's health."""
+class Shown:
+    """The accounts on the page. They keep the order of the configuration, however they come and go.
 
-    def shown() -> dict[str, PageAccount]:
-        configured = accounts.configured
-        served = [(key, poller) for key, poller in accounts.pollers.items() if key in configured]
-        return {key: PageAccount(configured[key], poller.seen, poller.time.now) for key, poller in served}
+    ``settings`` returns the configuration as it is now. For any thread.
+    """
+
+    def __init__(self, accounts: Accounts, settings: Callable[[], Settings]) -> None:
+        self._accounts = accounts
+        self._settings = settings
+        self._order: tuple[str, ...] = ()  # all that were ever configured, each at its first place
+        self._ordered: Mapping[str, Account] | None = None
+
+    def now(self) -> dict[str, PageAccount]:
+        """Return the accounts that are served now."""
+        configured, pollers = self._accounts.configured, self._accounts.pollers
+        served = [key for key in self._keys() if key in configured and key in pollers]
+        return {key: PageAccount(configured[key], pollers[key].seen, pollers[key].time.now) for key in served}
+
+    def first(self) -> str | None:
+        """Return the first configured account, whether or not it is served now; None if there is none."""
+        settings = self._settings()
+        return next((key for key in self._keys() if key in settings.own_accounts or key in settings.broken), None)
+
+    def _keys(self) -> tuple[str, ...]:
+        own = self._settings().own_accounts
+        if own is not self._ordered:
+            self._order, self._ordered = tuple(dict.fromkeys([*self._order, *own])), own
+        return self._order
+
+
+def serve(
+    place: Place, accounts: Accounts, settings: Callable[[], Settings], clock: Clock, health: Callable[[], str]
+) -> None:
+    """Serve the page at ``place`` until the clock stops, then raise Stopped.
+
+    ``settings`` returns the configuration as it is now, and ``health`` the daemon's health.
+    """
+    shown = Shown(accounts, settings)
 
     def health_now() -> tuple[bool, str]:
         answer = health()
         return answer == HEALTHY, answer
 
-    Server(place.host, place.port, Site(shown, clock, health_now, place.access, page.load()), clock).run()
+    site = Site(shown.now, clock, health_now, place.access, page.load(), shown.first)
+    Server(place.host, place.port, site, clock).run()

@@ -78,20 +78,23 @@ class Answer:
 
 
 class Site:
-    """A WSGI application for the accounts that ``accounts`` returns now; the first one has the paths without a key.
+    """A WSGI application for the accounts that ``accounts`` returns now, which may come and go.
 
-    ``health`` returns whether the daemon is healthy, and says so in words.
+    ``first`` returns the key of the one that Nightscout's paths without a key are about, even while it is not shown:
+    no client may get another person's values then. ``health`` returns whether the daemon is healthy, in words, too.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # what it shows, and to whom
         self,
         accounts: Callable[[], Mapping[str, PageAccount]],
         clock: Clock,
         health: Callable[[], tuple[bool, str]],
         access: Access,
         page: Page,
+        first: Callable[[], str | None],
     ) -> None:
         self._accounts = accounts
+        self._first = first
         self._clock = clock
         self._health = health
         self._access = access
@@ -144,19 +147,25 @@ class Site:
     def _route(self, environ: WSGIEnvironment, parts: list[str], given: Mapping[str, str]) -> Answer:
         """Answer a client that may read. Paths below an account's key are about that account only."""
         accounts = self._accounts()
-        found = self._at("/".join(parts), accounts, environ, given)
+        found = self._at("/".join(parts), accounts, accounts.get(self._first() or ""), environ, given)
         if found is None and parts and parts[0] in accounts:
             if len(parts) == 1 and not environ["PATH_INFO"].endswith("/"):
                 # The page uses relative paths, and so does this, because a proxy may add a path in front.
                 query = environ.get("QUERY_STRING", "")
                 return Answer(302, b"", headers={"Location": f"{parts[0]}/{query and f'?{query}'}"})
-            found = self._at("/".join(parts[1:]), {parts[0]: accounts[parts[0]]}, environ, given)
+            account = accounts[parts[0]]
+            found = self._at("/".join(parts[1:]), {parts[0]: account}, account, environ, given)
         return found or Answer(404, b"There is nothing at this address.\n")
 
     def _at(
-        self, path: str, accounts: Mapping[str, PageAccount], environ: WSGIEnvironment, given: Mapping[str, str]
+        self,
+        path: str,
+        accounts: Mapping[str, PageAccount],
+        account: PageAccount | None,
+        environ: WSGIEnvironment,
+        given: Mapping[str, str],
     ) -> Answer | None:
-        """Answer a path: about the first of these accounts, or, if it covers several, about all."""
+        """Answer a path: about these accounts or, if it is one of Nightscout's, about one of them."""
         if path.startswith(_API):
             path = path.removesuffix(".json")
         match path:
@@ -167,7 +176,7 @@ class Site:
             case "health":
                 return self._healthy()
             case "pebble" | "api/v1/status" | "api/v1/entries" | "api/v1/entries/sgv" | "api/v1/entries/current":
-                return _json(self._of_nightscout(path, next(iter(accounts.values())), given)) if accounts else None
+                return _json(self._of_nightscout(path, account, given)) if account else None
         return _json([]) if path in _EMPTY else None
 
     def _healthy(self) -> Answer:

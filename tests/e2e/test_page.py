@@ -190,6 +190,44 @@ def test_several_people_and_one(home: Household, visit: Callable[..., Page]) -> 
     )
 
 
+def test_accounts_come_and_go(home: Household, visit: Callable[..., Page]) -> None:
+    """An open page shows an account that arrives in its place, and drops one that leaves, in what is spoken, too."""
+    home.add(10, 100)
+    home.add(10, 200, who=BEN)
+    port, _ = home.serve()
+    here: set[str] = set()
+
+    def only_those_here(route: Route) -> None:
+        answer = route.fetch(headers={**route.request.headers, "if-none-match": ""})
+        found = answer.json()
+        found["accounts"] = [each for each in found["accounts"] if each["key"] in here]
+        gone = "/anna/" in route.request.url and not found["accounts"]
+        route.fulfill(response=answer, status=404 if gone else 200, json=found)
+
+    page, annas = visit("about:blank"), visit("about:blank")
+    nobody = "This process serves no account at the moment."
+    for each, path in ((page, ""), (annas, "anna/")):
+        each.route("**/api/accounts", only_those_here)
+        each.goto(f"http://127.0.0.1:{port}/{path}")
+        each.get_by_text(nobody).wait_for()
+    here.add("ben")
+    page.get_by_role("link", name="Ben").wait_for()
+    assert not page.locator("#banner").is_visible()
+    here.add("anna")
+    page.get_by_role("link", name="Anna").wait_for()
+    assert page.locator("h2").all_inner_texts() == ["Anna", "Ben"]
+    annas.get_by_role("link", name="Anna").wait_for()
+    here.clear()
+    for each in (page, annas):
+        each.get_by_text(nobody).wait_for()
+        assert each.locator("section").count() == 0
+        assert "Anna: no longer shown here" in each.locator("[aria-live=polite]").inner_text()
+        assert "100" not in each.inner_text("body")
+    here.add("ben")
+    page.get_by_role("link", name="Ben").wait_for()
+    eventually(lambda: page.locator("[aria-live=polite]").inner_text().startswith("Ben: 200 mg/dL"))
+
+
 def test_the_day_is_a_chart_with_gaps(home: Household, visit: Callable[..., Page]) -> None:
     """Bands for the ranges, a line that breaks if readings are missing, and the time in each range in words."""
     for minutes in range(0, 300, 5):

@@ -34,7 +34,7 @@ class FixedClock(Clock):
 
 @dataclass
 class Shown:
-    """Some people and the site that shows them; at ``clock.at`` it is noon."""
+    """Some people and the site that shows those in ``now``; at ``clock.at`` it is noon."""
 
     keys: Sequence[str] = ("anna", "ben")
     access: Access = field(default_factory=Access)
@@ -46,13 +46,14 @@ class Shown:
         self.clock = FixedClock()
         self.status = Status()
         self.overviews = {key: Overview(without_reading(account())) for key in self.keys}
-        shown = {key: PageAccount(account(), self._seen(key), lambda: float(NOON)) for key in self.keys}
+        self.now = {key: PageAccount(account(), self._seen(key), lambda: float(NOON)) for key in self.keys}
         self.site = Site(
-            lambda: shown,
+            lambda: self.now,
             self.clock,
             lambda: (self.well, "healthy" if self.well else "overdue: account anna"),
             self.access,
             self.page,
+            lambda: next(iter(self.keys), None),
         )
 
     def _seen(self, key: str) -> Any:

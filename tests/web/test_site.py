@@ -116,6 +116,28 @@ def test_nothing_yet() -> None:
     assert shown.ask("/pebble").json["bgs"] == []
 
 
+def test_a_process_without_accounts() -> None:
+    """One of several processes may serve nobody at the moment: the page works, and Nightscout's paths do not."""
+    shown = Shown(keys=())
+    assert shown.ask("/").status == 200
+    assert shown.ask("/api/accounts").json["accounts"] == []
+    assert shown.ask("/health").status == 200
+    assert {shown.ask(path).status for path in ("/pebble", *OF_NIGHTSCOUT)} == {404}
+
+
+def test_accounts_come_and_go(shown: Shown) -> None:
+    """A page that is open gets them without being loaded again, and no client gets another person's values."""
+    everybody, tag = shown.now, ""
+    for keys in (("anna", "ben"), ("ben",), (), ("anna",), ("anna", "ben")):
+        shown.now = {key: everybody[key] for key in keys}
+        answer = shown.ask("/api/accounts", IF_NONE_MATCH=tag)
+        assert [each["key"] for each in answer.json["accounts"]] == list(keys)
+        tag = answer.headers["ETag"]
+        for path in ("/api/v1/entries", "/pebble", "/anna/pebble", "/anna/api/accounts"):
+            assert shown.ask(path).status == (200 if "anna" in keys else 404)
+        assert shown.ask("/ben/pebble").status == (200 if "ben" in keys else 404)
+
+
 def test_health(shown: Shown) -> None:
     """Health is reported in the words of healthcheck, and by the status code."""
     assert (shown.ask("/health").status, shown.ask("/health").body) == (200, b"healthy\n")
