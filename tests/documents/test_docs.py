@@ -528,12 +528,18 @@ def topics_of_the_code() -> set[str]:
     return of_account | bridge | {discovery_topic("P", topics, "A")}
 
 
+def topics_of_several_processes() -> set[str]:
+    """Return the topics that exist only with several processes, as the documents write them."""
+    topics = Topics("B", "bridge-<index>")
+    return {topics.bridge_state, topics.bridge_info, topics.claims}
+
+
 def test_the_topics_are_those_of_the_code() -> None:
     """The page of topics names each topic, and only topics that exist."""
     page = text_of("docs/topics.md")
     named = {name for name in codes_in(without_blocks(page)) if re.match("[BP]/", name)}
     keys = {f"B/A/{key}" for key in STATE_KEYS}
-    assert named - {"B/A/<key of state>"} == topics_of_the_code() - keys
+    assert named - {"B/A/<key of state>"} == topics_of_the_code() - keys | topics_of_several_processes()
     assert "B/A/<key of state>" in named
     reference = page.partition("## The bridge")[2].partition("### `state`")[0]
     tables = [codes_in(row[0])[0] for row in rows_of(reference)]
@@ -556,9 +562,11 @@ def test_the_topics_at_a_glance_are_those_of_the_code() -> None:
 def test_the_payloads_are_those_of_the_code() -> None:
     """The page of topics describes each key of each payload, in order."""
     page = text_of("docs/topics.md")
-    for kind in ("state", "status"):
+    for kind, more in (("state", []), ("status", ["bridge"])):  # the last only with several processes
         described = [name for row in rows_of(section_of(page, f"### `{kind}`")) for name in codes_in(row[0])]
-        assert described == list(payloads()[kind])
+        assert described == [*payloads()[kind], *more]
+    shared = status_message(Topics("dexcom2mqtt", "bridge-1"), "anna", Status())
+    assert list(json.loads(shared.payload)) == described
     figures = section_of(text_of("docs/statistics.md"), "## The figures")
     described = [name for row in rows_of(figures) for name in codes_in(row[0])]
     assert described == list(payloads()["statistics"]["24h"])
