@@ -124,6 +124,8 @@ class Accounts:
 
     def summary(self) -> str:
         """Return how the accounts are doing; if there are many, those in trouble come first. For any thread."""
+        if not self.pollers:
+            return "serves no account yet"
         ordered = sorted(self.pollers.values(), key=lambda poller: poller.well)
         more = [f"and {len(ordered) - _SUMMARIES} more"] if len(ordered) > _SUMMARIES else []
         return "; ".join([*(poller.summary() for poller in ordered[:_SUMMARIES]), *more])

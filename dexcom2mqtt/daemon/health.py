@@ -74,7 +74,7 @@ class Health:
         watchdog = environ.get("WATCHDOG_USEC", "")
         self._feed_every = int(watchdog) / 2e6 if watchdog.isdecimal() and int(watchdog) else math.inf
         self._feed_at = math.inf if math.isinf(self._feed_every) else -math.inf
-        self._reported = ""
+        self._reported: str | None = None
         self._reported_at = -math.inf
 
     def loop(self, name: str) -> Callable[[float], None]:

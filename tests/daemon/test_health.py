@@ -323,6 +323,12 @@ def test_a_notification_that_failed_is_sent_again(run: Callable[..., str], tmp_p
         assert reported == ["READY=1\nSTATUS=first", "READY=1\nSTATUS=second → ü"]
 
 
+def test_it_is_ready_with_nothing_to_say(run: Callable[..., str], systemd: Systemd) -> None:
+    """A daemon without an account, which waits for those of another process, is ready all the same."""
+    run(lambda: "", NOTIFY_SOCKET=systemd.name)
+    eventually(lambda: systemd.messages == ["READY=1\nSTATUS="])
+
+
 @pytest.mark.parametrize("microseconds", ["", "0", "-1", "soon"])
 def test_without_a_watchdog_none_is_fed(run: Callable[..., str], systemd: Systemd, microseconds: str) -> None:
     """If systemd asks for no watchdog messages, or sets nonsense, none are sent."""
