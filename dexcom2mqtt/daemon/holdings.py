@@ -7,6 +7,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dexcom2mqtt.messages.ownership import owner_of
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -106,8 +108,8 @@ class Waiting:
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._owners: dict[str, str] = {}
-        self.watched: Mapping[str, None] = {}
-        """The topics that change when one of them becomes free; replaced as a whole."""
+        self.watched: Mapping[str, str] = {}
+        """The topics that change when one of them becomes free, each with its process; replaced as a whole."""
 
     def update(self, owners: dict[str, str]) -> None:
         """Wait for these accounts, each with the process that serves it; log what has changed."""
@@ -116,5 +118,16 @@ class Waiting:
         self._owners = owners
         for owner, count in sorted(Counter(owners.values()).items()):
             _log.info("%s still serves %s of this process's accounts", owner, count)
-        statuses = [self._topics.of(key, "status") for key in owners]
-        self.watched = dict.fromkeys([*statuses, *map(self._topics.state_of, sorted(set(owners.values())))])
+        statuses = {self._topics.of(key, "status"): owner for key, owner in owners.items()}
+        self.watched = statuses | {self._topics.state_of(owner): owner for owner in sorted(set(owners.values()))}
+
+    def is_over(self, topic: str, payload: bytes) -> bool:
+        """Return whether a message on a watched topic means that an account may be free; for any thread.
+
+        Most don't: each account's status comes after each poll, and the broker sends the retained ones after each look.
+        """
+        owner = self.watched.get(topic, "")
+        if topic == self._topics.state_of(owner):
+            return payload != b"online"
+        key, _ = self._topics.split(topic)
+        return owner_of(key, payload) != owner

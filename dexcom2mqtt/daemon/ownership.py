@@ -97,10 +97,12 @@ class Ownership:
         """Take a message if it is about ownership, and return whether it is; for any thread."""
         if topic == self._topics.claims:
             self._events.append((None, partial(self._hear, payload)))
-        elif topic in self.waiting.watched:
+        elif topic not in self.waiting.watched:
+            return False
+        elif self.waiting.is_over(topic, payload):
             self._events.append((None, self._look_soon))
         else:
-            return False
+            return True
         self._changed()
         return True
 
