@@ -89,7 +89,6 @@ class Daemon:
         self._kept_days = KeptDays(
             settings, topics, self._accounts, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
         )
-        self._heartbeat = Heartbeat(topics, self._clock, self._mirror, self._accounts, self._kept_days)
         once = self._mirror.put if self._alone else self._tell
         self._serving = Serving(
             topics, self._mirror, self._stream, self._accounts, self._discovery, self._kept_days, once
@@ -101,8 +100,10 @@ class Daemon:
             owned=self._accounts.pollers,
             link=lambda: self._link,
             changed=self._alarm.ring,
-            over=self._heartbeat.read_back,
+            over=lambda: self._heartbeat.read_back(),  # noqa: PLW0108  # it is made below
         )
+        holdings = self._ownership.holdings
+        self._heartbeat = Heartbeat(topics, self._clock, self._mirror, self._accounts, self._kept_days, holdings)
         self._reloading = Reloading(settings, self._clock, self._ownership)
         self._former = Former(self._reloading, self._serving, self._ownership, once)
         self._link = self._broker_link()

@@ -16,6 +16,7 @@ from dexcom2mqtt.messages.state import stale_messages, without_reading
 if TYPE_CHECKING:
     from dexcom2mqtt.clock import Clock
     from dexcom2mqtt.daemon.accounts import Accounts
+    from dexcom2mqtt.daemon.holdings import Holdings
     from dexcom2mqtt.daemon.kept_days import KeptDays
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.mqtt.outcome import Protocol
@@ -27,14 +28,27 @@ _EXPIRY: Final = 180.0
 
 
 class Heartbeat:
-    """Publishes that the daemon is alive, in ``tick``; ``connected`` and ``read_back`` mostly record."""
+    """Publishes that the daemon is alive, in ``tick``; ``connected`` and ``read_back`` mostly record.
 
-    def __init__(self, topics: Topics, clock: Clock, mirror: Mirror, accounts: Accounts, kept_days: KeptDays) -> None:
+    It is offline as long as nothing may be published about some accounts, since it is unknown who serves them: the
+    broker still has their old values.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it looks at
+        self,
+        topics: Topics,
+        clock: Clock,
+        mirror: Mirror,
+        accounts: Accounts,
+        kept_days: KeptDays,
+        holdings: Holdings,
+    ) -> None:
         self._topics = topics
         self._clock = clock
         self._mirror = mirror
         self._accounts = accounts
         self._kept_days = kept_days
+        self._holdings = holdings
         self._started = clock.now()
         self._started_at: float | None = None  # Unix seconds, once an account's server has sent its time
         self._protocol: Protocol | None = None
@@ -54,6 +68,8 @@ class Heartbeat:
         self._protocol = protocol
         if self._online:
             self._put_info()
+        if self._holdings.unsure:
+            self._mirror.put([bridge_offline(self._topics)])
 
     def read_back(self) -> None:
         """Record that the retained messages have been read back, which counts only once; for any thread."""
@@ -75,9 +91,14 @@ class Heartbeat:
             self._online = True
             self._put_missing()
         self._put_info()
+        if self._holdings.unsure:
+            self._next = now
+            return math.inf
         if now >= self._next:
             self._next = now + _EVERY
             self._mirror.put([bridge_online(self._topics, now + _EXPIRY)])
+            if self._holdings.unsure:  # only now, and the new connection may have said offline before this
+                self._mirror.put([bridge_offline(self._topics)])
         return self._next - now
 
     def _until_online(self, now: float) -> float:
