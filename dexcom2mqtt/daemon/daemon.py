@@ -158,7 +158,6 @@ class Daemon:
         for proxy in self._accounts.proxies:
             _log.info("Share is reached through the proxy %s", proxy)
         self._heartbeat.start()
-        self._discovery.put(self._accounts.configured)
         for key in self._accounts.pollers:
             self._accounts.start(key)
         # After the pollers, which wait for it anyway: beside a busy thread, starting a thousand others takes long.
@@ -217,6 +216,7 @@ class Daemon:
         """Resume from what the broker retains; accounts that another process serves have to wait."""
         info = self._former.read_back(found)
         mine = [key for key in self._accounts.pollers if self._former.owner(key) in {None, ALONE}]
+        self._discovery.put({key: self._accounts.configured[key] for key in mine})
         self._serving.hand_over(mine, found, self._kept_days.read_back(info, found, mine))
         for key in self._accounts.pollers.keys() - set(mine):
             self._ownership.lose(key)

@@ -58,6 +58,7 @@ class Discovery:
     def put(self, accounts: Mapping[str, Account]) -> None:
         """Describe accounts to Home Assistant, if discovery is switched on."""
         if self._on:
+            self._sent = self._clock.now()
             self._mirror.put(homeassistant.discovery_messages(self._settings, self._topics, version(), accounts))
 
     def clear_leftover(self, account: str, found: Container[str]) -> None:
