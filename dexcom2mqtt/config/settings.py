@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.config.problems import Place
 
+_SHARD_KEEPALIVE = 60
+"""The longest keepalive of one of several processes, in seconds."""
+
 
 class Key(NamedTuple):
     """A key: a single value, a section, or a section below each key that the user chooses."""
@@ -296,10 +299,15 @@ class Settings(Section):
 
     @cached_property
     def connection(self) -> Mqtt:
-        """The broker as this process connects to it: each of several has a client id of its own."""
+        """The broker as this process connects to it: each of several has a client id of its own.
+
+        Its keepalive is at most a minute. If a process freezes, the others take its accounts once its ``online`` has
+        expired, after 180 s; by then the broker must have ended its connection, which takes 1.5 times the keepalive.
+        """
         if self.shard.count == 1:
             return self.mqtt
-        return replace(self.mqtt, client_id=v.sharded(self.mqtt.client_id, self.shard.index, self.shard.count))
+        client_id = v.sharded(self.mqtt.client_id, self.shard.index, self.shard.count)
+        return replace(self.mqtt, client_id=client_id, keepalive=min(self.mqtt.keepalive, _SHARD_KEEPALIVE))
 
     @property
     def topics(self) -> Topics:

@@ -238,6 +238,13 @@ def test_each_of_several_processes_serves_its_part_under_its_own_name() -> None:
         assert part.topics.claims == "home/cgm/bridge/claims"
 
 
+@pytest.mark.parametrize(("count", "keepalive"), [(1, 300), (2, 60)])
+def test_the_broker_soon_ends_the_connection_of_one_of_several_that_is_frozen(count: int, keepalive: int) -> None:
+    """Before its ``online`` expires after 180 s and others take its accounts; one process alone may take its time."""
+    got = read(f"{ANNA}mqtt: {{keepalive: 300}}\nshard: {{count: {count}}}")
+    assert got.connection.keepalive == keepalive
+
+
 def test_the_shard_can_come_from_the_environment() -> None:
     """A StatefulSet gives each pod its index in a variable."""
     got = read(f"{ANNA}shard: {{count: 4}}", {"DEXCOM2MQTT_SHARD__INDEX": "3"})
