@@ -228,9 +228,8 @@ class Daemon:
     def _on_message(self, message: Received) -> None:
         if self._kept_days.take(message.topic, message.payload):
             return
-        if self._ownership.heard(message.topic, message.payload) or self._former.heard(message.topic, message.payload):
-            return
-        if message.retained:
+        about_others = self._ownership.heard(message.topic, message.payload)
+        if about_others or self._former.heard(message.topic, message.payload) or message.retained:
             return
         if self._discovery.is_birth(message.topic, message.payload):
             self._discovery.born()
