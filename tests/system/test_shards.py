@@ -116,15 +116,13 @@ def test_each_account_is_where_it_belongs(build: Callable[..., World]) -> None:
 
 @pytest.mark.parametrize("apart", [0.0, 1.0, 2.0, 2.6])
 def test_two_that_want_the_same_account(build: Callable[..., World], apart: float) -> None:
-    """If two processes with different counts start at the same moment at an empty broker, one gets each account."""
+    """If two processes with different counts start at about the same time at an empty broker, one gets each account."""
     here = build()
     first = here.start(4, 5, BOTH_WANT)
     time.sleep(apart)
     second = here.start(0, 2, BOTH_WANT)
     eventually(lambda: all(map(here.current, BOTH_WANT)), 20, why=here.logs())
     assert {here.owners()[key] for key in BOTH_WANT} <= {first.bridge, second.bridge}
-    if apart == 0.0:
-        assert signed_in(here) == {key: {"bridge-0"} for key in BOTH_WANT}
     here.check()
     assert all(len(bridges) == 1 for bridges in signed_in(here).values())
 
