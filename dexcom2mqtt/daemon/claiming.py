@@ -33,6 +33,7 @@ class Claiming:
         self._number = 0
         self._returning: set[bytes] = set()
         self._claimed = frozenset[str]()
+        self._won = frozenset[str]()  # not served yet: what is retained about them is being read
         self.ends_at = math.inf
         """When the wait for the return of the claim, or for objections, is over; infinity if there is no claim."""
 
@@ -45,7 +46,7 @@ class Claiming:
         """Claim these accounts, and no longer any other; return what to publish."""
         self._number += 1
         messages = claim_messages(self._topics, keys, self._number)
-        self._claimed = frozenset(keys)
+        self._claimed, self._won = frozenset(keys), frozenset()
         self._returning = {message.payload.encode() for message in messages}
         self.ends_at = now + _RETURN_SECONDS * self._second
         return messages
@@ -62,7 +63,9 @@ class Claiming:
             self._return(payload, now)
             return [], frozenset()
         wins = outranks(self._topics.bridge, said.bridge)
-        answer = serving_messages(self._topics, serves & (said.claims | said.serves if wins else said.claims))
+        self._won -= said.serves
+        held = serves | self._won
+        answer = serving_messages(self._topics, held & (said.claims | said.serves if wins else said.claims))
         if wins:
             answer += claim_messages(self._topics, self._claimed & said.claims, 0)
         else:
@@ -75,7 +78,18 @@ class Claiming:
         won = self._claimed if self.returned else frozenset()
         self._claimed, self.ends_at = frozenset(), math.inf
         self._returning.clear()
+        self._won = won
         return won
+
+    def settle(self) -> frozenset[str]:
+        """Return the accounts that the ended claim has won, and that nobody else says to serve since."""
+        won, self._won = self._won, frozenset()
+        return won
+
+    def abandon(self) -> None:
+        """Give up everything that was claimed or won, since the connection was lost."""
+        self.end()
+        self.settle()
 
     def _return(self, payload: bytes, now: float) -> None:
         if payload in self._returning:

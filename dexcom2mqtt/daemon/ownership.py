@@ -87,7 +87,7 @@ class Ownership:
         """Record a new connection, on which nothing is sent yet: others may have taken accounts; for any thread."""
         with self._lock:
             self._round = None
-            self._claiming.end()
+            self._claiming.abandon()
             if self._topics.bridge != ALONE:
                 self.holdings.doubt()
             if self.holdings.wanted:
@@ -195,12 +195,13 @@ class Ownership:
     def _on_retained(self, this: Round, found: Mapping[str, bytes]) -> None:
         """Take the accounts, or clear or release them."""
         this.confirm(found)
-        holdings, free = self.holdings, self.holdings.takeable(this.free)
-        again, new = free & holdings.unsure, sorted(free - holdings.unsure)
+        undisputed = this.free if self._topics.bridge == ALONE else this.free & self._claiming.settle()
+        holdings, free = self.holdings, self.holdings.takeable(undisputed)
+        new = sorted(free - holdings.unsure)
         serve = {key: account for key in new if (account := holdings.wanted[key].account) is not None}
         self._serving.take(serve, found, this.infos(found))
-        holdings.keep(again | serve.keys())
-        self._serving.go_on(again | serve.keys())
+        holdings.keep(kept := (free & holdings.unsure) | serve.keys())
+        self._serving.go_on(kept)
         for key in set(new) - serve.keys():
             if holdings.tried(key) == "clear":
                 self._serving.clear(key)
@@ -214,8 +215,7 @@ class Ownership:
         """End a round, and wait for the accounts that others serve."""
         self.waiting.update({key: owner for key, owner in this.others.items() if key in self.holdings.wanted})
         self._round = None
-        again = self._clock.now() + _AGAIN * self._clock.speed if self.holdings.left else math.inf
-        self._next = min(self._next, again)
+        self._next = min(self._next, self._clock.now() + _AGAIN * self._clock.speed if self.holdings.left else math.inf)
         self._over()
 
     def _hear(self, payload: bytes) -> None:
