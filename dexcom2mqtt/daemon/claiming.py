@@ -3,6 +3,9 @@
 A process publishes its claim on a topic that all of them hear, and waits until the broker has returned it, and for two
 more seconds. A process that serves the account objects. If two claim it at the same time, at least one of them hears
 the other; the one with the lower number gets it, and says so again, since the other may have missed the first time.
+
+This needs messages that take less than a second to the broker and back. If they are slower, two may win the same
+account. So whoever begins to serve one says so, and the one with the higher number stops.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from dexcom2mqtt.daemon.claiming import Claiming
 from dexcom2mqtt.daemon.holdings import Holdings, Waiting
 from dexcom2mqtt.daemon.round import Round, Wanted, a_moment
+from dexcom2mqtt.messages.ownership import serving_messages
 from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ class Ownership:
         """Read what the broker retains for the accounts that this process may take."""
         new = sorted(this.free - self.holdings.unsure)
         if new:
-            topics = [*self._serving.topics_of(new), *this.kept_topics(new)]
-            self._read(this, topics, self._on_retained, this.still)
+            self._read(this, [*self._serving.topics_of(new), *this.kept_topics(new)], self._on_retained, this.still)
         else:
             self._on_retained(this, {})
 
@@ -207,7 +207,8 @@ class Ownership:
                 self._serving.clear(key)
             else:
                 self._serving.release(key, this.statuses[key])
-        if serve and self._topics.bridge != ALONE:
+        if kept and self._topics.bridge != ALONE:
+            self._link().tell(serving_messages(self._topics, kept))  # if messages are slow, another one won them, too
             _log.info("%s serves %s accounts", self._topics.bridge, len(holdings.owned))
         self._finish(this)
 
