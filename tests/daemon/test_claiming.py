@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import random
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from dexcom2mqtt.daemon.claiming import SETTLE_SECONDS, Claiming
-from dexcom2mqtt.messages.ownership import serving_messages
+from dexcom2mqtt.messages.ownership import claim_messages, serving_messages
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Process:
     def _end(self) -> None:
         if self._broker.now < self.claiming.ends_at:
             return
-        won = self.claiming.end()
+        self.claiming.end()
+        won = self.claiming.settle()
         self._broker.overlaps += sum(bool(self._broker.servers(key)) for key in won)
         self.serves |= won
         self._tell(serving_messages(self.topics, won))
@@ -207,6 +209,22 @@ def test_another_message_is_not_the_return_of_a_claim() -> None:
     assert claiming.ends_at == 1.0 + SETTLE_SECONDS
     assert claiming.end() == {"anna"}
     assert claiming.end() == frozenset()
+
+
+def test_a_won_account_is_defended_before_it_is_served() -> None:
+    """While a process reads back what is retained, it objects to other claims, and gives up what another serves."""
+    claiming = Claiming(Topics("b", "bridge-5"), 1.0)
+    (claim,) = claiming.begin(["anna", "ben"], 0.0)
+    claiming.hear(claim.payload.encode(), frozenset(), 0.1)
+    assert claiming.end() == {"anna", "ben"}
+    (theirs,) = claim_messages(Topics("b", "bridge-1"), ["anna"], 1)
+    answers, lost = claiming.hear(theirs.payload.encode(), frozenset(), 3.0)
+    assert [json.loads(answer.payload)["serves"] for answer in answers] == [["anna"]]
+    (objection,) = serving_messages(Topics("b", "bridge-9"), ["ben"])
+    assert claiming.hear(objection.payload.encode(), frozenset(), 3.0) == ([], frozenset())
+    assert not lost
+    assert claiming.settle() == {"anna"}
+    assert claiming.settle() == frozenset()
 
 
 def test_large_claims_return_in_parts() -> None:
