@@ -260,9 +260,7 @@ class Daemon:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(
-    where: Web | str, accounts: Accounts, reloading: Reloading, clock: Clock, health: Callable[[], str]
-) -> None:
+def _serve(where: Web | str, accounts: Accounts, reloading: Reloading, clock: Clock, health: Callable[[], str]) -> None:
     """Serve the page to browsers, or to ingress; an error there affects nothing else."""
     try:
         from dexcom2mqtt.daemon import page  # noqa: PLC0415  # load a server only if configured

@@ -20,16 +20,17 @@ from dexcom2mqtt.daemon.ownership import Ownership
 from dexcom2mqtt.daemon.round import Wanted
 from dexcom2mqtt.messages.ownership import owner_of
 from dexcom2mqtt.messages.status import Status, status_message
+from dexcom2mqtt.mqtt.inbox import ReadBack
 from dexcom2mqtt.shards import bridge_name, shard_of
 from dexcom2mqtt.topics import ALONE, Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.daemon.serving import Serving
     from dexcom2mqtt.messages.message import Message
-    from dexcom2mqtt.mqtt.inbox import ReadBack
+    from dexcom2mqtt.mqtt.inbox import Still
     from dexcom2mqtt.mqtt.link import BrokerLink
 
 KEYS: Final = ("anna", "ben", "cara", "hana", "jon", "kim", "leo", "mia")
@@ -112,6 +113,7 @@ class Process:
         self.did: list[tuple[str, str]] = []
         """What ``Serving`` was told to do, with which account."""
         self.withheld = frozenset[str]()
+        self.keeps_days = False
         self._connection = 0
         self._sent_at = self._got_at = 0.0
         self._watched: Mapping[str, None] = {}
@@ -121,10 +123,8 @@ class Process:
             cast("Serving", self),
             owned=(),
             link=lambda: cast("BrokerLink", self),
-            probe="probe",
-            days=False,
             changed=lambda: None,
-            first_over=partial(self.did.append, ("first over", "")),
+            over=lambda: None,
         )
         broker.processes.append(self)
         before = [key for key in KEYS if owner_of(key, broker.retained.get(f"b/{key}/status")) == self.name]
@@ -223,7 +223,8 @@ class Process:
         message = status_message(self.topics, key, Status(), released=released)
         self.say(message.topic, message.payload.encode())
 
-    def read_back(self, read_back: ReadBack) -> None:
+    def read_back(self, topics: Sequence[str], done: Callable[[Mapping[str, bytes]], None], still: Still) -> None:
+        read_back = ReadBack(topics, "probe", done, still)
         if self.connected:
             self.events.at(self.events.later(), partial(self._on_connection, self._connection, self._read, read_back))
 
