@@ -66,6 +66,7 @@ class World:
         self.clock.before_wait = self._serve
         self.service.__enter__()
         self.rate_limits = RateLimits()
+        self.may_ask = True
         self.restart()
 
     @property
@@ -89,6 +90,7 @@ class World:
             rate_limits=self.rate_limits,
             statistics=self.statistics,
             back_by=self._take_back_by,
+            may_ask=lambda: self.may_ask,
         )
         if broker:
             self.read_back()
@@ -157,6 +159,22 @@ def make_world() -> Iterator[Callable[..., World]]:
 def mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+def test_nothing_is_asked_while_another_process_may_serve_the_account(make_world: Callable[..., World]) -> None:
+    """It goes on seconds after it may ask again, with everything that it missed."""
+    world = make_world()
+    world.live(HOUR)
+    world.may_ask = False
+    since = world.unix
+    world.live(HOUR)
+    assert world.requests(since) == []
+    world.may_ask = True
+    again = world.unix
+    world.live(10)
+    assert len(world.requests(again)) == 1
+    assert set(world.delays(again - HOUR - MINUTE)) >= set(world.delays(since))
+    assert len(world.delays(since)) >= 11
 
 
 @pytest.mark.parametrize("fixed", [8.0, 25.0])

@@ -175,6 +175,17 @@ def test_a_loop_that_is_not_back_in_time_is_overdue(stack: ExitStack, speed: flo
     assert watched.after(1) == HEALTHY
 
 
+def test_a_loop_that_has_ended_is_forgotten(stack: ExitStack) -> None:
+    """An account that another process serves now is not watched any more; forgetting it twice does no harm."""
+    watched = Watched(stack)
+    watched.anna(watched.clock.now() + 10)
+    watched.broker(watched.clock.now() + 10_000)
+    assert watched.after(PATIENCE + 60) == "overdue: account anna"
+    watched.health.forget("account anna")
+    watched.health.forget("account anna")
+    assert watched.after(60) == HEALTHY
+
+
 def test_a_loop_that_never_begins_is_overdue(stack: ExitStack) -> None:
     """Each loop is expected from the moment it is registered."""
     watched = Watched(stack)
