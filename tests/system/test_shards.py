@@ -331,3 +331,17 @@ def test_a_broker_that_does_not_return_claims(
     assert len(named) == errors, run.process.text()  # with MQTT 5, a refusal has a line of its own
     assert run.process.running
     assert not [*run.asked()]
+
+
+# The check itself
+
+
+def test_the_check_notices_two_owners(build: Callable[..., World]) -> None:
+    """Two processes of the same name, which nobody may start, take each other for themselves, and both serve."""
+    here = build()
+    for client_id in ("one", "other"):
+        here.start(1, 2, ["anna"], client_id=client_id)
+        here.wait_for_owners({"anna": "bridge-1"})
+    eventually(lambda: list(here.runs[1].asked()))
+    with pytest.raises(AssertionError, match=r"anna: .* although .* serves it"):
+        here.check()
