@@ -83,7 +83,7 @@ def poller_for(  # noqa: PLR0913  # by name, and each is a part that it connects
         counting=counting,
     )
     report = StatusReport(key, clock, time, topics, put)
-    rationed = RationedClient(client, clock, rate_limits, back_by)
+    rationed = RationedClient(client, clock, rate_limits, back_by, may_ask)
     return Poller(key, clock, rationed, feed, counting, report, alarm, may_ask)
 
 

@@ -58,15 +58,22 @@ class RationedClient:
 
     All accounts share ``rate_limits``. ``back_by`` lets the watchdog notice a thread that hangs: it is called before
     each wait with the time when the wait ends, and before each request with the time when the request starts.
+    ``may_ask`` says whether to try again.
     """
 
     def __init__(
-        self, client: ShareClient, clock: Clock, rate_limits: RateLimits, back_by: Callable[[float], None]
+        self,
+        client: ShareClient,
+        clock: Clock,
+        rate_limits: RateLimits,
+        back_by: Callable[[float], None],
+        may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._clock = clock
         self._rate_limits = rate_limits
         self._back_by = back_by
+        self._may_ask = may_ask
         self._sleep = clock.alarm(back_by).sleep
         self._sign_ins = SignIns()
         self._session = DeadSession()
@@ -117,7 +124,7 @@ class RationedClient:
 
         def enough(state: tenacity.RetryCallState) -> bool:
             limited = self._client.logins > logins or self.not_before() > self._clock.now()
-            return limited or state.attempt_number >= attempts
+            return limited or state.attempt_number >= attempts or not self._may_ask()
 
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(worth_a_quick_retry),

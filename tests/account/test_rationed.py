@@ -104,7 +104,10 @@ class Counter:
         self.share = ScriptedClient(self.clock)
         self.rate_limits = RateLimits()
         self.back_by: list[float] = []
-        self.client = RationedClient(cast("ShareClient", self.share), self.clock, self.rate_limits, self.back_by.append)
+        self.may_ask = True
+        self.client = RationedClient(
+            cast("ShareClient", self.share), self.clock, self.rate_limits, self.back_by.append, lambda: self.may_ask
+        )
 
     def fetch(self, *answers: Batch | ShareError | Answer, minutes: int = 10, attempts: int = 1) -> Batch | ShareError:
         """Fetch with these answers; return the batch or the error."""
@@ -209,6 +212,12 @@ def test_a_fetch_signs_in_once(counter: Counter) -> None:
     """An attempt that signed in is not repeated, whatever the read after it returned."""
     assert counter.fetch(STUMBLED, Batch(), attempts=3) is STUMBLED
     assert counter.share.calls == ["fetch 10"]
+
+
+def test_it_tries_again_only_while_it_may(signed_in: Counter) -> None:
+    """Another process may serve the account by then."""
+    signed_in.may_ask = False
+    assert signed_in.fetch(STUMBLED, Batch(), attempts=3) is STUMBLED
 
 
 def test_a_limit_ends_the_attempts(signed_in: Counter) -> None:

@@ -8,17 +8,17 @@ from dexcom2mqtt.config.loading import build
 from dexcom2mqtt.config.settings import Settings
 from dexcom2mqtt.daemon.former import Former
 from dexcom2mqtt.messages.bridge import bridge_info
-from dexcom2mqtt.messages.mirror import Mirror
 from dexcom2mqtt.messages.status import Status, status_message
 from dexcom2mqtt.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dexcom2mqtt.daemon.ownership import Ownership
+    from dexcom2mqtt.daemon.reloading import Reloading
     from dexcom2mqtt.daemon.round import Wanted
     from dexcom2mqtt.daemon.serving import Serving
-    from dexcom2mqtt.mqtt.inbox import ReadBack
+    from dexcom2mqtt.messages.message import Message
     from dexcom2mqtt.mqtt.link import BrokerLink
 
 BASE = "dexcom2mqtt"
@@ -30,14 +30,15 @@ def info(bridge: str, *accounts: str) -> dict[str, bytes]:
 
 
 class Left:
-    """A former, and what a broker retains; it stands in for the link, for ``Ownership`` and for ``Serving``."""
+    """A former, and what a broker retains; it stands in for the link, ``Ownership``, ``Serving`` and ``Reloading``."""
 
     def __init__(self, index: int, count: int, *accounts: str) -> None:
         people = {key: {"username": key, "password": "p"} for key in accounts}
         settings = build(Settings, {"accounts": people, "shard": {"index": index, "count": count}})
-        self.mirror = Mirror(settings.topics.bridge_state)
+        self.settings = settings
+        self.sent: list[Message] = []
         me = cast("Any", self)
-        self.former = Former(settings, cast("Serving", me), cast("Ownership", me), self.mirror, "probe")
+        self.former = Former(cast("Reloading", me), cast("Serving", me), cast("Ownership", me), self.sent.extend)
         self.retained: dict[str, bytes] = {}
         self.wanted: Mapping[str, Wanted] = {}
         self.more: dict[str, str] = {}
@@ -47,13 +48,13 @@ class Left:
         self.former.read_back(self.retained)
         self.former.begin(cast("BrokerLink", self))
 
-    def read_back(self, read_back: ReadBack) -> None:
-        wild = f"{BASE}/+/info" in read_back.topics
-        read_back.done(
+    def read_back(self, topics: Sequence[str], done: Callable[[Mapping[str, bytes]], None], _: object) -> None:
+        wild = f"{BASE}/+/info" in topics
+        done(
             {
                 topic: payload
                 for topic, payload in self.retained.items()
-                if topic in read_back.topics or (wild and topic.endswith("/info"))
+                if topic in topics or (wild and topic.endswith("/info"))
             }
         )
 
@@ -67,7 +68,9 @@ class Left:
         self.left[key] = removed
 
     def cleared(self) -> set[str]:
-        return {message.topic for message in self.mirror.take(0.0, 1000) if not message.payload}
+        """Return what was cleared since the last call."""
+        sent, self.sent[:] = [*self.sent], []
+        return {message.topic for message in sent if not message.payload}
 
     def purposes(self) -> dict[str, str]:
         return {key: each.purpose for key, each in self.wanted.items()}
