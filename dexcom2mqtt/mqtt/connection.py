@@ -83,6 +83,8 @@ class Limits(NamedTuple):
     """Bytes of a packet; infinite with most brokers."""
     retains: bool = True
     """Whether the broker keeps retained messages."""
+    keepalive: int = 0
+    """The keepalive in seconds that the broker demands in place of ours; 0 if it demands none."""
 
     @classmethod
     def of(cls, properties: Properties | None) -> Limits:
@@ -92,6 +94,7 @@ class Limits(NamedTuple):
             getattr(properties, "MaximumQoS", 1),
             getattr(properties, "MaximumPacketSize", math.inf),
             bool(getattr(properties, "RetainAvailable", True)),
+            getattr(properties, "ServerKeepAlive", 0),
         )
 
     def most_bytes(self, topic: str) -> float:

@@ -209,7 +209,7 @@ class BrokerLink:
                     connection.leave()
                     return None
             self._rest(connection, now, farewell_until)
-            self._trusted_until = connection.heard_at + _TRUST * self._attempts.keepalive * self._clock.speed
+            self._trusted_until = _trusted_until(connection, self._attempts.keepalive, self._clock.speed)
             self._take_from(connection)
             if not self._clock.stopped:  # the farewell has its own limit
                 connection.bear_with(self._clock.real(self._clock.now() - now))
@@ -259,6 +259,11 @@ def _answers_others(mqtt: Mqtt, clock: Clock, protocol: Protocol, tls: TlsFiles)
             return False
         connection.leave()
         return True
+
+
+def _trusted_until(connection: Connection, keepalive: int, speed: float) -> float:
+    """Return until when the broker surely still has a connection, unless it is heard again."""
+    return connection.heard_at + _TRUST * (connection.limits.keepalive or keepalive) * speed
 
 
 def _taken_over(failure: Failure, mqtt: Mqtt) -> Failure:

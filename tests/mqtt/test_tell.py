@@ -54,3 +54,17 @@ def test_a_silent_broker_is_trusted_for_a_while(mosquitto: Mosquitto, start: Cal
     assert running.clock.now() - began < 1.5 * 5
     mosquitto.thaw()
     eventually(lambda: running.link.trusted, 20)
+
+
+def test_the_trust_lasts_as_long_as_the_broker_demands(
+    start_mosquitto: Callable[..., Mosquitto], start: Callable[..., Running]
+) -> None:
+    """A broker may demand a shorter keepalive than ours: then it also ends a silent connection sooner."""
+    mosquitto = start_mosquitto("allow_anonymous true", "max_keepalive 10")
+    running = start(mosquitto.port, keepalive=3600)
+    eventually(lambda: running.link.trusted)
+    mosquitto.freeze()
+    began = running.clock.now()
+    eventually(lambda: not running.link.trusted, 30)
+    assert running.clock.now() - began < 1.5 * 10
+    mosquitto.thaw()
