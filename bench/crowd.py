@@ -80,7 +80,8 @@ def readings(number: int, since: float, until: float) -> Iterator[Taken]:
 
 def serve(count: int, pipe: Connection) -> None:
     """Run the service for so many accounts; send its URL first, and a Tally whenever the pipe asks, until ``end``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # may be sent to the whole group; the pipe says when to end
+        signal.signal(number, signal.SIG_IGN)
     asyncio.run(_serve(Crowd(count), pipe))
 
 

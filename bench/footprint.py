@@ -162,7 +162,13 @@ class Watched:
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
         self._listener = threading.Thread(target=self._listen, args=(began,), daemon=True)
         self._listener.start()
-        if not self._ready.wait(120):
+        is_ready = False
+        try:
+            is_ready = self._ready.wait(120)
+        finally:
+            if not is_ready:
+                self._process.kill()
+        if not is_ready:
             raise RuntimeError(f"it did not become ready: {(name / 'output').read_text()}")
 
     def _listen(self, began: float) -> None:

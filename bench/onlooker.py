@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.topics import Topics
 
-_RECEIVED: Final = "$SYS/broker/publish/messages/received"
+_RECEIVED: Final = "$SYS/broker/messages/received"
+"""How many MQTT packets the broker has received; some versions of Mosquitto do not count messages alone."""
 
 
 class Gap(NamedTuple):
@@ -65,7 +66,7 @@ class Onlooker:
         self.released: list[Sight] = []
         """When which accounts were released; without a date."""
         self.counts: list[tuple[float, int]] = []
-        """How many messages the broker had received by when, once a second."""
+        """How many MQTT packets the broker had received by when, once a second."""
         leaves = [topics.of("+", leaf) for leaf in ("reading", "status", "availability")]
         self._filters = [*leaves, *map(topics.state_of, bridges), _RECEIVED]
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
@@ -90,7 +91,9 @@ class Onlooker:
             return sum(len(each - self.seen[key].keys()) for key, each in dates.items())
 
     def _subscribe(self, client: paho.Client, *_: object) -> None:
-        client.subscribe([(each, 1) for each in self._filters])
+        client.subscribe(
+            [(each, 0) for each in self._filters]
+        )  # QoS 0: without acknowledgements, which would count, too
 
     def _take(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         now = time.time()

@@ -339,14 +339,16 @@ class Result:
         yield "CPU of the one that waits for its accounts, a minute", f"{phases['wait'].cpu[count]:.1f} s"
         yield "memory of a process, after the start", spread(phases["start"].resident.values(), "MiB", 0)
         yield "memory of a process, at the end", spread(phases["end"].resident.values(), "MiB", 0)
-        yield "messages to the broker, running", spread(self._rates(quiet.since, quiet.until), "a second", 0)
-        yield "messages to the broker, at worst", self._worst()
+        yield "MQTT packets to the broker, running", spread(self._rates(quiet.since, quiet.until), "a second", 0)
+        yield "MQTT packets to the broker, at worst", self._worst()
         late = [at - arrived for at, arrived in self._delays(quiet)]
         yield "from Share to the broker, running", spread(late, "s")
         yield "requests per reading, running", f"{self._requests(quiet):.2f}"
         kill = phases["kill"]
         yield "killed: without a value", self._without(kill, self._killed)
         yield "one more: accounts that moved", f"{len(self._moved)} ({len(self._moved) / len(world.keys):.1%})"
+        released = {sight.key for sight in seen.released if self._restarts.has(sight.at)}
+        yield "released by the restarting processes", f"{len(released)} of {len(world.keys)} accounts"
         yield "moved: without a value", self._without(self._restarts, self._should)
         yield "restarted in place: without a value", self._without(self._restarts, set(world.keys) - self._should)
         others = [gap for gap in seen.gaps if not kill.has(gap.since) and not self._restarts.has(gap.since)]
