@@ -59,16 +59,20 @@ def test_read_backs_follow_each_other() -> None:
     assert more.connection.probes == 3
 
 
-def test_a_later_read_back_starts_over_on_a_new_connection() -> None:
-    """Those that are over are not repeated."""
+def test_a_later_read_back_ends_with_its_connection() -> None:
+    """Whoever wants it asks again; else each short connection would add some more."""
     more = More()
     more.take(HISTORY, PROBE)
     more.read("state")
     more.take(STATE)
-    assert more.connect().filters == {"refresh", "state", "probe"}
-    more.take(PROBE)
-    assert more.found == [{"history": b"1"}, {}]
     assert more.connect().filters == {"refresh"}
+    more.take(PROBE)
+    assert more.found == [{"history": b"1"}]
+    more.read("state")
+    more.take()
+    assert more.connection.filters == {"refresh", "state", "probe"}
+    more.take(STATE, PROBE)
+    assert more.found == [{"history": b"1"}, {"state": STATE.payload}]
 
 
 def test_awaited_topics_come_and_go() -> None:
