@@ -70,6 +70,10 @@ class Clock:
         self.at_stop(branch.stop)
         return branch
 
+    def forget(self, branch: Clock) -> None:
+        """Forget a branch that has been stopped."""
+        self._at_stop.remove(branch.stop)
+
     @property
     def stopped(self) -> bool:
         """Whether the program should end."""

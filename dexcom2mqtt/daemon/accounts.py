@@ -15,6 +15,7 @@ from dexcom2mqtt.account.limits import RateLimits
 from dexcom2mqtt.account.poller import poller_for
 from dexcom2mqtt.account.rationed import client_of
 from dexcom2mqtt.clock import Stopped
+from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dexcom2mqtt.daemon.health import Health
     from dexcom2mqtt.messages.mirror import Mirror
     from dexcom2mqtt.messages.stream import Stream
+    from dexcom2mqtt.share import ShareClient
 
 _LOOK: Final = 0.2
 """Real seconds until it looks again whether the last readings of an account are acknowledged."""
@@ -33,7 +35,7 @@ _SUMMARIES: Final = 10
 
 
 class Accounts:
-    """The served accounts. One thread at a time adds and ends them; any thread may read.
+    """The served accounts, at first all if this process is alone. One thread adds and ends them; any thread may read.
 
     ``may_ask`` says whether an account may ask Share now. ``polled`` is called before each wait of a loop, which may
     be the end of a poll; ``ended`` when a loop that should end has done so, and ``tick`` has something to do.
@@ -71,6 +73,11 @@ class Accounts:
         """The loops of the served accounts."""
         self.proxies: dict[str, None] = {}
         """The proxies through which Share is reached."""
+        if self._topics.bridge == ALONE:
+            self.add(settings.own_accounts)
+        else:  # find out now what would prevent it later
+            for account in settings.own_accounts.values():
+                self._client(account, clock)
 
     def add(self, accounts: Mapping[str, Account]) -> None:
         """Make the loops of more accounts; ``start`` starts them. Raises VariableError."""
@@ -113,8 +120,8 @@ class Accounts:
         self._health.forget(_loop(key))
         self.configured = {other: each for other, each in self.configured.items() if other != key}
         self.pollers = {other: each for other, each in self.pollers.items() if other != key}
+        self._clock.forget(self._clocks.pop(key))
         self._then.pop(key)()
-        self._stream.forget(key)
 
     def refresh(self, topic: str) -> None:
         """Ask for a reading of the account whose topic ``refresh`` this is; ignore other topics. For any thread."""
@@ -130,11 +137,15 @@ class Accounts:
         more = [f"and {len(ordered) - _SUMMARIES} more"] if len(ordered) > _SUMMARIES else []
         return "; ".join([*(poller.summary() for poller in ordered[:_SUMMARIES]), *more])
 
-    def _poller(self, key: str, account: Account) -> Poller:
-        clock = self._clocks[key] = self._clock.branch()
+    def _client(self, account: Account, clock: Clock) -> ShareClient:
         client = client_of(account, clock)
         if client.proxy:
             self.proxies[client.proxy] = None
+        return client
+
+    def _poller(self, key: str, account: Account) -> Poller:
+        clock = self._clocks[key] = self._clock.branch()
+        client = self._client(account, clock)
         watched = self._health.loop(_loop(key))
 
         def back_by(at: float) -> None:

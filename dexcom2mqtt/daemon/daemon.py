@@ -83,8 +83,6 @@ class Daemon:
             polled=self._on_wait,
             ended=self._alarm.ring,
         )
-        if self._alone:
-            self._accounts.add(settings.own_accounts)
         self._discovery = Discovery(settings, topics, self._clock, self._mirror, self._accounts)
         self._kept_days = KeptDays(
             settings, topics, self._accounts, clock=self._clock, mirror=self._mirror, reconnect=self._reconnect
@@ -184,9 +182,7 @@ class Daemon:
         """Publish offline and end the threads; takes no longer than 1.5 seconds."""
         self._health.stopping()
         self._mirror.put(self._stream.histories(math.inf))
-        self._mirror.close(
-            [*self._serving.farewell(sorted(self._ownership.holdings.owned)), bridge_offline(self._topics)]
-        )
+        self._mirror.close([*self._serving.farewell(self._ownership.holdings.owned), bridge_offline(self._topics)])
         self._clock.stop()
         self._link.join()
 
@@ -228,8 +224,8 @@ class Daemon:
     def _on_message(self, message: Received) -> None:
         if self._kept_days.take(message.topic, message.payload):
             return
-        about_others = self._ownership.heard(message.topic, message.payload)
-        if about_others or self._former.heard(message.topic, message.payload) or message.retained:
+        heard = [part.heard(message.topic, message.payload) for part in (self._ownership, self._former)]
+        if any(heard) or message.retained:
             return
         if self._discovery.is_birth(message.topic, message.payload):
             self._discovery.born()
@@ -254,7 +250,9 @@ class Daemon:
         threads.start(name, until_stopped)
 
     def _on_exception(self, args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        if isinstance(args.exc_value, threads.ThreadError):
+            _log.critical("%s", args.exc_value)
+        elif args.exc_value is not None:
             _log.critical("a thread stopped unexpectedly; please report it:\n%s", redacted_traceback(args.exc_value))
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)

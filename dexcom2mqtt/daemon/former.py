@@ -13,6 +13,7 @@ from dexcom2mqtt.daemon.round import Wanted, a_moment
 from dexcom2mqtt.messages.bridge import Info, parse_info
 from dexcom2mqtt.messages.message import ForeignError, cleared
 from dexcom2mqtt.messages.ownership import BRIDGE, owner_of, was_shared
+from dexcom2mqtt.messages.state import unavailable
 from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Former:
         self._statuses = {key: status for key, status in statuses.items() if status}
         for key in self._before if self._topics.bridge == ALONE else ():
             self._serving.leave(key, found, removed=not self._is_configured(key))
+            if key in self._reloading.settings.broken:  # its old value would become current
+                self._once([unavailable(self._topics, key)])
         return info
 
     def owner(self, key: str) -> str | None:

@@ -56,7 +56,7 @@ class Heartbeat:
         self._online = False
         self._next = 0.0
         self.has_read_back = False
-        """Whether the retained messages have been read back."""
+        """Whether the retained messages have been read back; of several processes, those of the accounts it took."""
 
     def start(self) -> None:
         """Publish offline first. If broker and daemon lost power together, the broker still has online."""

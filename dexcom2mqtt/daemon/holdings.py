@@ -44,7 +44,8 @@ class Holdings:
     @property
     def left(self) -> list[str]:
         """The wanted accounts that are to be taken, or taken again."""
-        return [key for key in self.wanted if key not in self.owned | self._ending]
+        others = self.owned | self._ending
+        return [key for key in self.wanted if key not in others]
 
     def serves(self, key: str) -> bool:
         """Return whether an account has a loop that should go on."""

@@ -84,9 +84,9 @@ class KeptDays:
         awaited = [key for key in known if key in days and days[key] not in found]
         if awaited and (late or (info is not None and info.days)):
             pollers = self._accounts.pollers
-            self._awaited = {**self._awaited, **{days[key]: pollers[key] for key in awaited}}
+            self._awaited |= {days[key]: pollers[key] for key in awaited}
             self._asked, self._connected_at = False, None
-        self._until = self._clock.now() + _PATIENCE
+            self._until = self._clock.now() + _PATIENCE
         self._without_days += [key for key in keys if days[key] not in found and days[key] not in self._awaited]
         return {key: days[key] in self._awaited for key in keys}
 
@@ -97,6 +97,10 @@ class KeptDays:
         self._without_days = []
         sources = {key: source_of(each.region, each.user.get_secret_value()) for key, each in accounts.items()}
         return [days_message(self._topics, key, source, {}) for key, source in sources.items()]
+
+    def forget(self, key: str) -> None:
+        """Wait no longer for the days of an account whose loop has ended."""
+        self._awaited.pop(self._topics.of(key, "days"), None)
 
     def connected(self) -> None:
         """Record that there is a new connection; for any thread."""

@@ -112,7 +112,7 @@ class Ownership:
         with self._lock:
             self.holdings.wanted[key] = wanted
             if self.holdings.serves(key):
-                self.holdings.end(key, self._serving.restart)
+                self.holdings.end(key, self._serving.restart if key in self.holdings.owned else self._serving.lose)
             self._look_soon()
 
     def drop(self, key: str) -> None:
@@ -209,7 +209,7 @@ class Ownership:
                 self._serving.release(key, this.statuses[key])
         if kept and self._topics.bridge != ALONE:
             self._link().tell(serving_messages(self._topics, kept))  # if messages are slow, another one won them, too
-            _log.info("%s serves %s accounts", self._topics.bridge, len(holdings.owned))
+            _log.info("accounts served by %s: %s", self._topics.bridge, len(holdings.owned))
         self._finish(this)
 
     def _finish(self, this: Round) -> None:

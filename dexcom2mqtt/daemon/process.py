@@ -26,6 +26,8 @@ _ENDING_ROUND: Final = 0.1
 """Seconds. Another daemon that is stopping, as during a restart, gets 30 times as long."""
 _FILES: Final = 64
 """Open files that belong to no account: for the broker, name lookups, and the like."""
+_MAY_COME: Final = 1000
+"""The accounts that a folder may have later."""
 _FILES_OF_WEB: Final = 64
 """Open files of the page: one per connection."""
 
@@ -99,7 +101,8 @@ def run(settings: Settings, clock: Clock | None = None) -> int:
             "running on this machine, perhaps as a service (systemctl status dexcom2mqtt): stop it first, or give this "
             "one another base_topic"
         )
-    _allow_open_files(2 * len(settings.accounts) + _FILES + (_FILES_OF_WEB if settings.web else 0))
+    accounts = len(settings.accounts) if settings.reread is None else max(len(settings.accounts), _MAY_COME)
+    _allow_open_files(2 * accounts + _FILES + (_FILES_OF_WEB if settings.web else 0))
     daemon = Daemon(settings, clock)
     _log.info("dexcom2mqtt %s: %s", version(), _named(settings))
     end = _End()

@@ -31,7 +31,8 @@ class Reloading:
         self._clock = clock
         self._ownership = ownership
         self._known = dict(settings.own_accounts)  # as last handed to ``ownership``
-        self._said = frozenset(settings.broken_files)
+        self._of_folder = frozenset[str]()  # the problems that were logged
+        self._of_files = frozenset(settings.broken_files)
         self._next = clock.now() + _EVERY * clock.speed
 
     def ask(self) -> None:
@@ -44,30 +45,33 @@ class Reloading:
             return math.inf
         now = self._clock.now()
         if now >= self._next and self._ownership.begun:
+            self._next = now + _EVERY * self._clock.speed  # first, so that a question during the look counts
             self._look()
-            self._next = now + _EVERY * self._clock.speed
         return self._next - now if self._ownership.begun else math.inf
 
     def _look(self) -> None:
+        before, problems, new = self.settings, list[str](), self.settings
         try:
-            new = self.settings.reread() if self.settings.reread else self.settings
+            new = before.reread() if before.reread else before
+            if not new.accounts:
+                problems = ["accounts_dir: no file can be used now"]
         except ConfigError as error:
-            self._say(error.problems, "the accounts stay as they are")
-            return
-        if new is self.settings:
-            return
-        if not new.accounts:
-            self._say(["accounts_dir: no file can be used any more"], "the accounts stay as they are")
+            problems = [*error.problems]
+        self._of_folder = _say(self._of_folder, problems, "the accounts stay as they are")
+        if problems or new is before:
             return
         self.settings = new
-        self._say(new.broken_files, "nothing changes for this account")
+        self._of_files = _say(self._of_files, new.broken_files, "nothing changes for this account")
+        for warning in new.source_warnings:
+            if warning not in before.source_warnings:
+                _log.warning("%s", warning)
         self._hand_over(dict(new.own_accounts))
 
     def _hand_over(self, own: dict[str, Account]) -> None:
         """Tell ``ownership`` what has changed; an account whose file is broken now goes on as it was."""
         kept = {key: self._known[key] for key in self.settings.broken if key in self._known}
-        people = {_person(account) for account in kept.values()}
-        own = kept | {key: account for key, account in own.items() if _person(account) not in people}
+        people = {account.person for account in kept.values()}
+        own = kept | {key: account for key, account in own.items() if account.person not in people}
         for key in self._known.keys() - own.keys():
             _log.info("%s: no longer configured", key)
             self._ownership.drop(key)
@@ -77,13 +81,12 @@ class Reloading:
                 self._ownership.want(key, Wanted("serve", account))
         self._known = own
 
-    def _say(self, problems: Iterable[str], outcome: str) -> None:
-        """Log each problem once, for as long as it lasts."""
-        now = frozenset(problems)
-        for problem in sorted(now - self._said):
-            _log.error("%s; %s", problem, outcome)
-        self._said = now
 
-
-def _person(account: Account) -> tuple[str, str]:
-    return account.region, account.user.get_secret_value().casefold()
+def _say(before: frozenset[str], problems: Iterable[str], outcome: str) -> frozenset[str]:
+    """Log each problem once, for as long as it lasts, and that all are over; return the present ones."""
+    now = frozenset(problems)
+    for problem in sorted(now - before):
+        _log.error("%s; %s", problem, outcome)
+    if before and not now:
+        _log.info("accounts_dir: everything in it can be used again")
+    return now

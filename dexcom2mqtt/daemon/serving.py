@@ -12,6 +12,7 @@ from dexcom2mqtt.messages.message import cleared
 from dexcom2mqtt.messages.mirror import level_of
 from dexcom2mqtt.messages.ownership import released
 from dexcom2mqtt.messages.state import account_cleared, stale_messages, unavailable, without_reading
+from dexcom2mqtt.topics import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -98,6 +99,7 @@ class Serving:
         """End the loop of an account that another process serves now, without a message; then call ``then``."""
 
         def forget() -> None:
+            self._forget(key)
             self._mirror.forget(self._levels(key))
             then()
 
@@ -105,11 +107,17 @@ class Serving:
 
     def restart(self, key: str, then: Callable[[], None]) -> None:
         """End the loop of an account whose configuration changed, so no value is current; then call ``then``."""
-        account = self._accounts.configured[key]
+        gone = stale_messages(self._topics, key, without_reading(self._accounts.configured[key]))
+        if self._topics.bridge != ALONE:  # now, while the account surely is this process's
+            levels, saved = self._levels(key), self._stream.histories(math.inf)
+            self._mirror.put(message for message in saved if level_of(message.topic) not in levels)
+            self._once([*(message for message in saved if level_of(message.topic) in levels), *gone])
+            self.lose(key, then)
+            return
 
         def withdraw() -> None:
-            self._mirror.put(self._stream.histories(math.inf))
-            self._mirror.put(stale_messages(self._topics, key, without_reading(account)))
+            self._mirror.put([*self._stream.histories(math.inf), *gone])
+            self._forget(key)
             then()
 
         self._accounts.end(key, withdraw)
@@ -131,8 +139,14 @@ class Serving:
 
     def farewell(self, keys: Collection[str]) -> list[Message]:
         """Return the last messages about served accounts: no value is current, and another process may take them."""
-        gone = [unavailable(self._topics, key) for key in keys]
-        return [*gone, *(message for key in keys for message in self._accounts.pollers[key].released())]
+        served = {key: poller for key, poller in self._accounts.pollers.items() if key in keys}
+        gone = [unavailable(self._topics, key) for key in served]
+        return [*gone, *(message for poller in served.values() for message in poller.released())]
+
+    def _forget(self, key: str) -> None:
+        """Forget what still waits for an account whose loop has ended."""
+        self._stream.forget(key)
+        self._kept_days.forget(key)
 
     def _levels(self, key: str) -> set[str]:
         """Return the levels right above the topics of an account."""

@@ -44,13 +44,13 @@ class Delivery:
         self._stream = stream
         self._trouble = trouble
         self._last = last
-        self._once: deque[Message] = deque()  # not retained, and for this connection alone
+        self._once: deque[Message] = deque()  # for this connection alone
         self._before_last: frozenset[int] | None = None  # unacknowledged when only the last topic was left
         self.may_leave = True
         """Whether the broker accepted the newest message on the last topic; otherwise the will has to do its job."""
 
     def tell(self, messages: Iterable[Message]) -> None:
-        """Send messages that are not retained, once, unless the connection ends before; for any thread."""
+        """Send messages beside the mirror, once, unless the connection ends before; for any thread."""
         self._once.extend(messages)
 
     def try_again(self, now: float) -> None:

@@ -169,12 +169,18 @@ class Inbox:
         """Whether the first read-back is over."""
         self._awaited: list[str] = []  # stay subscribed as long as they are awaited
         self._gathering: Gathering | None = None
+        self._but, self._probes = frozenset[str](), True  # what the broker refuses on this connection
         self._marks_live = False
 
     @property
     def due(self) -> float:
         """When to ``take`` although nothing came."""
         return math.inf if self._gathering is None else self._gathering.due
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether a read-back is in progress."""
+        return self._gathering is not None
 
     def read_back(self, read_back: ReadBack) -> None:
         """Read these, too, once those before are read, unless the connection ends before; for any thread."""
@@ -184,17 +190,17 @@ class Inbox:
         """Subscribe on a new connection, without the filters in ``but``, and only probe if ``probes``."""
         self._awaited = [*self._still_awaited()] if self.has_read_back else []
         connection.subscribe([topic for topic in (*self._subscriptions, *self._awaited) if topic not in but])
-        self._gathering = None
+        self._gathering, self._but, self._probes = None, frozenset(but), probes
         if self.has_read_back:
             self._read_backs.clear()
-        self._gather(connection, but, probes=probes)
+        self._gather(connection)
 
-    def _gather(self, connection: Connection, but: Collection[str] = (), *, probes: bool = True) -> None:
+    def _gather(self, connection: Connection) -> None:
         """Begin with the next read-back, if there is one and none is in progress."""
         if self._gathering is None and self._read_backs:
             read_back = self._read_backs[0]
-            topics = [topic for topic in read_back.topics if topic not in but]
-            probe = read_back.probe if probes else None
+            topics = [topic for topic in read_back.topics if topic not in self._but]
+            probe = read_back.probe if self._probes else None
             self._gathering = Gathering(connection, self._clock, topics, probe, read_back.still, patient=True)
 
     def take(self, connection: Connection) -> None:
@@ -213,7 +219,7 @@ class Inbox:
     def _end_if_over(self, connection: Connection, gathering: Gathering) -> None:
         if not gathering.over:
             return
-        self._marks_live = gathering.marks_live
+        self._marks_live |= gathering.marks_live
         read_back = self._read_backs.popleft()  # only this thread removes any
         read_back.done(gathering.found)
         self._gathering, self.has_read_back = None, True

@@ -101,7 +101,7 @@ class BrokerLink:
         return self._clock.now() < self._trusted_until
 
     def tell(self, messages: Iterable[Message]) -> None:
-        """Publish messages that are not retained, unless the connection ends before; for any thread."""
+        """Publish messages beside the mirror, once, unless the connection ends before; for any thread."""
         self._delivery.tell(messages)
         self.wake()
 
@@ -231,7 +231,7 @@ class BrokerLink:
 
     def _take_from(self, connection: Connection) -> None:
         self._inbox.take(connection)
-        if self._inbox.has_read_back:
+        if self._inbox.has_read_back and not self._inbox.reads_back:
             self._trouble.forget_subscriptions(self._subscriptions)
         for topic, refusal in connection.subscriptions.take_answers():
             place = Place(topic, "subscribe")
