@@ -181,6 +181,12 @@ def is_whole_again(each: Trial, within: float) -> None:
     assert here.looks > 3
 
 
+def is_online(each: Trial) -> bool:
+    """Return whether the account has a current value."""
+    latest = each.here.subscriber.latest()
+    return (latest[BRIDGE], latest[f"{ANNA}/availability"]) == ("online", "online")
+
+
 def holds(each: Trial, owed: set[int]) -> bool:
     """Return whether the topic of the fault has the right message now."""
     topic, latest = each.fault.where, each.here.subscriber.latest()
@@ -220,10 +226,10 @@ def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: K
     with trial(kind, where, protocol) as each:
         each.begin_with_it()
         each.here.live(12 * MINUTE)
+        each.here.wait(lambda: is_online(each), 3 * MINUTE, "it is not online")  # another try may end a connection
         latest = each.end()
         goes_on(each, where)
         is_calm(each)
-        assert (latest[BRIDGE], latest[f"{ANNA}/availability"]) == ("online", "online")
         assert json.loads(latest[f"{ANNA}/state"])["value"] is not None
         is_whole_again(each, 25 * MINUTE)
 
