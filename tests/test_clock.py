@@ -175,6 +175,7 @@ def test_a_part_can_end_before_the_whole() -> None:
     with pytest.raises(Stopped):
         anna.alarm().wait(LONG)
     assert (anna.stopped, ben.stopped, clock.stopped) == (True, False, False)
+    clock.forget(anna)
     clock.stop()
     with pytest.raises(Stopped):
         ben.alarm().wait(LONG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from dexcom2mqtt.config.loading import build
@@ -132,3 +133,13 @@ def test_what_is_no_info_is_ignored() -> None:
     left.start()
     assert left.cleared() == {f"{BASE}/bridge-7/{leaf}" for leaf in ("state", "info")}
     assert left.purposes() == {"ben": "serve"}
+
+
+def test_an_account_whose_file_is_broken_has_no_current_value() -> None:
+    """Of one process alone: a value from before a crash would become current with the daemon's return."""
+    left = Left(0, 1, "ben")
+    left.settings = replace(left.settings, broken=("anna",))
+    left.retained = info("bridge", "anna", "ben")
+    left.start()
+    assert [(each.topic, each.payload) for each in left.sent] == [(f"{BASE}/anna/availability", "offline")]
+    assert left.left == {"anna": False, "ben": False}

@@ -105,6 +105,18 @@ def test_late_days_are_passed_on_once() -> None:
     assert world.pollers["anna"].days == [b"x"]
 
 
+def test_days_of_an_account_that_has_ended_are_not_awaited() -> None:
+    """They neither reach its old loop nor cause a reconnect."""
+    world = World()
+    world.days.read_back(WITH_DAYS, {}, world.pollers)
+    for key in ("anna", "anna", "ben"):
+        world.days.forget(key)
+    assert world.days.awaited == ()
+    assert not world.days.take(ANNA, b"x")
+    assert world.after(1000) == {}
+    assert world.reconnects == 0
+
+
 def test_the_wait_ends_after_ten_minutes_and_a_reconnect() -> None:
     """If there was no reconnect, the daemon makes one, and gives the broker ten more seconds after it."""
     world = World()

@@ -164,6 +164,7 @@ def test_a_file_that_becomes_broken_changes_nothing(world: World, text: str) -> 
     assert world.process.text().count("nothing changes for this account") == 1
     world.write("ben")
     world.look()
+    eventually(lambda: world.process.text().count("accounts_dir: everything in it can be used again") == 1)
     world.next_reading("ben")
     assert world.sign_ins("ben") == 2
     assert world.info() == ["anna", "ben"]
