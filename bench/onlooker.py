@@ -1,7 +1,7 @@
 """What a subscriber sees of accounts that several processes share: part of ``shards.py``.
 
 It goes by the rule for subscribers: an account has a current value while its ``status`` names a process whose state is
-``online``, and its own ``availability`` is ``online``, too.
+``online`` and its own ``availability`` is ``online``.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def _check_topics(settings: Settings, visit: Visit, clock: Clock) -> Iterator[St
         yield Step("broker", _NO_WILDCARDS, "note")
     if settings.shard.count > 1:
         yield _writable(topics.of(topics.bridge, "#"), cleared(topics.of(topics.bridge, "check")), visit)
-        # The daemons know that this is no claim.
+        # Daemons ignore it, because it is not a claim.
         yield _writable(topics.claims, Message(topics.claims, "check", retain=False), visit)
     for key in settings.own_accounts:
         yield _writable(topics.of(key, "#"), cleared(topics.of(key, "check")), visit)

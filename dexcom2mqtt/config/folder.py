@@ -51,7 +51,7 @@ class _File(NamedTuple):
     """Whether everybody on this machine may read it."""
     account: Account | None = None
     problem: str = ""
-    """Why there is no account."""
+    """What is wrong with the file; empty if it has an account."""
     warning: str = ""
 
 

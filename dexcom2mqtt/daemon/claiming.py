@@ -38,7 +38,7 @@ class Claiming:
         self._claimed = frozenset[str]()
         self._won = frozenset[str]()  # not served yet: what is retained about them is being read
         self.ends_at = math.inf
-        """When the wait for the return of the claim, or for objections, is over; infinity if there is no claim."""
+        """When to stop waiting for the return of the claim, and then for objections; infinity without a claim."""
 
     @property
     def returned(self) -> bool:

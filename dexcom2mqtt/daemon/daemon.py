@@ -267,4 +267,4 @@ def _serve(where: Web | str, accounts: Accounts, reloading: Reloading, clock: Cl
         if place:
             page.serve(place, accounts, lambda: reloading.settings, clock, health)
     except Exception as error:  # noqa: BLE001  # see above
-        _log.error("web: the page is no longer served; please report it:\n%s", redacted_traceback(error))
+        _log.error("web: the page has stopped working; please report it:\n%s", redacted_traceback(error))

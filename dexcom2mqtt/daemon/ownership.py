@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _AGAIN: Final = 30.0
 """Real seconds until it looks again at accounts that others serve, unless something changes before."""
 _SOON: Final = 5.0
-"""Real seconds until it looks again at accounts that another process claims, too."""
+"""Real seconds until it looks again at accounts that another process has claimed as well."""
 _NOT_RETURNED: Final = (
     "no account can be served: the broker does not return what is published to %s. Its access control list must let "
     "the user of this daemon read and write there. The daemon keeps trying"
@@ -116,7 +116,7 @@ class Ownership:
             self._look_soon()
 
     def drop(self, key: str) -> None:
-        """Stop serving an account that is no longer configured, and clear it unless another process serves it."""
+        """Stop serving an account that was removed from the configuration. Clear it if nobody else serves it."""
         with self._lock:
             self.holdings.wanted[key] = Wanted("clear")
             if self.holdings.serves(key):

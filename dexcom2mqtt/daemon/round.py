@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from dexcom2mqtt.messages.bridge import Info, has_readings, parse_info
 from dexcom2mqtt.messages.message import ForeignError
 from dexcom2mqtt.messages.ownership import owner_of
+from dexcom2mqtt.mqtt.inbox import READ_BACK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from dexcom2mqtt.config.settings import Account
     from dexcom2mqtt.topics import Topics
 
-REST_SECONDS: Final = 10.0
-"""Real seconds to wait for a retained message that must exist."""
 MOMENT_SECONDS: Final = 2.0
 """Real seconds to wait for one that may exist."""
 
@@ -76,19 +75,14 @@ class Round:
             had_readings = has_readings(self.statuses[key])
             expected = (self.statuses[key], status), (had_readings, history), (key in infos and infos[key].days, days)
             if any(exists and topic in missing for exists, topic in expected):
-                return REST_SECONDS
+                return READ_BACK_SECONDS
         return 0.0
 
     def infos(self, found: Mapping[str, bytes]) -> dict[str, Info]:
         """Return how the former owner of each account described itself."""
+        others = {owner: _info(found.get(self.topics.info_of(owner))) for owner in self._other_owners(self.keys)}
         infos = {key: Info((key,), self.days) for key, owner in self.owners.items() if owner == self.topics.bridge}
-        for key, owner in self.owners.items():
-            payload = found.get(self.topics.info_of(owner)) if owner else None
-            try:
-                infos |= {key: parse_info(payload)} if payload else {}
-            except ForeignError:
-                infos[key] = Info()
-        return infos
+        return infos | {key: info for key, owner in self.owners.items() if owner and (info := others.get(owner))}
 
     def confirm(self, found: Mapping[str, bytes]) -> None:
         """Keep only those free whose status has not changed hands since it was first read."""
@@ -101,6 +95,14 @@ class Round:
     def _other_owners(self, keys: Collection[str]) -> list[str]:
         owners = {self.owners.get(key) for key in keys} - {None, self.topics.bridge}
         return sorted(filter(None, owners))
+
+
+def _info(payload: bytes | None) -> Info | None:
+    """Return how a process described itself; None if it did not, and an empty one if it is not ours."""
+    try:
+        return parse_info(payload) if payload else None
+    except ForeignError:
+        return Info()
 
 
 def a_moment(found: Mapping[str, bytes], asked: Collection[str]) -> float:

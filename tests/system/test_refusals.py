@@ -230,6 +230,7 @@ def test_a_topic_beside_the_value(trial: Callable[..., Any], where: str, kind: K
         latest = each.end()
         goes_on(each, where)
         is_calm(each)
+        assert (latest[BRIDGE], latest[f"{ANNA}/availability"]) == ("online", "online")
         assert json.loads(latest[f"{ANNA}/state"])["value"] is not None
         is_whole_again(each, 25 * MINUTE)
 
