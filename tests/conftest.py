@@ -35,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Page(write=config.getoption("--write-faults")))
 
 
+@pytest.hookimpl(trylast=True)  # the plugin of Hypothesis marks its tests first
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run no property again, even if all else is: what Hypothesis found once, it may not find a second time."""
+    for item in items:
+        if item.get_closest_marker("hypothesis"):
+            item.add_marker(pytest.mark.flaky(reruns=0))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print why tests were skipped, one line for each reason instead of each test."""
     reasons = Counter(

@@ -156,9 +156,14 @@ def test_two_hours_put_every_promised_topic_on_the_broker(
     for key, account, low in (("anna", ANNA, 70), ("ben", BEN, 100)):
         taken = {record.taken: record for record in share.series(account, began - 700, whole_until)}
         seen = states(subscriber, key)
-        expected = [date for date in taken if date >= seen[0]["date"] and taken[date].arrives < whole_until]
+        shown = [state["date"] for state in seen]
+        expected = [date for date in taken if date >= shown[0] and taken[date].arrives < whole_until]
         assert len(expected) >= 21
-        assert [state["date"] for state in seen][: len(expected)] == expected
+        every = [json.loads(payload)["date"] for payload in subscriber.payloads(f"dexcom2mqtt/{key}/reading")]
+        assert [date for date in every if date >= shown[0]][: len(expected)] == expected
+        # A machine that stalls for a second lets the daemon find two readings at once, and only the newer is shown.
+        assert [date for date in every if date in shown] == shown
+        assert len(shown) >= 15
         for state in seen[1:]:  # the reading before the first is not in taken
             if state["date"] in taken:
                 check_state(state, taken, account, low)
