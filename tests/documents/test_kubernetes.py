@@ -237,7 +237,7 @@ def test_the_image_is_this_version() -> None:
 
 def test_the_page_creates_what_the_manifests_need() -> None:
     """The commands on the page create the Secrets of the example, with the same files, and are valid for a shell."""
-    commands = "".join(block.text for block in blocks_of("docs/large.md") if block.language == "sh")
+    commands = "".join(block.text for block in blocks_of("docs/kubernetes.md") if block.language == "sh")
     subprocess.run(["sh", "-n"], input=commands, text=True, check=True)
     created = set(re.findall(r"create secret generic (\S+) --from-file", commands))
     assert created == {name for kind, name in OBJECTS if kind == "Secret"}
@@ -250,7 +250,7 @@ def test_the_page_creates_what_the_manifests_need() -> None:
 def test_the_page_names_the_versions_of_kubernetes_that_are_checked() -> None:
     """The oldest is the required one, and the newest is that of the schemas which CI installs."""
     oldest, newest = VERSIONS
-    page = re.sub(r"\s+", " ", text_of("docs/large.md"))
+    page = re.sub(r"\s+", " ", text_of("docs/kubernetes.md"))
     assert f"needs Kubernetes {oldest} or later" in page
     assert f"schemas of Kubernetes {oldest} and {newest}" in page
     assert f"kubernetes-validate=={newest}." in text_of(".ci/run")
