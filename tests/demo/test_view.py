@@ -566,7 +566,7 @@ def test_the_terminal_shows_value_plot_and_topics_until_ctrl_c() -> None:
         eventually(lambda: (now := re.search(r"anna/date +(\d+)", terminal.text())) and now[1] != first[1])
         terminal.press(b"\x03")
         assert terminal.wait() == 0
-        eventually(lambda: "the demo has ended: " in terminal.text())
+        eventually(lambda: b"the demo has ended: " in terminal.written)
         assert not terminal.cursor_hidden
         assert terminal.modes == terminal.before
         assert terminal.written.count(ENTER) == terminal.written.count(LEAVE) == 1
@@ -584,7 +584,7 @@ def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
         if how:
             terminal.signal(how)
         assert terminal.wait(2 if how else 10 * BUSY) == 0
-        eventually(lambda: "the demo has ended: " in terminal.text())
+        eventually(lambda: b"the demo has ended: " in terminal.written)
         assert not terminal.cursor_hidden
         assert terminal.written.count(ENTER) == terminal.written.count(LEAVE) == 1
 
@@ -636,7 +636,7 @@ def test_the_log_does_not_break_the_view() -> None:
         eventually(lambda: "anna/value" in terminal.text() and "daemon online" in terminal.text())
         terminal.press(b"\x03")
         assert terminal.wait() == 0
-        eventually(lambda: "the demo has ended: " in terminal.text())
+        eventually(lambda: b"the demo has ended: " in terminal.written)
         during, _, after = terminal.written.partition(LEAVE)
     assert b" INFO " not in during.partition(ENTER)[2]
     assert b" INFO " in after

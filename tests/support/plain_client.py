@@ -8,6 +8,7 @@ from typing import Any, Self
 import requests
 
 from dexcom2mqtt.demo.share_service import SimulatedAccount, SimulatedShare
+from tests.support.processes import BUSY
 
 NOON = 1_745_064_000.0  # 2025-04-19 12:00:00 UTC
 APPLICATION_ID = "d89443d2-327c-4a6f-89e5-496bbb0317db"
@@ -45,7 +46,7 @@ class Client:
     def post(self, path: str, fields: object = None, **params: object) -> requests.Response:
         url = f"{self.share.base_url}/{path}"
         query = {name: str(value) for name, value in params.items()}
-        return self.http.post(url, json=fields or {}, params=query, timeout=5)
+        return self.http.post(url, json=fields or {}, params=query, timeout=5 * BUSY)
 
     def authenticate(self, **changed: object) -> requests.Response:
         return self.post(
