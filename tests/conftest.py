@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-settings.register_profile("ci", max_examples=1000, deadline=None, database=None)
+settings.register_profile("ci", max_examples=300, deadline=None, database=None)
+settings.register_profile("long", max_examples=1000, deadline=None, database=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

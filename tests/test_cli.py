@@ -123,7 +123,7 @@ def test_small_commands_work_without_a_configuration() -> None:
 
 def test_the_demo_shows_readings_and_ends_by_itself() -> None:
     """The demo needs nothing, shows every message, and ends with 0 after its duration."""
-    done = run("demo", "--duration", "6", "--speed", "100")
+    done = run("demo", "--duration", "10", "--speed", "100")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dexcom2mqtt/anna/value ") >= 2
     assert "dexcom2mqtt/bridge/state online" in done.stdout

@@ -580,8 +580,8 @@ def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
     """After a signal or the end of the duration, the demo restores the terminal and ends with 0 within 2 s."""
     duration = () if how else ("--duration", "3")
     with Terminal(*PROGRAM, *duration) as terminal:
-        eventually(lambda: "anna/value" in terminal.text())
         if how:
+            eventually(lambda: "anna/value" in terminal.text())
             terminal.signal(how)
         assert terminal.wait(2 if how else 10 * BUSY) == 0
         eventually(lambda: b"the demo has ended: " in terminal.written)
@@ -602,10 +602,10 @@ def test_follows_the_terminals_size() -> None:
 
 def test_no_color_if_none_is_wanted() -> None:
     """With NO_COLOR there are no colors; without it, the number has one."""
-    with Terminal(*PROGRAM, "--duration", "6") as terminal:
+    with Terminal(*PROGRAM) as terminal:
         eventually(lambda: "anna/value" in terminal.text())
         eventually(lambda: terminal.color_of("█▀▄") - {"default"})
-    with Terminal(*PROGRAM, "--duration", "6", environ={"NO_COLOR": "1"}) as terminal:
+    with Terminal(*PROGRAM, environ={"NO_COLOR": "1"}) as terminal:
         eventually(lambda: "anna/value" in terminal.text() and re.search("[█▀▄]", terminal.text()))
         assert terminal.color_of("█▀▄│") == {"default"}
 
@@ -653,8 +653,9 @@ def test_a_stop_during_the_start_ends_it(tmp_path: Path) -> None:
 
 def test_a_dumb_terminal_shows_lines() -> None:
     """A dumb terminal gets one line for each message, and no control sequences."""
-    with Terminal(*PROGRAM, "--duration", "4", columns=200, environ={"TERM": "dumb"}) as terminal:
+    with Terminal(*PROGRAM, columns=200, environ={"TERM": "dumb"}) as terminal:
         eventually(lambda: b"dexcom2mqtt/anna/value " in terminal.written)
+        terminal.press(b"\x03")
         assert terminal.wait() == 0
         eventually(lambda: b"the demo has ended: " in terminal.written)
         assert b"\x1b" not in terminal.written
@@ -663,11 +664,12 @@ def test_a_dumb_terminal_shows_lines() -> None:
 @pytest.mark.parametrize("environ", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
 def test_lines_without_a_terminal(environ: dict[str, str], tmp_path: Path) -> None:
     """A pipe or a file gets plain lines, in any encoding."""
-    with Process([*PROGRAM, "--duration", "6"], tmp_path / "log", environ) as demo:
+    with Process(PROGRAM, tmp_path / "log", environ) as demo:
+        eventually(lambda: re.search("^dexcom2mqtt/anna/state {", demo.text(), re.MULTILINE))
+        eventually(lambda: re.search("^dexcom2mqtt/anna/arrow .", demo.text(), re.MULTILINE))
+        demo.signal(signal.SIGTERM)
         assert demo.wait() == 0
         lines = demo.text().splitlines()
-    assert any(line.startswith("dexcom2mqtt/anna/state {") for line in lines)
-    assert [line for line in lines if line.startswith("dexcom2mqtt/anna/arrow ")]
     assert lines[-1].startswith("the demo has ended: ")
     assert "\x1b" not in "".join(lines)
     assert "Traceback" not in "".join(lines)

@@ -74,7 +74,7 @@ def test_a_bare_debian_runs_the_two_commands_of_the_readme(suite: str) -> None:
         demo, test = readme_commands()
         assert f"Python {PYTHON_OF[suite]}." in debian.run("python3", "--version").stdout
         # Word for word, except that the demo ends by itself instead of at Ctrl-C.
-        shown = in_the_clone(debian, demo.replace("scripts/demo", "scripts/demo --duration 6", 1), seconds=300)
+        shown = in_the_clone(debian, demo.replace("scripts/demo", "scripts/demo --duration 10", 1), seconds=300)
         assert re.search(r"^dexcom2mqtt/anna/value \d+$", shown, re.MULTILINE), shown
         assert "dexcom2mqtt/bridge/state online" in shown
         said = in_the_clone(debian, test, seconds=SUITE_SECONDS)

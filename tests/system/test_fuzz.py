@@ -1,6 +1,6 @@
 """Any input: bytes and JSON as a history, a status, a refresh message or a configuration.
 
-Few cases by default; thousands with `--hypothesis-profile=ci`.
+Few cases by default; more with `--hypothesis-profile=ci`, most with `long`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from dexcom2mqtt.messages.message import Message
 
-pytestmark = pytest.mark.timeout(900)  # thousands of cases with the profile ci
+pytestmark = pytest.mark.timeout(900)  # a thousand cases with the profile long
 
 ANNA = SimulatedAccount("anna@example.com", "the password")
 SOURCE = source_of("us", ANNA.username)
