@@ -578,13 +578,14 @@ def test_the_terminal_shows_value_plot_and_topics_until_ctrl_c() -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, None])
 def test_ends_cleanly_in_a_terminal(how: signal.Signals | None) -> None:
     """After a signal or the end of the duration, the demo restores the terminal and ends with 0 within 2 s."""
-    duration = () if how else ("--duration", "3")
+    duration = () if how else ("--duration", "10")
     with Terminal(*PROGRAM, *duration) as terminal:
         if how:
             eventually(lambda: "anna/value" in terminal.text())
             terminal.signal(how)
         assert terminal.wait(2 if how else 10 * BUSY) == 0
         eventually(lambda: b"the demo has ended: " in terminal.written)
+        assert b"anna/value" in terminal.written
         assert not terminal.cursor_hidden
         assert terminal.written.count(ENTER) == terminal.written.count(LEAVE) == 1
 
